@@ -1,0 +1,1 @@
+"""Where a search runs: connecting to Ray, placement, checks of the machine."""

@@ -1,0 +1,1 @@
+"""Images in, betons out, and loaders over them."""

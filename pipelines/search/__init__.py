@@ -1,0 +1,1 @@
+"""The search: its stages in order, its ledger, and the workers it drives."""

@@ -1,0 +1,1 @@
+"""One DeepSpeed training job: under Ray Train, or under torchrun without Ray."""

@@ -1,0 +1,1 @@
+"""What is searched and how: spaces, Pareto tools, evolution, Ray Tune scheduler."""
