@@ -1,0 +1,206 @@
+"""Pareto tools: fronts, hypervolume, and how far a candidate lies below a front.
+
+One convention holds for the whole module: **a point is a row of costs followed by one quality**,
+so `(gmacs, top1)` or `(gmacs, latency_ms, top1)`. Costs are minimised, the last column is
+maximised. Functions that make sense for other mixtures take `maximise`, one flag per column.
+"""
+
+from collections.abc import Sequence
+
+import moocore
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Maximise = Sequence[bool] | None
+
+
+def _as_points(points: ArrayLike, *, name: str = "points") -> NDArray[np.float64]:
+    """`points` as a finite float array `[n, m]` with m ≥ 2."""
+    array = np.asarray(points, dtype=np.float64)
+    if array.size == 0:
+        width = array.shape[1] if array.ndim == 2 and array.shape[1] >= 2 else 2
+        return np.empty((0, width))
+    if array.ndim != 2 or array.shape[1] < 2:
+        raise ValueError(f"{name} must be [n, m] with m >= 2 objectives, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        raise ValueError(f"{name} row {row} is not finite: {array[row].tolist()}")
+    return array
+
+
+def _flags(num_objectives: int, maximise: Maximise) -> list[bool]:
+    if maximise is None:
+        return [False] * (num_objectives - 1) + [True]
+    if len(maximise) != num_objectives:
+        raise ValueError(
+            f"maximise has {len(maximise)} flags but the points have {num_objectives} objectives"
+        )
+    return [bool(flag) for flag in maximise]
+
+
+def as_losses(points: ArrayLike, maximise: Maximise = None) -> NDArray[np.float64]:
+    """`points` `[n, m]` with every objective turned into one to minimise."""
+    array = _as_points(points)
+    signs = np.where(_flags(array.shape[1], maximise), -1.0, 1.0)
+    return array * signs
+
+
+def non_dominated(points: ArrayLike, maximise: Maximise = None) -> NDArray[np.bool_]:
+    """Which points no other point dominates.
+
+    A point dominates another when it is at least as good in every objective and better in one.
+    Equal points do not dominate each other: all copies are kept.
+
+    Args:
+        points: `[n, m]`, costs then quality (see the module's convention).
+        maximise: One flag per column, where the convention does not fit.
+
+    Returns:
+        Boolean mask `[n]`.
+
+    Raises:
+        ValueError: A point is not finite, or the shapes do not fit.
+    """
+    array = _as_points(points)
+    if len(array) == 0:
+        return np.zeros(0, dtype=bool)
+    flags = _flags(array.shape[1], maximise)
+    mask: NDArray[np.bool_] = moocore.is_nondominated(array, maximise=flags, keep_weakly=True)
+    return mask
+
+
+def front_ranks(points: ArrayLike, maximise: Maximise = None) -> NDArray[np.int64]:
+    """Non-dominated sorting: 0 for the front, 1 for the front once that is taken away, and so on.
+
+    Raises:
+        ValueError: A point is not finite, or the shapes do not fit.
+    """
+    array = _as_points(points)
+    if len(array) == 0:
+        return np.zeros(0, dtype=np.int64)
+    flags = _flags(array.shape[1], maximise)
+    return np.asarray(moocore.pareto_rank(array, maximise=flags), dtype=np.int64)
+
+
+def hypervolume(points: ArrayLike, reference: ArrayLike, maximise: Maximise = None) -> float:
+    """Volume between the front of `points` and the `reference` point, in the objectives' units.
+
+    Points that are not better than the reference in every objective add nothing.
+
+    Args:
+        points: `[n, m]`, costs then quality.
+        reference: `[m]`, a point worse than any of interest, e.g. (dense GMACs, chance top-1).
+        maximise: One flag per column, where the convention does not fit.
+
+    Raises:
+        ValueError: Something is not finite, or the shapes do not fit.
+    """
+    array = _as_points(points)
+    worst = np.asarray(reference, dtype=np.float64)
+    if len(array) == 0:
+        return 0.0
+    if worst.shape != (array.shape[1],) or not np.isfinite(worst).all():
+        raise ValueError(
+            f"the reference must be {array.shape[1]} finite numbers, got {worst.tolist()}"
+        )
+    flags = _flags(array.shape[1], maximise)
+    return float(moocore.hypervolume(array, ref=worst, maximise=flags))
+
+
+def normalised_hypervolume(
+    points: ArrayLike,
+    reference_cost: float,
+    reference_top1: float = 0.0,
+    best_top1: float = 1.0,
+) -> float:
+    """Hypervolume of `(cost, top1)` points as a share of the whole box, in 0..1.
+
+    The box runs from cost 0 to `reference_cost` (the dense widest model's GMACs) and from
+    `reference_top1` (chance, or 0) to `best_top1`. With the box fixed, the number is comparable
+    between searches on the same data and never falls as points are added.
+
+    Raises:
+        ValueError: The box is empty, or a point is not finite.
+    """
+    if reference_cost <= 0 or best_top1 <= reference_top1:
+        raise ValueError(
+            f"the reference box is empty: cost 0..{reference_cost}, "
+            f"top-1 {reference_top1}..{best_top1}"
+        )
+    box = reference_cost * (best_top1 - reference_top1)
+    return hypervolume(points, (reference_cost, reference_top1)) / box
+
+
+def front_top1(costs: ArrayLike, front: ArrayLike) -> float:
+    """The best quality on `front` that costs no more than `costs`; -inf where there is none.
+
+    Args:
+        costs: The cost, or `[m - 1]` costs.
+        front: `[n, m]`, costs then quality; dominated points in it do no harm.
+    """
+    array = _as_points(front, name="front")
+    bound = np.atleast_1d(np.asarray(costs, dtype=np.float64))
+    if len(array) == 0:
+        return float("-inf")
+    affordable = (array[:, :-1] <= bound).all(axis=1)
+    return float(array[affordable, -1].max(initial=-np.inf))
+
+
+def distance_to_front(point: ArrayLike, front: ArrayLike) -> float:
+    """How much quality a point lacks against a front *at its own cost*.
+
+    The front is read as a staircase: at a given cost one can have the best quality of any front
+    point that costs no more. So the distance of `(gmacs, top1)` is in units of top-1: positive
+    below the front, 0 on it, negative above it. A point cheaper than the whole front has nothing
+    to be compared with and lacks nothing: 0.
+
+    Args:
+        point: `[m]`, costs then quality.
+        front: `[n, m]`, costs then quality; dominated points in it do no harm.
+
+    Raises:
+        ValueError: Something is not finite, or the shapes do not fit.
+    """
+    row = _as_points([np.asarray(point, dtype=np.float64)], name="point")[0]
+    best = front_top1(row[:-1], front)
+    return 0.0 if best == float("-inf") else best - float(row[-1])
+
+
+def spread(points: ArrayLike) -> NDArray[np.float64]:
+    """How alone each point is on the axes scaled to 0..1: distance to its nearest neighbour.
+
+    Returns:
+        `[n]`; infinite for a point that is the only one.
+    """
+    array = _as_points(points)
+    if len(array) < 2:
+        return np.full(len(array), np.inf)
+    extent = np.ptp(array, axis=0)
+    scaled = (array - array.min(axis=0)) / np.where(extent > 0, extent, 1.0)
+    distances = np.linalg.norm(scaled[:, None, :] - scaled[None, :, :], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    nearest: NDArray[np.float64] = distances.min(axis=1)
+    return nearest
+
+
+def knee(points: ArrayLike) -> int:
+    """Index of the knee of a `(cost, top1)` front: where paying more stops being worth it.
+
+    The knee is the front point farthest above the straight line between the cheapest and the
+    best front point, both axes scaled to 0..1 (Satopää et al., "Finding a Kneedle in a Haystack",
+    2011). A front without a bulge has its knee at the cheaper end.
+
+    Raises:
+        ValueError: There are no points, or they have other than two columns.
+    """
+    array = _as_points(points)
+    if len(array) == 0 or array.shape[1] != 2:
+        raise ValueError(f"a knee needs at least one (cost, top1) point, got shape {array.shape}")
+    candidates = np.flatnonzero(non_dominated(array))
+    front = array[candidates]
+    extent = np.ptp(front, axis=0)
+    scaled = (front - front.min(axis=0)) / np.where(extent > 0, extent, 1.0)
+    # On scaled axes the line from cheapest to best is the diagonal.
+    height = np.round(scaled[:, 1] - scaled[:, 0], 12)
+    best = np.lexsort((front[:, 0], -height))[0]
+    return int(candidates[best])
