@@ -1,0 +1,178 @@
+"""The space of schedules: monotone by construction, within its bounds, spread over the cost."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tune_spaces.space import Candidate, ScheduleSpace
+
+PATCHES = 64
+
+
+def cost(width: int, schedule: Sequence[int]) -> float:
+    """GMACs of a ViT's fully connected layers and attention, written out plainly."""
+    total, tokens = 0.0, PATCHES + 1
+    for kept in schedule:
+        total += 12 * tokens * width**2 + 2 * tokens**2 * width
+        tokens = kept + 1
+    return total / 1e9
+
+
+def make_space(**options: object) -> ScheduleSpace:
+    defaults: dict = {"depth": 6, "patches": PATCHES, "widths": (64, 96), "cost": cost}
+    return ScheduleSpace(**(defaults | options))
+
+
+SPACES = [
+    make_space(),
+    make_space(step=8),
+    make_space(step=7, min_tokens=5),
+    make_space(max_gmacs=0.012),
+    make_space(step=8, min_gmacs=0.01, max_gmacs=0.03),
+]
+SEEDS = st.integers(0, 2**32 - 1)
+SPACE = st.sampled_from(SPACES)
+
+
+def assert_in_space(candidate: Candidate, space: ScheduleSpace) -> None:
+    counts = list(candidate.schedule)
+    assert len(counts) == space.depth
+    assert all(a >= b for a, b in itertools.pairwise([space.patches, *counts]))
+    assert set(counts) <= set(space.levels.tolist())
+    assert candidate.width in space.widths
+    assert candidate.gmacs == pytest.approx(cost(candidate.width, counts))
+    assert space.min_gmacs <= candidate.gmacs <= space.max_gmacs
+
+
+@settings(max_examples=60, deadline=None)
+@given(space=SPACE, seed=SEEDS)
+def test_whatever_is_made_is_in_the_space(space: ScheduleSpace, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = space.sample(rng, 2)
+    children = [
+        space.mutate(rng, first),
+        space.mutate(rng, first, num_layers=3, width_rate=1.0),
+        space.crossover(rng, first, second),
+    ]
+    for candidate in (first, second, *children):
+        assert_in_space(candidate, space)
+
+
+@settings(max_examples=60, deadline=None)
+@given(space=SPACE, seed=SEEDS)
+def test_mutation_moves_one_layer_only(space: ScheduleSpace, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parent = space.sample(rng)[0]
+    child = space.mutate(rng, parent, width_rate=0.0)
+    changed = sum(a != b for a, b in zip(parent.schedule, child.schedule, strict=True))
+    assert child.width == parent.width
+    assert changed <= 1
+
+
+def test_mutation_leaves_the_dense_and_the_smallest_schedule() -> None:
+    space, rng = make_space(step=8), np.random.default_rng(0)
+    for schedule in (space.dense(), space.smallest()):
+        parent = space.candidate(64, schedule)
+        assert space.mutate(rng, parent, width_rate=0.0).key != parent.key
+
+
+def test_mutation_reaches_the_whole_of_a_small_space() -> None:
+    space = make_space(depth=3, widths=(64,), step=16)
+    rng = np.random.default_rng(1)
+    seen = {space.candidate(64, space.dense()).key: space.candidate(64, space.dense())}
+    for _ in range(3000):
+        child = space.mutate(rng, seen[list(seen)[rng.integers(len(seen))]])
+        seen[child.key] = child
+    levels = space.levels.tolist()
+    everything = {c for c in itertools.product(levels, repeat=3) if list(c) == sorted(c)[::-1]}
+    assert {schedule for _, schedule in seen} == everything
+    assert space.num_schedules == len(everything)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS)
+def test_crossover_is_the_mean_within_half_a_step(seed: int) -> None:
+    space, rng = make_space(step=8), np.random.default_rng(seed)
+    first, second = space.sample(rng, 2)
+    child = space.crossover(rng, first, second)
+    mean = (np.asarray(first.schedule) + np.asarray(second.schedule)) / 2
+    # The dense count is on the grid anyway, so no level is further than half a step away,
+    # except under the lowest level, where no mean of two levels can be.
+    assert np.abs(np.asarray(child.schedule) - mean).max() <= 4
+
+
+def test_samples_are_spread_evenly_over_the_cost() -> None:
+    space = make_space()
+    gmacs = np.array([c.gmacs for c in space.sample(np.random.default_rng(0), 400)])
+    low = min(bounds[0] for bounds in space.cost_ranges.values())
+    high = max(bounds[1] for bounds in space.cost_ranges.values())
+    share = np.histogram(gmacs, bins=8, range=(low, high))[0] / len(gmacs)
+    assert share.min() > 0.09
+    assert share.max() < 0.16
+
+
+def test_samples_differ_in_shape_at_the_same_cost() -> None:
+    space = make_space(widths=(96,))
+    samples = space.sample(np.random.default_rng(0), 300)
+    middle = np.median([c.gmacs for c in samples])
+    near = [c for c in samples if abs(c.gmacs - middle) < 0.1 * middle]
+    # Some keep the first blocks dense and then drop, others drop at once and stay.
+    assert min(c.schedule[0] for c in near) < 0.6 * PATCHES
+    assert max(c.schedule[0] for c in near) == PATCHES
+
+
+def test_the_same_seed_gives_the_same_samples() -> None:
+    space = make_space()
+    draws = [[c.key for c in space.sample(np.random.default_rng(7), 20)] for _ in range(2)]
+    assert draws[0] == draws[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(space=SPACE, seed=SEEDS)
+def test_encoding_is_undone_by_decoding(space: ScheduleSpace, seed: int) -> None:
+    candidate = space.sample(np.random.default_rng(seed))[0]
+    encoded = space.encode(candidate.schedule)
+    assert encoded.shape == (space.depth,)
+    assert (encoded <= 0).all()
+    assert tuple(space.decode(encoded)) == tuple(candidate.schedule)
+
+
+def test_a_width_beyond_the_bound_is_left_out() -> None:
+    cheapest_of_96 = cost(96, [1] * 6)
+    assert make_space(max_gmacs=0.99 * cheapest_of_96).widths == (64,)
+    assert make_space(max_gmacs=1.01 * cheapest_of_96).widths == (64, 96)
+
+
+def test_an_impossible_bound_names_what_is_possible() -> None:
+    lowest = f"{cost(64, [1] * 6):.4g}"
+    with pytest.raises(ValueError, match=f"width 64 costs {lowest} at 1 tokens"):
+        make_space(max_gmacs=1e-4)
+
+
+def test_bounds_with_no_schedule_between_them() -> None:
+    # Width 64 with two blocks of 32 or 64 tokens costs 0.0055 or 0.0075 and nothing between.
+    space = make_space(depth=2, widths=(64,), step=32, min_gmacs=0.006, max_gmacs=0.007)
+    with pytest.raises(ValueError, match="finer step"):
+        space.sample(np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 0}, "depth"),
+        ({"min_tokens": 65}, r"1\.\.64"),
+        ({"widths": ()}, "at least one width"),
+    ],
+)
+def test_impossible_sizes_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_space(**options)
+
+
+def test_a_candidate_off_the_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="not in the space"):
+        make_space(step=8).candidate(64, [60] * 6)
