@@ -1,0 +1,289 @@
+"""The typed configuration of a search: read from YAML, overridden by `--set`, hashed."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipelines.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class StrictModel(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(StrictModel):
+    """Where the images come from."""
+
+    source: str = Field(description="What `tokenpool prepare` reads: digits, glyphs or a folder.")
+    path: Path = Field(description="The prepared folder (betons and manifest.json).")
+    image_size: Positive = Field(description="Side of the square the model sees, in pixels.")
+    loader: Literal["auto", "ffcv", "torchvision"] = "auto"
+    loader_threads: Positive = Field(1, description="Decoding threads of each training worker.")
+
+
+class ModelConfig(StrictModel):
+    """The DeiT all widths share."""
+
+    patch_size: Positive = 16
+    depth: Positive = 12
+
+    def num_patches(self, image_size: int) -> int:
+        """Number of patch tokens of a square image, the class token not counted."""
+        return (image_size // self.patch_size) ** 2
+
+
+class WidthConfig(StrictModel):
+    """One feature width and its attention heads."""
+
+    width: Positive
+    heads: Positive
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> WidthConfig:
+        if self.width % self.heads:
+            below = self.width // self.heads * self.heads
+            above = below + self.heads
+            nearest = f"{below} or {above}" if below else str(above)
+            raise ValueError(
+                f"width {self.width} is not divisible by its {self.heads} heads: use {nearest}"
+            )
+        return self
+
+
+class SpaceConfig(StrictModel):
+    """What is searched: widths × monotone schedules × method."""
+
+    widths: tuple[WidthConfig, ...] = Field(min_length=1)
+    method: str = "wkmedoids"
+    min_tokens: Positive = Field(1, description="Fewest tokens any layer may keep.")
+    token_step: Positive = Field(1, description="Token counts are multiples of this.")
+    max_gmacs: float | None = Field(None, gt=0, description="Upper bound on a candidate's GMACs.")
+
+    @field_validator("widths")
+    @classmethod
+    def _widths_differ(cls, widths: tuple[WidthConfig, ...]) -> tuple[WidthConfig, ...]:
+        seen = [w.width for w in widths]
+        for width in seen:
+            if seen.count(width) > 1:
+                raise ValueError(f"width {width} is listed twice")
+        return widths
+
+
+class AugmentConfig(StrictModel):
+    """Geometric augmentation on the device, per sample, after decoding."""
+
+    shift: float = Field(0.0, ge=0, le=0.5, description="Largest shift, fraction of the side.")
+    rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation in degrees.")
+    scale: float = Field(0.0, ge=0, lt=1, description="Largest relative change of size.")
+    flip: bool = Field(False, description="Mirror half of the images (not for characters).")
+
+
+class TrainConfig(StrictModel):
+    """One training job: DeiT's recipe (Touvron 2021), scaled to the data at hand."""
+
+    epochs: Positive = 300
+    batch_size: Positive = Field(1024, description="Images per optimizer step over all workers.")
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    min_lr: float = Field(1e-5, ge=0)
+    warmup_epochs: float = Field(5.0, ge=0)
+    weight_decay: float = Field(0.05, ge=0, description="Not applied to biases and norms.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    clip_grad: float = Field(1.0, ge=0, description="Largest gradient norm; 0 for no clipping.")
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="Of the weights per step; 0 for none.")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2] = 0
+    augment: AugmentConfig = AugmentConfig()
+    eval_every: Positive = Field(1, description="Epochs between two evaluations.")
+
+
+class WorkersConfig(StrictModel):
+    """The processes of one training job."""
+
+    num_workers: Positive = 1
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpus_per_worker: float = Field(0.0, ge=0)
+    threads_per_worker: Positive = Field(1, description="Threads torch computes with.")
+    max_failures: int = Field(3, ge=0, description="Restarts of a job after a worker died.")
+
+
+class BaseStageConfig(StrictModel):
+    """Training one dense model per width."""
+
+    train: TrainConfig
+    workers: WorkersConfig = WorkersConfig()
+    max_concurrent: Positive = Field(1, description="Widths trained at the same time, at most.")
+
+
+class ScreenStageConfig(StrictModel):
+    """Scoring schedules on minival without training."""
+
+    schedules: Positive = 1000
+    generations: Positive = 4
+    actors: Positive = 1
+    cpus_per_actor: float = Field(1.0, gt=0)
+    gpus_per_actor: float = Field(0.0, ge=0)
+    batch_size: Positive = 256
+
+
+class FinalsStageConfig(StrictModel):
+    """Fine-tuning the candidates that screening chose, as Ray Tune trials."""
+
+    trials: Positive = 12
+    train: TrainConfig
+    workers: WorkersConfig = WorkersConfig()
+    max_concurrent: Positive = 1
+    grace_epochs: Positive = Field(1, description="Epochs every trial gets before it may stop.")
+    reduction_factor: float = Field(2.0, gt=1)
+    noise_margin: float = Field(
+        0.01, ge=0, lt=1, description="Top-1 (as a fraction) a trial may lack and still go on."
+    )
+
+
+class SearchConfig(StrictModel):
+    """A whole search."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    seed: int = 0
+    storage: Path = Path("runs")
+    data: DataConfig
+    model: ModelConfig
+    space: SpaceConfig
+    base: BaseStageConfig
+    screen: ScreenStageConfig
+    finals: FinalsStageConfig
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SearchConfig:
+        size, patch = self.data.image_size, self.model.patch_size
+        if size % patch:
+            raise ValueError(f"data.image_size {size} is not a multiple of model.patch_size {patch}")
+        patches = self.model.num_patches(size)
+        if self.space.min_tokens > patches:
+            raise ValueError(
+                f"space.min_tokens {self.space.min_tokens} exceeds the {patches} patch tokens "
+                f"of a {size} px image with patch {patch}"
+            )
+        for stage, train, workers in (
+            ("base", self.base.train, self.base.workers),
+            ("finals", self.finals.train, self.finals.workers),
+        ):
+            if train.batch_size % workers.num_workers:
+                raise ValueError(
+                    f"{stage}.train.batch_size {train.batch_size} is not divisible by "
+                    f"{stage}.workers.num_workers {workers.num_workers}"
+                )
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """Where this search keeps its ledger, checkpoints and results."""
+        return self.storage / "searches" / self.name
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole configuration as plain JSON types."""
+        return self.model_dump(mode="json")
+
+    def config_hash(self) -> str:
+        """First 12 hex digits of the sha256 over what decides the result (not where it lies)."""
+        return config_hash(self.resolved())
+
+
+def config_hash(resolved: dict[str, Any]) -> str:
+    """Hash of a resolved config; `storage` only says where things lie and is left out."""
+    deciding = {key: value for key, value in resolved.items() if key != "storage"}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: old → new` for each leaf of two resolved configs that differs."""
+    rows: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        name = f"{prefix}{key}"
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            rows += differences(before, after, f"{name}.")
+        elif before != after:
+            rows.append(f"{name}: {before} → {after}")
+    return rows
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> SearchConfig:
+    """Reads a search's YAML file and applies `key.sub=value` overrides.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key, a wrong value. One line.
+    """
+    values = _read_yaml(path)
+    for override in overrides or []:
+        _apply_override(values, override)
+    try:
+        return SearchConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_first_problem(path, error)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"no config file {path}: give the path of a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings: see tune_spaces/presets/digits.yaml")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set {override}: write it as key=value, for instance finals.trials=8")
+    *parents, leaf = key.split(".")
+    node = values
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {key}: {parent} is a value and has no keys of its own")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not YAML") from None
+
+
+def _first_problem(path: Path, error: ValidationError) -> str:
+    problems = error.errors()
+    # An unknown key is named first: a misspelt one also shows up as a missing one.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        *parents, leaf = problem["loc"]
+        near = difflib.get_close_matches(str(leaf), _keys_at(parents), n=1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        return f"{path}: unknown key {key}{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{path}: {key}: {message}{more}" if key else f"{path}: {message}{more}"
+
+
+def _keys_at(parents: list[Any]) -> list[str]:
+    model: Any = SearchConfig
+    for parent in parents:
+        field = getattr(model, "model_fields", {}).get(parent)
+        model = field.annotation if field else None
+    return list(getattr(model, "model_fields", {}))

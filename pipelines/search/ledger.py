@@ -1,0 +1,101 @@
+"""The ledger of a search: append-only, fsynced JSON lines, written by the driver alone.
+
+Everything a search knows can be rebuilt from this file. An event counts once its line is
+complete: a line torn by a crash is cut off when the ledger is opened again for writing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from pipelines.errors import UserError
+
+LEDGER_NAME = "ledger.jsonl"
+
+Event = dict[str, Any]
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """Yields the complete events of a ledger, oldest first; none if there is no file.
+
+    Raises:
+        UserError: a line in the middle is damaged, so what follows cannot be trusted.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return  # torn by a crash: this event never happened
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise UserError(
+                    f"{path} line {number} is damaged: restore the file from a backup, "
+                    "or start the search again under another name",
+                    exit_code=1,
+                ) from None
+
+
+class Ledger:
+    """The writing end: holds a lock, so that one search has one driver.
+
+    Raises:
+        UserError: another driver holds the ledger.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / LEDGER_NAME
+        self._lock = FileLock(directory / "driver.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"search {directory.name} is already running on this storage: "
+                "wait for it or interrupt it first",
+                exit_code=1,
+            ) from None
+        self._cut_torn_line()
+        self._file: IO[bytes] = self.path.open("ab")
+
+    def _cut_torn_line(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open("r+b") as file:
+            content = file.read()
+            complete = content.rfind(b"\n") + 1
+            if complete != len(content):
+                file.truncate(complete)
+
+    def append(self, kind: str, **fields: Any) -> Event:
+        """Writes one event and returns it once it is on disk."""
+        event: Event = {"event": kind, "time": round(time.time(), 3), **fields}
+        self._file.write(json.dumps(event, separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return event
+
+    def close(self) -> None:
+        """Closes the file and lets another driver in."""
+        self._file.close()
+        self._lock.release()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,219 @@
+"""The state of a search: what its ledger's events add up to."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.errors import UserError
+from pipelines.search.ledger import LEDGER_NAME, Event, read_events
+
+TrialStatus = Literal["pending", "running", "done", "stopped", "failed"]
+STAGES = ("base", "screen", "finals", "publish")
+
+
+@dataclass
+class BaseState:
+    """A dense model of one width.
+
+    Attributes:
+        gmacs: cost of one image in 10⁹ multiply-accumulates.
+        top1_minival: fraction in [0, 1]; None until trained.
+        top1_val: fraction in [0, 1]; None until published.
+        checkpoint: where its weights lie (a `tp.save` path).
+        reports: one per epoch, as the training job reported them.
+        device_seconds: workers × seconds spent on it.
+    """
+
+    width: int
+    num_heads: int
+    gmacs: float
+    status: TrialStatus = "pending"
+    top1_minival: float | None = None
+    top1_val: float | None = None
+    checkpoint: str | None = None
+    reason: str = ""
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    device_seconds: float = 0.0
+
+
+@dataclass
+class ScreenedSchedule:
+    """A schedule's score without training: top-1 (fraction) and cross-entropy on minival."""
+
+    width: int
+    schedule: tuple[int, ...]
+    gmacs: float
+    top1: float
+    loss: float
+
+
+@dataclass
+class TrialState:
+    """One final: a width with a schedule, fine-tuned from its base.
+
+    Attributes are as in `BaseState`; `reason` says why it was stopped or failed,
+    `latency_ms` maps a batch size to milliseconds.
+    """
+
+    trial_id: str
+    width: int
+    num_heads: int
+    schedule: tuple[int, ...]
+    method: str
+    gmacs: float
+    status: TrialStatus = "pending"
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    top1_minival: float | None = None
+    top1_val: float | None = None
+    checkpoint: str | None = None
+    reason: str = ""
+    latency_ms: dict[str, float] | None = None
+    device_seconds: float = 0.0
+
+
+@dataclass
+class SearchState:
+    """All that is known of a search."""
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    config_hash: str = ""
+    created: float = 0.0
+    updated: float = 0.0
+    stages: dict[str, Literal["pending", "done"]] = field(
+        default_factory=lambda: dict.fromkeys(STAGES, "pending")
+    )
+    num_classes: int = 0
+    bases: list[BaseState] = field(default_factory=list)
+    screened: list[ScreenedSchedule] = field(default_factory=list)
+    trials: dict[str, TrialState] = field(default_factory=dict)
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever recorded under this name."""
+        return self.created > 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every stage is done."""
+        return all(status == "done" for status in self.stages.values())
+
+    @property
+    def device_seconds(self) -> float:
+        """Workers × seconds spent on training so far."""
+        return sum(x.device_seconds for x in [*self.bases, *self.trials.values()])
+
+    def base(self, width: int) -> BaseState:
+        """The base of a width."""
+        return next(base for base in self.bases if base.width == width)
+
+    def apply(self, event: Event) -> None:
+        """Adds one event. An unknown kind is left out: an older program reads a newer ledger."""
+        self.updated = event["time"]
+        handler = getattr(self, f"_on_{event['event']}", None)
+        if handler is not None:
+            handler(event)
+
+    def _on_created(self, event: Event) -> None:
+        self.created = event["time"]
+        self.config = event["config"]
+        self.config_hash = event["config_hash"]
+        self.num_classes = event["num_classes"]
+        self.bases = [BaseState(**base) for base in event["bases"]]
+
+    def _on_stage_done(self, event: Event) -> None:
+        self.stages[event["stage"]] = "done"
+
+    def _on_base_report(self, event: Event) -> None:
+        self._add_report(self.base(event["width"]), event)
+
+    def _on_base_done(self, event: Event) -> None:
+        base = self.base(event["width"])
+        base.status = "done"
+        base.checkpoint, base.top1_minival = event["checkpoint"], event["top1_minival"]
+
+    def _on_base_failed(self, event: Event) -> None:
+        base = self.base(event["width"])
+        base.status, base.reason = "failed", event["reason"]
+
+    def _on_screened(self, event: Event) -> None:
+        self.screened += [
+            ScreenedSchedule(event["width"], tuple(schedule), gmacs, top1, loss)
+            for schedule, gmacs, top1, loss in event["rows"]
+        ]
+
+    def _on_trial_created(self, event: Event) -> None:
+        self.trials[event["trial_id"]] = TrialState(
+            trial_id=event["trial_id"],
+            width=event["width"],
+            num_heads=event["num_heads"],
+            schedule=tuple(event["schedule"]),
+            method=event["method"],
+            gmacs=event["gmacs"],
+        )
+
+    def _on_trial_report(self, event: Event) -> None:
+        self._add_report(self.trials[event["trial_id"]], event)
+
+    def _on_trial_done(self, event: Event) -> None:
+        trial = self.trials[event["trial_id"]]
+        trial.status, trial.reason = "done", ""
+        trial.checkpoint, trial.top1_minival = event["checkpoint"], event["top1_minival"]
+
+    def _on_trial_stopped(self, event: Event) -> None:
+        trial = self.trials[event["trial_id"]]
+        trial.status, trial.reason = "stopped", event["reason"]
+
+    def _on_trial_failed(self, event: Event) -> None:
+        trial = self.trials[event["trial_id"]]
+        trial.status, trial.reason = "failed", event["reason"]
+
+    def _on_published(self, event: Event) -> None:
+        point: BaseState | TrialState
+        if "trial_id" in event:
+            point = self.trials[event["trial_id"]]
+        else:
+            point = self.base(event["width"])
+        point.top1_val = event["top1_val"]
+
+    @staticmethod
+    def _add_report(point: BaseState | TrialState, event: Event) -> None:
+        report = event["report"]
+        # A job that resumed repeats the epochs after its last checkpoint: the newer one counts.
+        kept = [r for r in point.reports if r["epoch"] < report["epoch"]]
+        point.reports = [*kept, report]
+        point.status = "running"
+        point.top1_minival = report["top1_minival"]
+        point.device_seconds = report.get("device_seconds", point.device_seconds)
+
+
+def fold(name: str, events: Iterable[Event]) -> SearchState:
+    """The state that a sequence of events adds up to."""
+    state = SearchState(name)
+    for event in events:
+        state.apply(event)
+    return state
+
+
+def search_names(storage: Path) -> list[str]:
+    """Names of the searches kept under a storage folder."""
+    return sorted(path.parent.name for path in storage.glob(f"searches/*/{LEDGER_NAME}"))
+
+
+def load_state(storage: Path, name: str) -> SearchState:
+    """Reads a search's state from its ledger.
+
+    Raises:
+        UserError: there is no such search; near matches are offered.
+    """
+    state = fold(name, read_events(storage / "searches" / name / LEDGER_NAME))
+    if not state.exists:
+        names = search_names(storage)
+        near = difflib.get_close_matches(name, names, n=3) or names[:5]
+        hint = f"there is {', '.join(near)}" if near else "run `tokenpool search CONFIG.yaml` first"
+        raise UserError(f"no search named {name} under {storage}: {hint}")
+    return state
