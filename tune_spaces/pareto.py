@@ -177,12 +177,23 @@ def spread(points: ArrayLike) -> NDArray[np.float64]:
         return np.full(len(array), np.inf)
     extent = np.ptp(array, axis=0)
     scaled = (array - array.min(axis=0)) / np.where(extent > 0, extent, 1.0)
-    squares = (scaled**2).sum(axis=1)
-    # By the matrix product: a scheduler asks for this at every rung with a thousand points.
-    squared = squares[:, None] + squares[None, :] - 2.0 * scaled @ scaled.T
-    np.fill_diagonal(squared, np.inf)
-    nearest: NDArray[np.float64] = np.sqrt(np.maximum(squared.min(axis=1), 0.0))
-    return nearest
+    order = np.argsort(scaled[:, 0], kind="stable")
+    placed = scaled[order]
+    nearest = np.full(len(array), np.inf)
+    # Neighbours along the first axis come first; no pair further apart on it than both have found
+    # already can be nearer. On a front two rounds do, where all pairs would cost O(n²).
+    for shift in range(1, len(array)):
+        left, right = nearest[:-shift], nearest[shift:]
+        gaps = placed[shift:, 0] - placed[:-shift, 0]
+        if not (gaps < np.maximum(left, right)).any():
+            break
+        distances = np.linalg.norm(placed[shift:] - placed[:-shift], axis=1)
+        # `left` and `right` overlap in memory, so one after the other.
+        np.minimum(left, distances, out=left)
+        np.minimum(right, distances, out=right)
+    alone = np.empty_like(nearest)
+    alone[order] = nearest
+    return alone
 
 
 def knee(points: ArrayLike) -> int:

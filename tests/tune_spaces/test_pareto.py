@@ -135,3 +135,13 @@ def test_bad_points_are_refused(bad: list) -> None:
 def test_reference_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="reference must be 2"):
         pareto.hypervolume(POINTS, (1.0, 2.0, 3.0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(points=st.integers(2, 3).flatmap(grid_points))
+def test_spread_is_brute_force(points: np.ndarray) -> None:
+    extent = np.ptp(points, axis=0)
+    scaled = (points - points.min(axis=0)) / np.where(extent > 0, extent, 1.0)
+    for me, alone in enumerate(pareto.spread(points)):
+        others = [np.linalg.norm(scaled[me] - p) for i, p in enumerate(scaled) if i != me]
+        assert alone == pytest.approx(min(others, default=np.inf))
