@@ -1,0 +1,38 @@
+"""Token pooling for vision transformers (arXiv 2110.03860): the operator and the pooled models.
+
+Needs torch, timm, numpy and safetensors only. `import tokenpool as tp`.
+"""
+
+from tokenpool.clustering import Clustering, kmeans, kmedoids, reconstruction_error
+from tokenpool.cost import MacReport, VitSpec, macs, vit_macs, vit_spec
+from tokenpool.methods import METHODS as _STRATEGIES
+from tokenpool.models import build_vit
+from tokenpool.options import PoolOptions
+from tokenpool.pooling import method_of, options_of, pool, realised_schedule, schedule_of
+from tokenpool.schedule import Schedule
+from tokenpool.storage import load, save
+
+METHODS = tuple(_STRATEGIES)
+
+__all__ = [
+    "METHODS",
+    "Clustering",
+    "MacReport",
+    "PoolOptions",
+    "Schedule",
+    "VitSpec",
+    "build_vit",
+    "kmeans",
+    "kmedoids",
+    "load",
+    "macs",
+    "method_of",
+    "options_of",
+    "pool",
+    "realised_schedule",
+    "reconstruction_error",
+    "save",
+    "schedule_of",
+    "vit_macs",
+    "vit_spec",
+]

@@ -1,0 +1,219 @@
+"""What a pooled ViT costs, in multiply-accumulates, in closed form.
+
+Per block with N tokens in all and width d: 4·N·d² for queries, keys, values and the output
+projection, 2·N²·d for the two attention products, 2·N·d·h for the MLP (`shared/paper.md`, cost
+model). Clustering is what the method says it multiplies. Bias, norms and softmax are not counted,
+as in the papers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+from tokenpool.methods import method as method_named
+from tokenpool.options import PoolOptions
+from tokenpool.pooling import (
+    check_model,
+    head_reads,
+    method_of,
+    options_of,
+    realise,
+    schedule_of,
+)
+from tokenpool.schedule import Schedule
+
+__all__ = ["MacReport", "VitSpec", "macs", "vit_macs", "vit_spec"]
+
+
+@dataclass(frozen=True)
+class VitSpec:
+    """The shapes of a ViT: all that its cost depends on.
+
+    Attributes:
+        width: embedding dimension.
+        depth: blocks.
+        grid: (rows, columns) of patches.
+        prefix: class, distillation and register tokens.
+        hidden: width of the MLP.
+        patch_in: inputs of the patch embedding (channels · patch area).
+        classes: outputs of all heads together, each reading one token.
+        heads: attention heads.
+        head_dim: width of one head; None: width / heads.
+        pool_in: MACs of an attention-pooling head per token, and once.
+        reads: tokens the head reads, if it reads no patch tokens.
+    """
+
+    width: int
+    depth: int
+    grid: tuple[int, int]
+    prefix: int
+    hidden: int
+    patch_in: int
+    classes: int
+    heads: int = 1
+    head_dim: int | None = None
+    pool_in: tuple[int, int] = (0, 0)
+    reads: int | None = 1
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens before any pooling."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def attention_width(self) -> int:
+        """Width of queries, keys and values."""
+        return self.width if self.head_dim is None else self.heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class MacReport:
+    """Multiply-accumulates of one image, by component."""
+
+    total: int
+    clustering: int
+    attention: int
+    qkvo: int
+    mlp: int
+    patch_embed: int
+    head: int
+
+    @property
+    def gmacs(self) -> float:
+        """The total in 10⁹ multiply-accumulates."""
+        return self.total / 1e9
+
+    def shares(self) -> Iterator[tuple[str, int, float]]:
+        """(component, MACs, share of the total), in the order of computation."""
+        for name in ("patch_embed", "qkvo", "attention", "mlp", "clustering", "head"):
+            value = getattr(self, name)
+            yield name, value, value / self.total
+
+
+def macs(
+    model: nn.Module,
+    schedule: Schedule | tuple[int, ...] | list[int] | None = None,
+    method: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    **options: Any,
+) -> MacReport:
+    """What one image costs the model under a schedule; no forward pass is made.
+
+    Args:
+        model: a timm ViT, pooled or not.
+        schedule: None means the model's own (dense if it is not pooled).
+        method: None means the model's own, else "wkmedoids".
+        image_size: side, or height and width, in pixels; None is the native size.
+        **options: fields of `PoolOptions`; none given means the model's own.
+
+    Raises:
+        ValueError: as `tp.pool`.
+    """
+    spec = vit_spec(model, image_size)
+    own_options = options_of(model) or PoolOptions()
+    chosen = own_options.with_(**PoolOptions.of(**options).as_dict()) if options else own_options
+    if schedule is None:
+        schedule = schedule_of(model) or Schedule.dense(spec.depth, spec.patches)
+    if chosen.cls_only_last:
+        head_reads(model)
+    return vit_macs(spec, Schedule(schedule), method or method_of(model) or "wkmedoids", chosen)
+
+
+def vit_macs(
+    spec: VitSpec,
+    schedule: Schedule,
+    method: str = "wkmedoids",
+    options: PoolOptions | None = None,
+) -> MacReport:
+    """`macs` as a pure function of shapes, cheap enough to call for every candidate of a search.
+
+    Raises:
+        ValueError: for a schedule of another depth, or an unknown method.
+    """
+    return _vit_macs(spec, schedule, method, options or PoolOptions())
+
+
+@lru_cache(maxsize=4096)
+def _vit_macs(spec: VitSpec, schedule: Schedule, method: str, options: PoolOptions) -> MacReport:
+    strategy = method_named(method)
+    if len(schedule) != spec.depth:
+        schedule.check(spec.depth, None)
+    patches, width, inner = spec.patches, spec.width, spec.attention_width
+    _, counts = realise(strategy, schedule, patches, spec.grid)
+    scores_row = strategy.needs_scores(options) and options.significance == "cls"
+    feature_width = width
+    if strategy.features(options) == "keys":
+        feature_width = inner // spec.heads
+    early = options.position == "attention"
+    clustering = attention = qkvo = mlp = 0
+    incoming = patches
+    for layer, kept in enumerate(counts, start=1):
+        kept = min(kept, incoming)
+        tokens = incoming + spec.prefix
+        rows = tokens
+        pools = kept < incoming
+        if options.cls_only_last and layer == spec.depth and spec.reads is not None:
+            rows, pools = spec.reads, False
+        attention += 2 * rows * tokens * inner
+        qkvo += 2 * rows * width * inner + 2 * tokens * width * inner
+        mlp += 2 * (rows - incoming + kept if pools and early else rows) * width * spec.hidden
+        if pools:
+            clustering += strategy.macs(incoming, kept, width, feature_width, options)
+            clustering += tokens * inner if scores_row else 0
+        incoming = kept
+    embed = patches * spec.patch_in * width
+    head = width * spec.classes + (incoming + spec.prefix) * spec.pool_in[0] + spec.pool_in[1]
+    total = clustering + attention + qkvo + mlp + embed + head
+    return MacReport(total, clustering, attention, qkvo, mlp, embed, head)
+
+
+def vit_spec(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> VitSpec:
+    """The shapes of a timm ViT, at its native or another image size.
+
+    Raises:
+        ValueError: for a model that cannot be pooled, a size its patches do not fill, or one other
+            than its own where it takes no other.
+    """
+    check_model(model)
+    vit: Any = model
+    block, embed = vit.blocks[0], vit.patch_embed
+    grid: tuple[int, int] = tuple(embed.grid_size)
+    if image_size is not None:
+        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+        grid = tuple(embed.dynamic_feat_size(tuple(sides)))
+        if grid != tuple(embed.grid_size) and not vit.dynamic_img_size:
+            raise ValueError(
+                f"image size {sides[0]}x{sides[1]} is not the model's own, and it was not built "
+                "with dynamic_img_size"
+            )
+    heads = [vit.head] + ([vit.head_dist] if hasattr(vit, "head_dist") else [])
+    return VitSpec(
+        width=vit.embed_dim,
+        depth=len(vit.blocks),
+        grid=grid,
+        prefix=vit.num_prefix_tokens,
+        hidden=block.mlp.fc1.out_features,
+        patch_in=embed.proj.weight[0].numel(),
+        classes=sum(head.out_features for head in heads if isinstance(head, nn.Linear)),
+        heads=block.attn.num_heads,
+        head_dim=block.attn.qkv.out_features // 3 // block.attn.num_heads,
+        pool_in=_pooling_head(vit),
+        reads=head_reads(model) if vit.global_pool == "token" else None,
+    )
+
+
+def _pooling_head(vit: Any) -> tuple[int, int]:
+    """MACs per token, and once, of an attention-pooling head."""
+    pooler = getattr(vit, "attn_pool", None)
+    if pooler is None:
+        return 0, 0
+    if type(pooler).__name__ != "AttentionPoolLatent":
+        raise ValueError(f"the cost of a {type(pooler).__name__} head is not known")
+    width = vit.embed_dim
+    once = sum(m.weight.numel() for m in (pooler.q, pooler.proj))
+    if pooler.mlp is not None:
+        once += pooler.mlp.fc1.weight.numel() + pooler.mlp.fc2.weight.numel()
+    return pooler.kv.weight.numel() + 2 * width, once * pooler.latent_len

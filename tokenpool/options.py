@@ -1,0 +1,79 @@
+"""The options every pooling method shares; the defaults are the paper's."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+import torch
+
+__all__ = ["PoolOptions"]
+
+Features = Literal["tokens", "keys"]
+Representative = Literal["medoid", "mean", "weighted_mean"]
+Significance = Literal["received", "cls"]
+Position = Literal["block", "attention"]
+
+_CHOICES = {
+    "features": get_args(Features),
+    "representative": get_args(Representative),
+    "significance": get_args(Significance),
+    "position": get_args(Position),
+}
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """How tokens are pooled, beyond method and schedule.
+
+    Attributes:
+        iterations: of K-Means and K-Medoids.
+        features: what is clustered: the "tokens" the block puts out, or the head-mean attention
+            "keys" of its attention, which are narrower.
+        representative: what stands for a cluster: its "medoid", the "mean" of its tokens or their
+            "weighted_mean" by significance. None: what the method is named after.
+        significance: the attention a token receives, from all queries ("received") or from the
+            class token alone ("cls"), summed over heads.
+        proportional_attention: add log(cluster size) to the attention logits, so that a cluster
+            counts as many keys. None: only for `tome`, as published.
+        cls_only_last: compute the last block's queries and MLP only for the tokens the head reads.
+        position: pool after the whole "block" (the paper), or after its "attention" and before its
+            MLP (ToMe as published).
+        generator: where `random` and `importance` draw from; None is torch's global generator.
+    """
+
+    iterations: int = 5
+    features: Features = "tokens"
+    representative: Representative | None = None
+    significance: Significance = "received"
+    proportional_attention: bool | None = None
+    cls_only_last: bool = False
+    position: Position = "block"
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices and not (name == "representative" and value is None):
+                raise ValueError(f"{name} is {value!r} but must be one of {', '.join(choices)}")
+        if not isinstance(self.iterations, int) or self.iterations < 0:
+            raise ValueError(f"iterations is {self.iterations!r} but must be a whole number >= 0")
+
+    @classmethod
+    def of(cls, **values: Any) -> "PoolOptions":
+        """Options from keywords; an unknown one is a ValueError that lists those there are."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"there is no pooling option {name!r}: use {', '.join(known)}")
+        return cls(**values)
+
+    def with_(self, **values: Any) -> "PoolOptions":
+        """A changed copy."""
+        return replace(self, **values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Those that differ from the defaults, without the generator: what is worth storing."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name != "generator" and getattr(self, field.name) != field.default
+        }
