@@ -1,0 +1,243 @@
+"""Finished shards put together: betons, index and manifest, in a directory not yet visible."""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.data.beton import BetonTable, lay_out, write_beton
+from pipelines.data.manifest import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    SPLITS,
+    Manifest,
+    SplitManifest,
+)
+from pipelines.data.options import PrepareOptions, options_hash
+from pipelines.data.shards import schema, shard_paths, write_durably
+from pipelines.data.sources.base import Source
+from pipelines.data.splits import assign_splits
+
+
+@dataclass
+class Rows:
+    """All shards' rows in source order, by column; `shard` says which shard holds the bytes."""
+
+    columns: dict[str, np.ndarray]
+    shard: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+    def keep(self, mask: np.ndarray) -> "Rows":
+        """Only the rows where `mask` [N] is true."""
+        return Rows({k: v[mask] for k, v in self.columns.items()}, self.shard[mask])
+
+
+def read_rows(folder: Path, num_shards: int) -> Rows:
+    """Load every shard's table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = [pq.read_table(shard_paths(folder, i)[1]) for i in range(num_shards)]
+    merged = pa.concat_tables(tables) if tables else schema().empty_table()
+    columns = {name: merged[name].to_numpy(zero_copy_only=False) for name in merged.column_names}
+    counts = [len(table) for table in tables]
+    return Rows(columns, np.repeat(np.arange(len(counts)), counts))
+
+
+def find_rejected(rows: Rows, splits: np.ndarray) -> np.ndarray:
+    """Why each row is refused, "" for good ones.
+
+    Besides what reading found, an image whose source bytes occur in two splits is refused in all
+    but the most protected of them (val before minival before train): a training image that is
+    also tested on makes the test worthless.
+
+    Args:
+        rows: N rows.
+        splits: [N] split of each.
+
+    Returns:
+        [N] object array of reasons.
+    """
+    reasons = rows["error"].astype(object)
+    good = np.flatnonzero(reasons == "")
+    rank = {"val": 0, "minival": 1, "train": 2}
+    protected: dict[str, tuple[int, int]] = {}
+    for i in good.tolist():
+        digest, mine = rows["source_sha1"][i], rank[splits[i]]
+        if digest not in protected or mine < protected[digest][0]:
+            protected[digest] = (mine, i)
+    for i in good.tolist():
+        best, where = protected[rows["source_sha1"][i]]
+        if rank[splits[i]] > best:
+            reasons[i] = f"duplicate of {rows['name'][where]} in {splits[where]}"
+    return reasons
+
+
+def split_rows(rows: Rows, source: Source, options: PrepareOptions) -> np.ndarray:
+    """The split of each row; rows that failed to be read do not disturb the choice."""
+    good = rows["error"] == ""
+    splits = np.where(rows["split"] == "val", "val", "train").astype("<U7")
+    splits[good] = assign_splits(
+        rows["split"][good],
+        rows["label"][good],
+        val=source.default_val if options.val is None else options.val,
+        minival=source.default_minival if options.minival is None else options.minival,
+        seed=options.seed,
+    )
+    return splits
+
+
+def assemble(
+    source: Source, options: PrepareOptions, rows: Rows, splits: np.ndarray, folder: Path
+) -> Manifest:
+    """Write the betons, `index.parquet` and `manifest.json` of the given good rows to `folder`.
+
+    Args:
+        source: names and classes.
+        options: what they were prepared with.
+        rows: N good rows.
+        splits: [N] split of each.
+        folder: where shards lie (in `shards/`) and results go.
+    """
+    parts: dict[str, SplitManifest] = {}
+    pointers = np.zeros(len(rows), np.int64)
+    in_split = np.zeros(len(rows), np.int64)
+    for split in SPLITS:
+        chosen = np.flatnonzero(splits == split)
+        if not len(chosen):
+            continue
+        selected = rows.keep(splits == split)
+        pointers[chosen], page_size, table_start = lay_out(selected["size"])
+        in_split[chosen] = np.arange(len(chosen))
+        path = folder / f"{split}.beton"
+        table = BetonTable(
+            path,
+            selected["mode"].astype(np.uint8),
+            selected["width"],
+            selected["height"],
+            pointers[chosen],
+            selected["size"],
+            selected["label"],
+        )
+        digest = hashlib.sha256()
+        written = _HashingFile(path, digest)
+        try:
+            write_beton(written.write, table, page_size, table_start, _blobs(folder, selected))
+        finally:
+            written.close()
+        parts[split] = SplitManifest(
+            file=path.name,
+            sha256=digest.hexdigest(),
+            size_bytes=path.stat().st_size,
+            samples=len(chosen),
+            counts=np.bincount(selected["label"], minlength=len(source.classes)).tolist(),
+        )
+    _write_index(rows, splits, in_split, pointers, source, folder)
+    mean, std = _mean_std(rows.keep(splits == "train"))
+    side = int(rows["width"][0])
+    square = bool((rows["width"] == side).all() and (rows["height"] == side).all())
+    manifest = Manifest(
+        source=source.name,
+        seed=options.seed,
+        classes=source.classes,
+        image_size=side if square else None,
+        max_width=int(rows["width"].max()),
+        max_height=int(rows["height"].max()),
+        mean=mean,
+        std=std,
+        splits=parts,
+        options=options.content(),
+        options_hash=options_hash(source.name, options),
+    )
+    write_durably(folder / MANIFEST_NAME, [manifest.model_dump_json(indent=2).encode()])
+    return manifest
+
+
+class _HashingFile:
+    """Writes and hashes in one pass; fsynced when closed."""
+
+    def __init__(self, path: Path, digest: Any) -> None:
+        self._file, self._digest = path.open("wb"), digest
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+
+    def close(self) -> None:
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+
+def _blobs(folder: Path, rows: Rows) -> Iterator[bytes]:
+    """Each row's bytes, in order; rows are in shard order, so one file is open at a time."""
+    current, file = -1, None
+    try:
+        for shard, offset, size in zip(
+            rows.shard.tolist(), rows["offset"].tolist(), rows["size"].tolist(), strict=True
+        ):
+            if shard != current:
+                if file is not None:
+                    file.close()
+                current, file = shard, shard_paths(folder / "shards", shard)[0].open("rb")
+            assert file is not None
+            file.seek(offset)
+            yield file.read(size)
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _write_index(
+    rows: Rows,
+    splits: np.ndarray,
+    in_split: np.ndarray,
+    pointers: np.ndarray,
+    source: Source,
+    folder: Path,
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    classes = np.array(source.classes, dtype=object)
+    table = pa.table(
+        {
+            "split": pa.array(splits.tolist()).dictionary_encode(),
+            "position": in_split,
+            "label": rows["label"],
+            "class": pa.array(classes[rows["label"]].tolist(), pa.string()).dictionary_encode(),
+            "source_name": pa.array(rows["name"].tolist(), pa.string()),
+            "source_sha1": pa.array(rows["source_sha1"].tolist(), pa.string()),
+            "width": rows["width"].astype(np.int32),
+            "height": rows["height"].astype(np.int32),
+            "offset": pointers,
+            "size": rows["size"],
+        }
+    )
+    sink = io.BytesIO()
+    pa.parquet.write_table(table, sink, compression="zstd")
+    write_durably(folder / INDEX_NAME, [sink.getvalue()])
+
+
+def _mean_std(
+    rows: Rows,
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Per channel over all pixels, as fractions of 255."""
+    pixels = float((rows["width"] * rows["height"]).sum())
+    mean = np.array([rows[f"sum_{c}"].sum() for c in "rgb"]) / pixels
+    square = np.array([rows[f"square_{c}"].sum() for c in "rgb"]) / pixels
+    std = np.sqrt(np.maximum(square - mean**2, 0.0))
+    # A constant channel has no deviation to divide by.
+    std = np.where(std > 0, std, 255.0)
+    (r, g, b), (sr, sg, sb) = (mean / 255).tolist(), (std / 255).tolist()
+    return (r, g, b), (sr, sg, sb)

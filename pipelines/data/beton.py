@@ -1,0 +1,194 @@
+"""FFCV's beton format (version 2) in NumPy: reading its tables, and writing it in one pass.
+
+FFCV's own reader checks neither sizes nor pointers, and its writer can neither resume nor be given
+the order of samples' bytes; both sides are a handful of fixed tables, so they are done here, and
+tests hold them against FFCV's. A file is: header, one descriptor per field, one metadata row per
+sample, data pages, allocation table. The fields are always `image` (RGB) and `label` (int).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+VERSION = 2
+MIN_PAGE_SIZE = 1 << 21
+MODE_JPG, MODE_RAW = 0, 1
+_INT_FIELD, _RGB_FIELD = 1, 2
+
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+FIELD = np.dtype(
+    [("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True
+)
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+SAMPLE = np.dtype([("f0", IMAGE), ("f1", "<i8")], align=True)
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+
+
+@dataclass(frozen=True)
+class BetonTable:
+    """Where each of N samples lies in a beton.
+
+    `mode` [N] uint8 (MODE_JPG or MODE_RAW), `width`, `height` [N] int64 in pixels, `pointer`,
+    `size` [N] int64 in bytes, `label` [N] int64.
+    """
+
+    path: Path
+    mode: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+    pointer: np.ndarray
+    size: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def uniform_size(self) -> tuple[int, int] | None:
+        """(height, width) where all samples share it, else None."""
+        if len(self) and np.ptp(self.height) == 0 and np.ptp(self.width) == 0:
+            return int(self.height[0]), int(self.width[0])
+        return None
+
+
+def read_table(path: Path) -> BetonTable:
+    """Read a beton's tables and check every pointer and size against the file.
+
+    Raises:
+        ValueError: not a beton with the fields `image` and `label`, or a sample that lies outside
+            the file or whose raw bytes do not fill its width and height.
+    """
+    file_size = path.stat().st_size
+    if file_size < HEADER.itemsize + 2 * FIELD.itemsize:
+        raise ValueError(f"{path} is too short to be a beton")
+    header = np.fromfile(path, HEADER, count=1)[0]
+    if header["version"] != VERSION or header["num_fields"] != 2:
+        raise ValueError(f"{path} is not a beton of version {VERSION} with image and label")
+    fields = np.fromfile(path, FIELD, count=2, offset=HEADER.itemsize)
+    names = [bytes(name).split(b"\0")[0].decode("ascii", "replace") for name in fields["name"]]
+    if names != ["image", "label"] or list(fields["type_id"]) != [_RGB_FIELD, _INT_FIELD]:
+        raise ValueError(f"{path} has the fields {names}, not image and label")
+    num_samples = int(header["num_samples"])
+    metadata_start = HEADER.itemsize + 2 * FIELD.itemsize
+    table_start = int(header["alloc_table_ptr"])
+    metadata_end = metadata_start + num_samples * SAMPLE.itemsize
+    if not metadata_end <= table_start <= file_size:
+        raise ValueError(f"{path}: its allocation table lies outside the file")
+    samples = np.fromfile(path, SAMPLE, count=num_samples, offset=metadata_start)
+    allocations = np.fromfile(path, ALLOCATION, offset=table_start)
+    if len(allocations) != num_samples:
+        raise ValueError(f"{path} has {len(allocations)} allocations for {num_samples} samples")
+
+    image = samples["f0"]
+    size = np.zeros(num_samples, np.int64)
+    pointer = image["data_ptr"].astype(np.int64)
+    order = np.argsort(allocations["ptr"])
+    allocated = allocations["ptr"][order].astype(np.int64)
+    at = np.minimum(np.searchsorted(allocated, pointer), max(num_samples - 1, 0))
+    if num_samples and not np.array_equal(allocated[at], pointer):
+        raise ValueError(f"{path}: a sample points at bytes that were never allocated")
+    size = allocations["size"][order].astype(np.int64)[at]
+    mode = image["mode"].copy()
+    width, height = image["width"].astype(np.int64), image["height"].astype(np.int64)
+    inside = (pointer >= metadata_end) & (size > 0) & (pointer + size <= table_start)
+    sane = (width > 0) & (height > 0) & ((mode == MODE_JPG) | (size == width * height * 3))
+    if not (inside & sane & (mode <= MODE_RAW)).all():
+        bad = int(np.flatnonzero(~(inside & sane & (mode <= MODE_RAW)))[0])
+        raise ValueError(f"{path}: sample {bad} lies outside the file or has an impossible size")
+    return BetonTable(path, mode, width, height, pointer, size, samples["f1"].astype(np.int64))
+
+
+def lay_out(sizes: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Assign each of N samples its place; no sample crosses a page, as FFCV's page cache needs.
+
+    Args:
+        sizes: [N] bytes of each sample, in file order.
+
+    Returns:
+        (pointers [N] int64, page size, position of the allocation table), in bytes.
+
+    Raises:
+        ValueError: a sample larger than FFCV's largest page (2 GiB).
+    """
+    largest = int(sizes.max(initial=1))
+    if largest > 1 << 31:
+        raise ValueError(f"a sample of {largest} bytes does not fit a beton page (2 GiB)")
+    page_size = max(MIN_PAGE_SIZE, 1 << (largest - 1).bit_length())
+    start = HEADER.itemsize + 2 * FIELD.itemsize + len(sizes) * SAMPLE.itemsize
+    start = -(-start // page_size) * page_size
+    pointers = np.empty(len(sizes), np.int64)
+    position = start
+    for i, size in enumerate(sizes.tolist()):
+        if position % page_size + size > page_size:
+            position = -(-position // page_size) * page_size
+        pointers[i] = position
+        position += size
+    return pointers, page_size, -(-position // page_size) * page_size
+
+
+def write_beton(
+    write: Callable[[bytes], object],
+    samples: BetonTable,
+    page_size: int,
+    table_start: int,
+    data: Iterable[bytes | memoryview],
+) -> None:
+    """Write a whole beton front to back, so that the caller can hash while it writes.
+
+    Args:
+        write: takes the next bytes of the file.
+        samples: the rows, with pointers from `lay_out`; its `path` is not used.
+        page_size: as `lay_out` gave it.
+        table_start: as `lay_out` gave it.
+        data: the N samples' bytes in order, each of its declared size.
+
+    Raises:
+        ValueError: a sample's bytes are not as many as declared.
+    """
+    num_samples = len(samples)
+    header = np.zeros(1, HEADER)
+    header["version"], header["num_fields"] = VERSION, 2
+    header["page_size"], header["num_samples"] = page_size, num_samples
+    header["alloc_table_ptr"] = table_start
+    fields = np.zeros(2, FIELD)
+    for row, (name, type_id) in enumerate((("image", _RGB_FIELD), ("label", _INT_FIELD))):
+        fields[row]["type_id"] = type_id
+        fields[row]["name"][: len(name)] = np.frombuffer(name.encode("ascii"), "<u1")
+    rows = np.zeros(num_samples, SAMPLE)
+    rows["f0"]["mode"], rows["f0"]["data_ptr"] = samples.mode, samples.pointer
+    rows["f0"]["width"], rows["f0"]["height"] = samples.width, samples.height
+    rows["f1"] = samples.label
+    head = header.tobytes() + fields.tobytes() + rows.tobytes()
+    write(head)
+    position = len(head)
+    for i, blob in enumerate(data):
+        if len(blob) != samples.size[i]:
+            raise ValueError(f"sample {i} has {len(blob)} bytes, {samples.size[i]} were declared")
+        position += _pad(write, int(samples.pointer[i]) - position)
+        write(bytes(blob))
+        position += len(blob)
+    _pad(write, table_start - position)
+    allocations = np.zeros(num_samples, ALLOCATION)
+    allocations["sample_id"] = np.arange(num_samples)
+    allocations["ptr"], allocations["size"] = samples.pointer, samples.size
+    write(allocations.tobytes())
+
+
+def _pad(write: Callable[[bytes], object], count: int) -> int:
+    remaining = count
+    while remaining > 0:
+        step = min(remaining, MIN_PAGE_SIZE)
+        write(bytes(step))
+        remaining -= step
+    return count

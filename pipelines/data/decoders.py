@@ -1,0 +1,137 @@
+"""The two decoders behind the loader: FFCV's native library, and torchvision on Pillow.
+
+Both fill rows of a batch from a beton's bytes on given boxes and flips. The second works where
+FFCV cannot be built, and is what the first is tested against.
+"""
+
+import io
+import threading
+from typing import Protocol
+
+import numpy as np
+
+from pipelines.data.beton import MODE_JPG, BetonTable
+
+
+class Decoder(Protocol):
+    """Fills `out[start:stop]` of a batch; called by several threads at once."""
+
+    def decode(
+        self,
+        indices: np.ndarray,
+        boxes: np.ndarray,
+        flips: np.ndarray,
+        out: np.ndarray,
+        start: int,
+        stop: int,
+    ) -> None:
+        """Decode rows `start` to `stop`.
+
+        Args:
+            indices: [B] int64 samples.
+            boxes: [B, 4] int64 (top, left, height, width).
+            flips: [B] bool.
+            out: [B, H, W, 3] uint8.
+            start: first row.
+            stop: one past the last row.
+
+        Raises:
+            ValueError: a sample's bytes cannot be decoded; never leaves a stale row behind quietly.
+        """
+
+
+class FfcvDecoder:
+    """FFCV's JPEG decoder and area resizer, driven without the GIL."""
+
+    def __init__(self, table: BetonTable) -> None:
+        from pipelines.data.ffcv_kernel import decode_range
+
+        self._decode_range = decode_range
+        self._table = table
+        self._data = np.memmap(table.path, np.uint8, mode="r").view(np.ndarray)
+        self._scratch_bytes = int((table.height * table.width).max()) * 3
+        self._local = threading.local()
+
+    def decode(
+        self,
+        indices: np.ndarray,
+        boxes: np.ndarray,
+        flips: np.ndarray,
+        out: np.ndarray,
+        start: int,
+        stop: int,
+    ) -> None:
+        """See `Decoder.decode`."""
+        scratch = getattr(self._local, "scratch", None)
+        if scratch is None:
+            scratch = self._local.scratch = np.empty(self._scratch_bytes, np.uint8)
+        table, chosen = self._table, indices[start:stop]
+        status = np.full(stop - start, -1, np.int32)
+        self._decode_range(
+            self._data,
+            table.pointer[chosen],
+            table.size[chosen],
+            table.height[chosen],
+            table.width[chosen],
+            table.mode[chosen],
+            np.ascontiguousarray(boxes[start:stop]),
+            np.ascontiguousarray(flips[start:stop]),
+            out[start:stop],
+            scratch,
+            status,
+            0,
+            stop - start,
+        )
+        if status.any():
+            bad = int(chosen[np.flatnonzero(status)[0]])
+            raise ValueError(f"sample {bad} of {table.path} cannot be decoded")
+
+
+class TorchvisionDecoder:
+    """Pillow decodes, torchvision crops and resizes with antialiasing."""
+
+    def __init__(self, table: BetonTable) -> None:
+        self._table = table
+        self._data = np.memmap(table.path, np.uint8, mode="r").view(np.ndarray)
+
+    def decode(
+        self,
+        indices: np.ndarray,
+        boxes: np.ndarray,
+        flips: np.ndarray,
+        out: np.ndarray,
+        start: int,
+        stop: int,
+    ) -> None:
+        """See `Decoder.decode`."""
+        from PIL import Image
+        from torchvision.transforms.v2 import functional
+
+        table = self._table
+        size = list(out.shape[1:3])
+        for row in range(start, stop):
+            sample = int(indices[row])
+            begin = int(table.pointer[sample])
+            blob = self._data[begin : begin + int(table.size[sample])]
+            if table.mode[sample] == MODE_JPG:
+                try:
+                    image = Image.open(io.BytesIO(blob.tobytes())).convert("RGB")
+                except OSError as error:
+                    raise ValueError(
+                        f"sample {sample} of {table.path} cannot be decoded: {error}"
+                    ) from None
+            else:
+                shape = (int(table.height[sample]), int(table.width[sample]), 3)
+                image = Image.fromarray(blob.reshape(shape))
+            if image.size != (table.width[sample], table.height[sample]):
+                raise ValueError(
+                    f"sample {sample} of {table.path} is {image.size[0]}×{image.size[1]}, "
+                    f"its beton says {table.width[sample]}×{table.height[sample]}"
+                )
+            top, left, height, width = (int(value) for value in boxes[row])
+            image = functional.crop(image, top, left, height, width)
+            if [height, width] != size:
+                image = functional.resize(image, size)
+            if flips[row]:
+                image = functional.horizontal_flip(image)
+            out[row] = np.asarray(image)

@@ -1,0 +1,309 @@
+"""Batches of decoded images from a prepared directory, for one rank of a training job."""
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from pipelines.data.beton import read_table
+from pipelines.data.decoders import Decoder, FfcvDecoder, TorchvisionDecoder
+from pipelines.data.geometry import Geometry, centre_crops, random_resized_crops, whole_images
+from pipelines.data.manifest import load_manifest, verify_beton
+from pipelines.data.native import ffcv_available, ffcv_library
+from pipelines.data.order import eval_order, train_order
+from pipelines.data.workers import LoaderError, WorkerPool
+from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Geometry", "Loader", "LoaderError", "make_loader"]
+
+log = logging.getLogger(__name__)
+
+Implementation = Literal["ffcv", "torchvision", "auto"]
+Batch = tuple["torch.Tensor", "torch.Tensor"]
+_BATCHES_AHEAD = 3
+_CHUNK = 16  # rows per task: small enough to spread one batch over many threads
+
+
+class Loader(Protocol):
+    """What a training or evaluation loop sees."""
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """Choose the epoch the next iteration gives, from its `start_step`-th batch on."""
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield (images uint8 [B, 3, H, W] in channels_last memory, labels int64 [B]) on the host.
+
+        Batches are fresh memory: keeping one is safe.
+        """
+
+    def close(self) -> None:
+        """End the threads. A loader that is closed cannot be iterated again."""
+
+
+def make_loader(
+    data_dir: Path,
+    split: str,
+    *,
+    batch_size: int,
+    train: bool,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    num_threads: int = 1,
+    image_size: int | None = None,
+    implementation: Implementation = "auto",
+    geometry: Geometry | Literal["auto", "stored", "crop"] = "auto",
+    repeats: int = 1,
+    pin_memory: bool = False,
+    stall_seconds: float = 300.0,
+) -> Loader:
+    """Open one split for one rank.
+
+    Training: the order and the crops are a function of (seed, epoch) alone. The global batch of a
+    step is the same for every world size with the same `batch_size * world_size`; rank r takes its
+    rows r, r+W, …; every rank sees equally many full batches. Evaluation: a fixed order, each
+    sample exactly once over all ranks; the last batch may be short and ranks may differ by one.
+
+    Args:
+        data_dir: a directory that `tokenpool prepare` finished.
+        split: "train", "minival" or "val".
+        batch_size: samples per step on this rank.
+        train: shuffle and crop at random, or evaluate.
+        rank: 0 ≤ rank < world_size.
+        world_size: ranks that share the split.
+        seed: of order and crops.
+        num_threads: decoding threads.
+        image_size: side of the square images to give out; None: as stored.
+        implementation: "ffcv"; "torchvision" where FFCV cannot be built; "auto" picks.
+        geometry: "stored" gives images as stored; "crop" random-resized crops and flips in
+            training and centre crops in evaluation; "auto" is "stored" where all stored images are
+            squares of `image_size`, else "crop"; or a `Geometry` of one's own.
+        repeats: repeated augmentation, see `order.train_order`.
+        pin_memory: give out page-locked memory, for asynchronous copies to a GPU.
+        stall_seconds: without a batch for so long, an iteration raises instead of waiting.
+
+    Raises:
+        UserError: no prepared data, an altered beton, impossible sizes, or FFCV is missing.
+    """
+    data_dir = Path(data_dir)
+    if not 0 <= rank < world_size:
+        raise UserError(f"rank {rank} is not one of {world_size} ranks")
+    if batch_size < 1 or num_threads < 1:
+        raise UserError(f"batch_size {batch_size} and num_threads {num_threads} must be at least 1")
+    manifest = load_manifest(data_dir)
+    path = verify_beton(data_dir, split, manifest)
+    try:
+        table = read_table(path)
+    except ValueError as error:
+        raise UserError(f"{error}: delete {data_dir} and prepare it again", exit_code=1) from None
+
+    stored = table.uniform_size
+    cut: Geometry | None
+    if isinstance(geometry, Geometry):
+        cut = geometry
+    elif geometry == "auto":
+        as_stored = (
+            stored is not None and image_size in (None, stored[0]) and stored[0] == stored[1]
+        )
+        cut = None if as_stored else Geometry()
+    elif geometry in ("stored", "crop"):
+        cut = None if geometry == "stored" else Geometry()
+    else:
+        raise UserError(f"geometry {geometry!r} is not auto, stored or crop")
+    if cut is None:
+        if stored is None or (image_size is not None and stored != (image_size, image_size)):
+            raise UserError(
+                f"the images of {path} cannot be given out as stored"
+                + (f" at {image_size} px" if image_size else ": they differ in size")
+                + ": use geometry crop with an image_size"
+            )
+        out_size = stored
+    else:
+        if image_size is None and manifest.image_size is None:
+            raise UserError(f"the images of {path} differ in size: set an image_size to crop to")
+        side = image_size or manifest.image_size or 0
+        if side < 1:
+            raise UserError(f"image_size {image_size} must be at least 1")
+        out_size = (side, side)
+
+    if implementation == "auto":
+        implementation = "ffcv" if ffcv_available() else "torchvision"
+        if implementation == "torchvision":
+            log.warning("FFCV's library is not usable here: decoding with torchvision, slower")
+    decoder: Decoder
+    if implementation == "ffcv":
+        ffcv_library()
+        decoder = FfcvDecoder(table)
+    elif implementation == "torchvision":
+        decoder = TorchvisionDecoder(table)
+    else:
+        raise UserError(f"loader {implementation!r} is not ffcv, torchvision or auto")
+    if train and len(table) < batch_size * world_size:
+        raise UserError(
+            f"{path} has {len(table)} samples, fewer than one global batch of "
+            f"{batch_size * world_size}: use a smaller batch size"
+        )
+    return _BetonLoader(
+        decoder,
+        heights=table.height,
+        widths=table.width,
+        labels=table.label,
+        out_size=out_size,
+        geometry=cut,
+        batch_size=batch_size,
+        train=train,
+        rank=rank,
+        world_size=world_size,
+        seed=seed,
+        repeats=repeats,
+        num_threads=num_threads,
+        pin_memory=pin_memory,
+        stall_seconds=stall_seconds,
+    )
+
+
+class _BetonLoader:
+    """Plans batches from seed and epoch, and keeps a few of them decoding ahead."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        heights: np.ndarray,
+        widths: np.ndarray,
+        labels: np.ndarray,
+        out_size: tuple[int, int],
+        geometry: Geometry | None,
+        batch_size: int,
+        train: bool,
+        rank: int,
+        world_size: int,
+        seed: int,
+        repeats: int,
+        num_threads: int,
+        pin_memory: bool,
+        stall_seconds: float,
+    ) -> None:
+        self._decoder = decoder
+        self._heights, self._widths, self._labels = heights, widths, labels
+        self._out_size, self._geometry = out_size, geometry
+        self._batch_size, self._train = batch_size, train
+        self._rank, self._world_size = rank, world_size
+        self._seed, self._repeats = seed, repeats
+        self._pin_memory = pin_memory
+        self._epoch = self._start_step = 0
+        self._pool: WorkerPool | None = WorkerPool(num_threads, stall_seconds=stall_seconds)
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        self._epoch, self._start_step = epoch, start_step
+
+    def __len__(self) -> int:
+        if self._train:
+            return len(self._labels) // (self._batch_size * self._world_size)
+        mine = len(range(self._rank, len(self._labels), self._world_size))
+        return -(-mine // self._batch_size)
+
+    def _plan(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The epoch's (indices, boxes, flips) for this rank, batch by batch."""
+        if not self._train:
+            batches = eval_order(
+                len(self._labels),
+                batch_size=self._batch_size,
+                rank=self._rank,
+                world_size=self._world_size,
+            )
+            for indices in batches[self._start_step :]:
+                height, width = self._heights[indices], self._widths[indices]
+                if self._geometry is None:
+                    boxes = whole_images(height, width)
+                else:
+                    boxes = centre_crops(height, width, self._geometry)
+                yield indices, boxes, np.zeros(len(indices), np.bool_)
+            return
+        rows = train_order(
+            len(self._labels),
+            global_batch=self._batch_size * self._world_size,
+            seed=self._seed,
+            epoch=self._epoch,
+            repeats=self._repeats,
+        )
+        mine = slice(self._rank, None, self._world_size)
+        for step in range(self._start_step, len(rows)):
+            row = rows[step]
+            height, width = self._heights[row], self._widths[row]
+            if self._geometry is None:
+                boxes, flips = whole_images(height, width), np.zeros(len(row), np.bool_)
+            else:
+                # Drawn for the global batch and then sliced: the same for every world size.
+                rng = np.random.default_rng([self._seed, self._epoch, step])
+                boxes = random_resized_crops(height, width, self._geometry, rng)
+                flips = rng.random(len(row)) < self._geometry.flip
+            yield row[mine], boxes[mine], flips[mine]
+
+    def _start(
+        self, plan: tuple[np.ndarray, np.ndarray, np.ndarray]
+    ) -> "tuple[torch.Tensor, torch.Tensor, list[Future[None]]]":
+        import torch
+
+        if self._pool is None:
+            raise LoaderError("the loader is closed")
+        indices, boxes, flips = plan
+        # Page-locked memory comes from torch's caching allocator, so fresh batches stay cheap.
+        images = torch.empty(
+            (len(indices), *self._out_size, 3), dtype=torch.uint8, pin_memory=self._pin_memory
+        )
+        labels = torch.from_numpy(self._labels[indices])
+        out = images.numpy()
+        futures = [
+            self._pool.submit(
+                partial(
+                    self._decoder.decode,
+                    indices,
+                    boxes,
+                    flips,
+                    out,
+                    start,
+                    min(start + _CHUNK, len(indices)),
+                )
+            )
+            for start in range(0, len(indices), _CHUNK)
+        ]
+        return images.permute(0, 3, 1, 2), labels, futures
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._pool is None:
+            raise LoaderError("the loader is closed")
+        pool = self._pool
+        plans = self._plan()
+        pending: deque[tuple[torch.Tensor, torch.Tensor, list[Future[None]]]] = deque()
+        try:
+            while True:
+                while len(pending) < _BATCHES_AHEAD and (plan := next(plans, None)) is not None:
+                    pending.append(self._start(plan))
+                if not pending:
+                    return
+                images, labels, futures = pending.popleft()
+                for future in futures:
+                    pool.wait(future)
+                yield images, labels
+        finally:
+            # Left early or failed: what is queued must not be decoded for nobody.
+            for _, _, futures in pending:
+                for future in futures:
+                    future.cancel()
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None

@@ -1,0 +1,178 @@
+"""What a prepared data directory holds, and the proof that its files are the ones prepared."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.errors import UserError
+
+MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.parquet"
+REJECTED_NAME = "rejected.csv"
+SPLITS = ("train", "minival", "val")
+_CHUNK = 1 << 22
+
+
+class SplitManifest(BaseModel):
+    """One beton: its file, checksum and class counts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=1)
+    samples: int = Field(ge=1)
+    counts: list[int] = Field(description="Samples of each class, in the order of `classes`.")
+
+
+class Manifest(BaseModel):
+    """The contents of `manifest.json`.
+
+    `mean` and `std` are per channel (R, G, B) over the training pixels, as fractions of 255.
+    `image_size` is the side of the stored images where all are square and equal, else None: then
+    a loader needs an `image_size` to crop and resize to.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = 1
+    source: str
+    seed: int
+    classes: list[str]
+    image_size: int | None
+    max_width: int
+    max_height: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    splits: dict[str, SplitManifest]
+    rejected: int = 0
+    options: dict[str, Any] = Field(default_factory=dict)
+    options_hash: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are, also those without a sample in some split."""
+        return len(self.classes)
+
+
+def load_manifest(out: Path) -> Manifest:
+    """Read and check `out/manifest.json`.
+
+    Raises:
+        UserError: it is absent or is not a manifest of this version; the message has the remedy.
+    """
+    out = Path(out)
+    path = out / MANIFEST_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"no prepared data at {out}: run `tokenpool prepare {_guess_source(out)} {out}`"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", exit_code=1) from None
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(
+            f"{path} is not a manifest: {where}: {first['msg']}; delete {out} and prepare it again",
+            exit_code=1,
+        ) from None
+    if manifest.format_version != 1:
+        raise UserError(
+            f"{path} has format version {manifest.format_version}, this program reads 1: "
+            f"delete {out} and prepare it again",
+            exit_code=1,
+        )
+    return manifest
+
+
+def _guess_source(out: Path) -> str:
+    return out.name if out.name in ("digits", "glyphs") else "SOURCE"
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "tokenpool" / "verified"
+
+
+def verify_beton(out: Path, split: str, manifest: Manifest, *, use_cache: bool = True) -> Path:
+    """Check that a split's beton is the one the manifest was written for.
+
+    The hash is computed once per machine and file: a note under the user's cache directory
+    remembers path, size, inode, modification and change times it was computed for. FFCV checks
+    neither sizes nor pointers, so nothing unverified may reach its decoder.
+
+    Returns:
+        The beton's path.
+
+    Raises:
+        UserError: no such split, or the file is missing or altered.
+    """
+    entry = manifest.splits.get(split)
+    if entry is None:
+        raise UserError(
+            f"no split {split!r} in {out}: it has {', '.join(manifest.splits) or 'none'}"
+        )
+    path = Path(out) / entry.file
+    remedy = f"delete {out} and run `tokenpool prepare {manifest.source} {out}` again"
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} is missing ({error.strerror}): {remedy}", exit_code=1) from None
+    if stat.st_size != entry.size_bytes:
+        raise UserError(
+            f"{path} has {stat.st_size} bytes, its manifest says {entry.size_bytes}: {remedy}",
+            exit_code=1,
+        )
+    identity = [
+        str(path.resolve()),
+        stat.st_size,
+        stat.st_mtime_ns,
+        stat.st_ctime_ns,
+        stat.st_ino,
+        entry.sha256,
+    ]
+    note = _cache_dir() / hashlib.sha256(identity[0].encode()).hexdigest()[:32]  # type: ignore[attr-defined]
+    if use_cache:
+        try:
+            if json.loads(note.read_text(encoding="utf-8")) == identity:
+                return path
+        except (OSError, ValueError):
+            pass  # no usable note: compute
+    try:
+        actual = sha256_file(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", exit_code=1) from None
+    if actual != entry.sha256:
+        raise UserError(
+            f"{path} was altered (its sha256 is not the manifest's): {remedy}", exit_code=1
+        )
+    _remember(note, identity)
+    return path
+
+
+def _remember(note: Path, identity: list[Any]) -> None:
+    """Write the note aside and rename it; a cache that cannot be written is only slower."""
+    aside = note.with_name(f"{note.name}.{os.getpid()}")
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(identity), encoding="utf-8")
+        aside.replace(note)
+    except OSError:
+        aside.unlink(missing_ok=True)

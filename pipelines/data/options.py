@@ -1,0 +1,87 @@
+"""What a user may choose about preparing data."""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.errors import UserError
+
+
+class PrepareOptions(BaseModel):
+    """Options of `tokenpool prepare`; None means the source's own default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(default=0, ge=0)
+    mode: Literal["jpg", "raw", "proportion"] | None = Field(
+        default=None,
+        description="How images are stored: JPEG, raw pixels, or JPEG for a share of them.",
+    )
+    proportion: float = Field(
+        default=0.5, ge=0, le=1, description="Share of JPEGs in mode proportion."
+    )
+    quality: int = Field(
+        default=90, ge=1, le=100, description="JPEG quality where images are encoded."
+    )
+    reencode: bool = Field(
+        default=False, description="Encode JPEGs anew even where the source's bytes could be kept."
+    )
+    resolution: int | None = Field(default=None, ge=1, le=65535, description="Shrink to this side.")
+    resolution_side: Literal["longest", "shortest"] = "longest"
+    minival: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Share of the training images, stratified, for minival.",
+    )
+    val: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Share of all images for val, where the source has no val.",
+    )
+    classes: int | list[str] | None = Field(
+        default=None, description="The first so many classes, or the named ones only."
+    )
+    max_pixels: int = Field(
+        default=100_000_000, ge=1, description="Larger images are refused as decompression bombs."
+    )
+    skip_bad: bool = Field(default=False, description="Go on without the images that are refused.")
+    workers: int = Field(default=0, ge=0, description="Processes; 0: one per core.")
+    address: str | None = Field(default=None, description="Ray cluster that writes the shards.")
+    # glyphs only
+    count: int = Field(default=50_000, ge=1, description="glyphs: images.")
+    size: int = Field(default=64, ge=16, le=512, description="glyphs: side in pixels.")
+    num_glyphs: int = Field(default=36, ge=2, le=62, description="glyphs: classes.")
+    clutter: float = Field(
+        default=0.5, ge=0, le=1, description="glyphs: strength of the background."
+    )
+    variation: float = Field(
+        default=0.5, ge=0, le=1, description="glyphs: spread of place, size, angle and colour."
+    )
+
+    def content(self) -> dict[str, Any]:
+        """The options that decide what is written, without those that only decide how."""
+        return self.model_dump(mode="json", exclude={"workers", "address", "skip_bad"})
+
+
+def parse_options(**values: Any) -> PrepareOptions:
+    """Build options.
+
+    Raises:
+        UserError: a value is out of range; names the option.
+    """
+    try:
+        return PrepareOptions(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"option {where}: {first['msg']} (got {first['input']!r})") from None
+
+
+def options_hash(source: str, options: PrepareOptions) -> str:
+    """Hex digest of a source's name and everything that decides what is written."""
+    text = json.dumps([source, options.content()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

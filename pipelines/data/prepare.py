@@ -1,0 +1,227 @@
+"""`prepare`: from a source to a finished directory of betons, resumable, complete or absent."""
+
+import csv
+import errno
+import fcntl
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.data.assemble import assemble, find_rejected, read_rows, split_rows
+from pipelines.data.manifest import (
+    MANIFEST_NAME,
+    REJECTED_NAME,
+    Manifest,
+    load_manifest,
+    verify_beton,
+)
+from pipelines.data.options import PrepareOptions, options_hash
+from pipelines.data.shards import shard_paths, write_durably
+from pipelines.data.sources.base import Source
+from pipelines.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all) as shards finish."""
+
+
+def prepare(
+    source: str,
+    out: Path,
+    options: PrepareOptions | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Prepare `source` as betons in `out`.
+
+    A finished `out` is verified and left alone. Work in progress lies in `out.partial` beside it;
+    a run that was killed goes on from the shards it finished. `out` is renamed into place last.
+
+    Args:
+        source: "digits", "glyphs", a class-folder directory, or Parquet shards.
+        out: directory to make.
+        options: see `PrepareOptions`.
+        progress: told about finished images.
+
+    Raises:
+        UserError: bad source, refused images (unless `skip_bad`), other options than before, no
+            space, or another process at work on `out`.
+    """
+    out = Path(out)
+    options = options or PrepareOptions()
+    if out.is_dir() and (out / MANIFEST_NAME).exists():
+        return _verify_finished(source, out, options)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not prepared data: choose another OUT")
+    partial = out.with_name(out.name + ".partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with _lock(partial):
+            return _prepare(source, out, partial, options, progress)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no space left under {partial.parent}: make room and type the same again, "
+                "finished shards are kept",
+                exit_code=1,
+            ) from None
+        raise UserError(f"{error.filename or partial}: {error.strerror}", exit_code=1) from None
+
+
+def _verify_finished(source: str, out: Path, options: PrepareOptions) -> Manifest:
+    manifest = load_manifest(out)
+    name = str(source)
+    if manifest.options_hash != options_hash(_canonical(name), options):
+        before = {"source": manifest.source} | manifest.options
+        now = {"source": _canonical(name)} | options.content()
+        changed = [
+            f"{key} was {before.get(key)}, is {now[key]}"
+            for key in now
+            if before.get(key) != now[key]
+        ]
+        raise UserError(
+            f"{out} was prepared differently ({'; '.join(changed) or 'other options'}): "
+            "choose another OUT or delete it"
+        )
+    for split in manifest.splits:
+        verify_beton(out, split, manifest, use_cache=False)
+    log.info("%s is complete: %d betons verified", out, len(manifest.splits))
+    return manifest
+
+
+def _canonical(source: str) -> str:
+    """A source's name as the manifest has it: made-up ones by name, paths in full."""
+    if source in ("digits", "glyphs") or "://" in source:
+        return source
+    return str(Path(source).resolve())
+
+
+def open_source(source: str, options: PrepareOptions) -> Source:
+    """List a source.
+
+    Raises:
+        UserError: there is no such source, or it holds no images.
+    """
+    if source == "digits":
+        from pipelines.data.sources.digits import digits_source
+
+        return digits_source()
+    raise UserError(f"no source {source!r}: give digits")
+
+
+def _prepare(
+    source_name: str,
+    out: Path,
+    partial: Path,
+    options: PrepareOptions,
+    progress: Progress | None,
+) -> Manifest:
+    source = open_source(source_name, options)
+    if not source.units:
+        raise UserError(f"{source_name} holds no images")
+    shards = partial / "shards"
+    _match_plan(partial, shards, source, options)
+    _make_shards(source, options, shards, progress)
+    rows = read_rows(shards, len(source.units))
+    splits = split_rows(rows, source, options)
+    reasons = find_rejected(rows, splits)
+    rejected = list(source.problems)
+    rejected += [(str(rows["name"][i]), str(reasons[i])) for i in (reasons != "").nonzero()[0]]
+    if rejected:
+        _write_rejected(partial, rejected)
+        if not options.skip_bad:
+            # Shards with refused images are read anew next time: the files may be mended.
+            for number in sorted(set(rows.shard[rows["error"] != ""].tolist())):
+                shard_paths(shards, number)[1].unlink()
+            raise UserError(
+                f"{len(rejected)} of {len(rows)} images refused, the first: "
+                f"{rejected[0][0]}: {rejected[0][1]}; all in {partial / REJECTED_NAME}: "
+                "mend them and type the same again, or add --skip-bad",
+                exit_code=1,
+            )
+    else:
+        (partial / REJECTED_NAME).unlink(missing_ok=True)
+    good = reasons == ""
+    if not good.any():
+        raise UserError(f"{source_name} holds no usable image: see {partial / REJECTED_NAME}")
+    manifest = assemble(source, options, rows.keep(good), splits[good], partial)
+    if rejected:
+        manifest = manifest.model_copy(update={"rejected": len(rejected)})
+        write_durably(partial / MANIFEST_NAME, [manifest.model_dump_json(indent=2).encode()])
+    shutil.rmtree(shards)
+    (partial / "plan.json").unlink()
+    (partial / ".lock").unlink()
+    if out.is_dir():
+        out.rmdir()  # an empty directory the user made
+    partial.rename(out)
+    _sync_directory(out.parent)
+    return manifest
+
+
+def _match_plan(partial: Path, shards: Path, source: Source, options: PrepareOptions) -> None:
+    """Keep an earlier run's shards only if they were made from the same list with these options."""
+    plan = {
+        "options": options_hash(source.name, options),
+        "units": [repr(unit) for unit in source.units],
+    }
+    path = partial / "plan.json"
+    try:
+        same = json.loads(path.read_text(encoding="utf-8")) == plan
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        shutil.rmtree(shards, ignore_errors=True)
+        write_durably(path, [json.dumps(plan).encode()])
+    shards.mkdir(exist_ok=True)
+
+
+def _make_shards(
+    source: Source, options: PrepareOptions, shards: Path, progress: Progress | None
+) -> None:
+    from pipelines.data.shards import make_shard, write_shard
+
+    total = sum(unit.num_samples for unit in source.units)
+    done = 0
+    for number, unit in enumerate(source.units):
+        if not shard_paths(shards, number)[1].exists():
+            mode = options.mode or source.default_mode
+            data, table = make_shard(unit, options, mode, len(source.classes))
+            write_shard(shards, number, data, table)
+        done += unit.num_samples
+        if progress is not None:
+            progress(done, total)
+
+
+def _write_rejected(partial: Path, rejected: list[tuple[str, str]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["source_name", "reason"])
+    writer.writerows(rejected)
+    write_durably(partial / REJECTED_NAME, [text.getvalue().encode()])
+
+
+@contextmanager
+def _lock(partial: Path) -> Iterator[None]:
+    with (partial / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is preparing {partial}: wait for it or choose another OUT",
+                exit_code=1,
+            ) from None
+        yield
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,129 @@
+"""One unit of a source made into a shard: encoded bytes and a table, both written aside first.
+
+Shards are what a killed run resumes from, and what processes or Ray workers make in parallel. A
+shard is complete when its table is there, for that is renamed into place last.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.data.encode import encode
+from pipelines.data.images import RejectedImageError
+from pipelines.data.options import PrepareOptions
+from pipelines.data.sources.base import Mode, Sample, Unit
+
+if TYPE_CHECKING:
+    import pyarrow
+
+COLUMNS = (
+    "split", "label", "name", "source_sha1", "width", "height", "mode", "size", "offset",
+    "sum_r", "sum_g", "sum_b", "square_r", "square_g", "square_b", "error",
+)  # fmt: skip
+
+
+def schema() -> "pyarrow.Schema":
+    """The columns of a shard's table; `error` is empty for good rows, other columns count then."""
+    import pyarrow as pa
+
+    kinds = dict.fromkeys(COLUMNS, pa.int64()) | {
+        "split": pa.string(),
+        "name": pa.string(),
+        "source_sha1": pa.string(),
+        "error": pa.string(),
+        **{f"{kind}_{channel}": pa.float64() for kind in ("sum", "square") for channel in "rgb"},
+    }
+    return pa.schema([(name, kinds[name]) for name in COLUMNS])
+
+
+def make_shard(
+    unit: Unit, options: PrepareOptions, mode: Mode, num_classes: int
+) -> tuple[bytes, bytes]:
+    """Read, check and encode one unit.
+
+    Returns:
+        (the images' bytes one after the other, the table as Parquet).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    blobs: list[bytes] = []
+    offset = 0
+    for sample in unit.read():
+        row, blob = _encode_row(sample, options, mode, num_classes)
+        if blob is not None:
+            row["offset"] = offset
+            offset += len(blob)
+            blobs.append(blob)
+        for name in COLUMNS:
+            rows[name].append(row[name])
+    sink = io.BytesIO()
+    pa.parquet.write_table(pa.table(rows, schema=schema()), sink)
+    return b"".join(blobs), sink.getvalue()
+
+
+def _encode_row(
+    sample: Sample, options: PrepareOptions, mode: Mode, num_classes: int
+) -> tuple[dict[str, Any], bytes | None]:
+    raw = sample.data if isinstance(sample.data, bytes) else sample.data.tobytes()
+    sha1 = hashlib.sha1(raw, usedforsecurity=False).hexdigest()
+    row: dict[str, Any] = dict.fromkeys(COLUMNS, 0) | {
+        "split": sample.split,
+        "label": sample.label,
+        "name": sample.name,
+        "source_sha1": sha1,
+        "error": sample.error,
+    }
+    if not sample.error and not 0 <= sample.label < num_classes:
+        row["error"] = f"label {sample.label} is out of range 0..{num_classes - 1}"
+    if row["error"]:
+        return row, None
+    # By content and not by place, so that the choice survives any change of sharding.
+    as_jpg = mode == "jpg" or (
+        mode == "proportion" and int(sha1[:8], 16) / 2**32 < options.proportion
+    )
+    try:
+        encoded = encode(sample.data, options, as_jpg=as_jpg)
+    except RejectedImageError as error:
+        row["error"] = str(error)
+        return row, None
+    row |= {
+        "width": encoded.width,
+        "height": encoded.height,
+        "mode": encoded.mode,
+        "size": len(encoded.blob),
+    }
+    for i, channel in enumerate("rgb"):
+        row[f"sum_{channel}"] = float(encoded.sums[i])
+        row[f"square_{channel}"] = float(encoded.squares[i])
+    return row, encoded.blob
+
+
+def shard_paths(folder: Path, number: int) -> tuple[Path, Path]:
+    """(data, table) of a shard."""
+    return folder / f"{number:06d}.bin", folder / f"{number:06d}.parquet"
+
+
+def write_shard(folder: Path, number: int, data: bytes, table: bytes) -> None:
+    """Put a finished shard in place, its table last."""
+    for path, content in zip(shard_paths(folder, number), (data, table), strict=True):
+        write_durably(path, [content])
+
+
+def write_durably(path: Path, chunks: Iterator[bytes] | list[bytes]) -> None:
+    """Write aside, fsync, rename: after it, `path` is whole or as it was before."""
+    aside = path.with_name(path.name + ".partial")
+    try:
+        with aside.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

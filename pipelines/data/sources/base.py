@@ -1,0 +1,52 @@
+"""What a source is: classes, and picklable units that yield samples in a fixed order."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+Mode = Literal["jpg", "raw", "proportion"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as the source has it.
+
+    `data` is the file's bytes, or pixels [H, W, 3] uint8. `split` is "train" or "val", or ""
+    where the source has no splits and the seed decides. `error` is set, and `data` empty, where
+    the source could not be read.
+    """
+
+    name: str
+    split: str
+    label: int
+    data: bytes | np.ndarray
+    error: str = ""
+
+
+class Unit(Protocol):
+    """Some hundred samples that one process reads in one go; picklable."""
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples `read` yields."""
+
+    def read(self) -> Iterator[Sample]:
+        """Yield the samples, the same ones in the same order every time."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A listed source.
+
+    `problems` are (name, reason) pairs found while listing, such as a class missing in val.
+    """
+
+    name: str
+    classes: list[str]
+    units: Sequence[Unit]
+    default_mode: Mode = "jpg"
+    default_minival: float = 0.05
+    default_val: float = 0.1
+    problems: list[tuple[str, str]] = field(default_factory=list)

@@ -1,0 +1,57 @@
+"""Who goes into train, minival and val: pure functions of labels and seed."""
+
+import numpy as np
+
+
+def stratified_pick(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Pick the same fraction of every class.
+
+    Shares are rounded to the nearest image; a class of two or more images gives at least one and
+    keeps at least one.
+
+    Args:
+        labels: [N] int.
+        fraction: 0 ≤ fraction < 1.
+        rng: decides which ones.
+
+    Returns:
+        [N] bool, True where picked.
+    """
+    picked = np.zeros(len(labels), np.bool_)
+    if fraction <= 0:
+        return picked
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        wanted = int(np.rint(len(members) * fraction))
+        if len(members) > 1:
+            wanted = min(max(wanted, 1), len(members) - 1)
+        picked[rng.permutation(members)[:wanted]] = True
+    return picked
+
+
+def assign_splits(
+    declared: np.ndarray, labels: np.ndarray, *, val: float, minival: float, seed: int
+) -> np.ndarray:
+    """Split the images.
+
+    Where the source declares a val split, it is kept as it is. Else `val` of all images is taken
+    out, stratified. Then `minival` of the remaining training images becomes minival, so that
+    nothing is ever chosen by looking at val.
+
+    Args:
+        declared: [N] of "train", "val" or "".
+        labels: [N] int.
+        val: share of all.
+        minival: share of the training images.
+        seed: decides which ones.
+
+    Returns:
+        [N] of "train", "minival" and "val".
+    """
+    result = np.where(declared == "val", "val", "train").astype("<U7")
+    if not (declared == "val").any():
+        result[stratified_pick(labels, val, np.random.default_rng([seed, 1]))] = "val"
+    train = np.flatnonzero(result == "train")
+    chosen = stratified_pick(labels[train], minival, np.random.default_rng([seed, 2]))
+    result[train[chosen]] = "minival"
+    return result
