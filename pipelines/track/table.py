@@ -1,0 +1,83 @@
+"""The front as a table on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from pipelines.track.front import Front, Point
+
+
+def front_table(front: Front, points: Sequence[Point] | None = None) -> Table:
+    """A table of `points` (default: the front alone), cheapest first.
+
+    A star marks a point on the front and `knee` the knee, so that nothing is said by colour alone.
+    """
+    shown = front.on_front if points is None else points
+    latencies = sorted({batch for point in shown for batch in point.latency_ms}, key=int)
+    table = Table(
+        title=f"Front of {front.name}",
+        caption=caption(front),
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("model", "width", "patch tokens after each block"):
+        table.add_column(name, overflow="fold")
+    for name in ("GMACs", "% of dense", "top-1 minival", "top-1 val"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for batch in latencies:
+        table.add_column(f"ms (batch {batch})", justify="right")
+    table.add_column("")
+    for point in shown:
+        table.add_row(
+            point.point_id,
+            str(point.width),
+            compact_schedule(point.schedule),
+            f"{point.gmacs:.4g}",
+            f"{100 * point.dense_share:.0f}",
+            percent(point.top1_minival),
+            percent(point.top1_val),
+            *[
+                f"{point.latency_ms[batch]:.2f}" if batch in point.latency_ms else "–"
+                for batch in latencies
+            ],
+            mark(point),
+            style="bold" if point.is_knee else None,
+        )
+    return table
+
+
+def caption(front: Front) -> str:
+    """What the table rests on: counts and the hypervolume."""
+    finished = sum(point.finished for point in front.points)
+    return (
+        f"{len(front.on_front)} of {finished} finished models are on the front; "
+        f"hypervolume {front.hypervolume:.4f} (top-1 on minival, "
+        f"dense reference {front.reference_gmacs:.4g} GMACs)"
+    )
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as a percentage with two decimals; a dash for nothing."""
+    return "–" if fraction is None else f"{100 * fraction:.2f}"
+
+
+def mark(point: Point) -> str:
+    """`★ knee`, `★` on the front, or the status of anything else that is not finished."""
+    if point.is_knee:
+        return "★ knee"
+    if point.on_front:
+        return "★"
+    return "" if point.status == "done" else point.status
+
+
+def compact_schedule(schedule: Sequence[int]) -> str:
+    """A schedule with runs folded: `64×2 48 32×3`."""
+    runs: list[list[int]] = []
+    for count in schedule:
+        if runs and runs[-1][0] == count:
+            runs[-1][1] += 1
+        else:
+            runs.append([count, 1])
+    return " ".join(f"{count}×{times}" if times > 1 else str(count) for count, times in runs)

@@ -1,0 +1,117 @@
+"""Made-up searches for the tests of this room, as ledgers that the real code reads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+PATCHES, DEPTH = 64, 6
+
+# width, heads, GMACs, top-1
+BASES = [(96, 3, 0.046, 0.97), (64, 2, 0.021, 0.93)]
+
+# id, width, schedule, GMACs, top-1 per epoch, how it ended
+TRIALS: list[tuple[str, int, list[int], float, list[float], str]] = [
+    ("t001", 96, [48, 40, 32, 24, 16, 8], 0.030, [0.90, 0.95, 0.965], "done"),
+    ("t002", 96, [32, 24, 16, 8, 4, 2], 0.022, [0.88, 0.93, 0.955], "done"),
+    ("t003", 64, [48, 40, 32, 24, 16, 8], 0.014, [0.85, 0.90, 0.92], "done"),
+    ("t004", 64, [24, 16, 8, 4, 2, 1], 0.008, [0.60, 0.70, 0.80], "done"),
+    ("t005", 96, [40, 40, 40, 40, 40, 40], 0.034, [0.70], "stopped"),
+    ("t006", 64, [60, 60, 60, 60, 60, 60], 0.020, [0.80, 0.85, 0.90], "done"),
+    ("t007", 64, [16, 16, 16, 16, 16, 16], 0.009, [], "failed"),
+]
+# Worked out by hand: t002 is cheaper and better than dense-64 is not (0.022 > 0.021).
+FRONT = ["t004", "t003", "dense-64", "t002", "t001", "dense-96"]
+
+
+def events(name: str = "digits", *, complete: bool = True) -> list[dict[str, Any]]:
+    """The events of a small finished search."""
+    found: list[dict[str, Any]] = [
+        {
+            "event": "created",
+            "config": {
+                "name": name,
+                "data": {"source": "digits", "path": "runs/data/digits", "image_size": 32},
+                "model": {"patch_size": 4, "depth": DEPTH},
+                "space": {"method": "wkmedoids"},
+            },
+            "config_hash": "0123456789ab",
+            "num_classes": 10,
+            "bases": [{"width": w, "num_heads": h, "gmacs": g} for w, h, g, _ in BASES],
+        }
+    ]
+    for width, _, _, top1 in BASES:
+        for epoch in (1, 2):
+            report = {
+                "epoch": epoch,
+                "loss": 1.0 / epoch,
+                "top1_minival": top1 * epoch / 2,
+                "device_seconds": 10.0 * epoch,
+            }
+            found.append({"event": "base_report", "width": width, "report": report})
+        found.append(
+            {
+                "event": "base_done",
+                "width": width,
+                "checkpoint": f"/nowhere/base-{width}",
+                "top1_minival": top1,
+            }
+        )
+    found.append({"event": "stage_done", "stage": "base"})
+    found.append(
+        {
+            "event": "screened",
+            "width": 96,
+            "rows": [[[48] * 6, 0.036, 0.9, 0.4], [[8] * 6, 0.012, 0.4, 2.0]],
+        }
+    )
+    found.append({"event": "stage_done", "stage": "screen"})
+    for trial_id, width, schedule, gmacs, curve, end in TRIALS:
+        found.append(
+            {
+                "event": "trial_created",
+                "trial_id": trial_id,
+                "width": width,
+                "num_heads": width // 32,
+                "schedule": schedule,
+                "method": "wkmedoids",
+                "gmacs": gmacs,
+            }
+        )
+        for epoch, top1 in enumerate(curve, start=1):
+            report = {
+                "epoch": epoch,
+                "loss": 2.0 - top1,
+                "top1_minival": top1,
+                "lr": 1e-3 / epoch,
+                "images_per_s": 1000.0,
+                "device_seconds": 20.0 * epoch,
+            }
+            found.append({"event": "trial_report", "trial_id": trial_id, "report": report})
+        if end == "done":
+            found.append(
+                {
+                    "event": "trial_done",
+                    "trial_id": trial_id,
+                    "checkpoint": f"/nowhere/{trial_id}",
+                    "top1_minival": curve[-1],
+                }
+            )
+        else:
+            reason = "0.05 below the front at its cost" if end == "stopped" else "worker died"
+            found.append({"event": f"trial_{end}", "trial_id": trial_id, "reason": reason})
+    if complete:
+        found.append({"event": "stage_done", "stage": "finals"})
+        found.append({"event": "published", "trial_id": "t001", "top1_val": 0.961})
+        found.append({"event": "published", "width": 96, "top1_val": 0.972})
+        found.append({"event": "stage_done", "stage": "publish"})
+    for seconds, event in enumerate(found):
+        event["time"] = 1_700_000_000.0 + seconds
+    return found
+
+
+def write_ledger(storage: Path, name: str, rows: list[dict[str, Any]]) -> Path:
+    """A ledger under `storage`, as the driver would have left it."""
+    path = storage / "searches" / name / "ledger.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
