@@ -78,16 +78,16 @@ def medoids_of(
     # Weight of member j times distance (i, j): what a medoid's cost sums over its cluster.
     weighted = distances if weights is None else distances * weights.unsqueeze(1)
     medoids = start
-    assignment = _nearest_medoid(distances, medoids)
+    assignment = nearest_medoid(distances, medoids)
     for _ in range(iterations):
         together = assignment.unsqueeze(2) == assignment.unsqueeze(1)
         cost = torch.where(together, weighted, 0).sum(-1)
-        medoids = _segment_argmin(cost, assignment, start.shape[1])
-        assignment = _nearest_medoid(distances, medoids)
+        medoids = segment_argmin(cost, assignment, start.shape[1])
+        assignment = nearest_medoid(distances, medoids)
     return assignment, medoids
 
 
-def _nearest_medoid(distances: Tensor, medoids: Tensor) -> Tensor:
+def nearest_medoid(distances: Tensor, medoids: Tensor) -> Tensor:
     """Each token's nearest medoid `[B, N]`; a medoid is its own, even if another equals it."""
     batch, tokens, _ = distances.shape
     count = medoids.shape[1]
@@ -96,7 +96,7 @@ def _nearest_medoid(distances: Tensor, medoids: Tensor) -> Tensor:
     return columns.argmin(-1).scatter(1, medoids, own)
 
 
-def _segment_argmin(cost: Tensor, assignment: Tensor, k: int) -> Tensor:
+def segment_argmin(cost: Tensor, assignment: Tensor, k: int) -> Tensor:
     """For each of k non-empty clusters the member of least cost `[B, k]`, lowest index first."""
     batch, tokens = cost.shape
     least = cost.new_full((batch, k), torch.inf).scatter_reduce(1, assignment, cost, "amin")
@@ -129,6 +129,11 @@ def kmeans_reference(
         mixing = torch.where(total > 0, mass / total, mixing)
         assignment = _nearest_mixture(product, mixing)
     return assignment, mixing
+
+
+def kmeans_macs(tokens: int, k: int, features: int, iterations: int) -> int:
+    """MACs of `kmeans_reference` for one image."""
+    return tokens * tokens * features + (iterations + 1) * k * tokens * tokens
 
 
 def _nearest_mixture(product: Tensor, mixing: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ def check_model(model: nn.Module) -> list[Any]:
     for index, block in enumerate(blocks, start=1):
         if isinstance(block, PooledBlock):
             continue
-        kinds = [(block, Block, _BLOCK_CHILDREN)]
+        kinds: list[tuple[nn.Module, type, set[str]]] = [(block, Block, _BLOCK_CHILDREN)]
         if type(block) is Block:
             kinds.append((block.attn, Attention, _ATTENTION_CHILDREN))
         for module, kind, known in kinds:

@@ -5,6 +5,7 @@ stands for, so that weights, state-dict keys and the user's hooks stay what they
 the view away restores the model.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -124,7 +125,18 @@ class View:
 class ScoredAttention(View, nn.Module):
     """timm's `Attention` that also tells its significance scores and keys when asked."""
 
-    def __init__(self, origin: Attention) -> None:
+    # The origin's own, by `_take`.
+    num_heads: int
+    scale: float
+    fused_attn: bool
+    qkv: Any
+    q_norm: Any
+    k_norm: Any
+    attn_drop: Any
+    proj: Any
+    proj_drop: Any
+
+    def __init__(self, origin: Any) -> None:
         nn.Module.__init__(self)
         self._take(origin)
 
@@ -142,7 +154,8 @@ class ScoredAttention(View, nn.Module):
         """Attend `x [B, N, C]`; without a record exactly as the origin does."""
         if record is None:
             extra: dict[str, Any] = {"is_causal": True} if is_causal else {}
-            plain: Tensor = Attention.forward(self, x, attn_mask=attn_mask, **extra)
+            origin_forward: Any = Attention.forward
+            plain: Tensor = origin_forward(self, x, attn_mask=attn_mask, **extra)
             return plain
         q, k, v = self._project(x, record.queries)
         bias = None
@@ -191,8 +204,18 @@ class PooledBlock(View, nn.Module):
     """timm's `Block` followed by a pooling layer."""
 
     plan: LayerPlan
+    observer: Callable[[LayerPlan, TokenSet, Pooled], None] | None
+    # The origin's own, by `_take`.
+    norm1: Any
+    attn: Any
+    ls1: Any
+    drop_path1: Any
+    norm2: Any
+    mlp: Any
+    ls2: Any
+    drop_path2: Any
 
-    def __init__(self, origin: Block, plan: LayerPlan) -> None:
+    def __init__(self, origin: Any, plan: LayerPlan) -> None:
         nn.Module.__init__(self)
         self._take(origin)
         modules = dict(origin._modules)
@@ -228,7 +251,8 @@ class PooledBlock(View, nn.Module):
         if not pools and sizes is None and read is None:
             # Nothing to add: the block itself, to the last bit.
             extra: dict[str, Any] = {"is_causal": True} if is_causal else {}
-            plain: Tensor = Block.forward(self, tokens, attn_mask=attn_mask, **extra)
+            origin_forward: Any = Block.forward
+            plain: Tensor = origin_forward(self, tokens, attn_mask=attn_mask, **extra)
             return plain
         if attn_mask is not None or is_causal:
             raise ValueError(

@@ -1,6 +1,25 @@
-"""One strategy per pooling method, by name; importing this registers them all."""
+"""One strategy per pooling method, by name."""
 
-from tokenpool.methods import clusters, selection  # noqa: F401  (they register themselves)
 from tokenpool.methods.base import METHODS, PoolingMethod, method, register_method
+from tokenpool.methods.clusters import KMeans, KMedoids
+from tokenpool.methods.further import Agglomerative, DensityPeaks
+from tokenpool.methods.grid import GridPool
+from tokenpool.methods.selection import Importance, PowerBert, Random
+from tokenpool.methods.tome import ToMe
 
 __all__ = ["METHODS", "PoolingMethod", "method", "register_method"]
+
+for _strategy in (
+    KMeans(weighted=False),
+    KMedoids(weighted=False),
+    KMeans(weighted=True),
+    KMedoids(weighted=True),
+    PowerBert(),
+    Importance(),
+    Random(),
+    GridPool(),
+    ToMe(),
+    DensityPeaks(),
+    Agglomerative(),
+):
+    register_method(_strategy)

@@ -4,115 +4,94 @@ import torch
 from torch import Tensor
 
 from tokenpool import kernels
-from tokenpool.clustering import (
-    gather_tokens,
-    mix_tokens,
-    top_indices,
-    work_features,
-)
-from tokenpool.methods.base import Pooled, Reducer, TokenSet, register_method
+from tokenpool.clustering import gather_tokens, mix_tokens, top_indices, work_features
+from tokenpool.methods.base import Pooled, Reducer, TokenSet
+from tokenpool.methods.represent import cluster_means
 from tokenpool.options import PoolOptions
 
 __all__ = ["KMeans", "KMedoids"]
 
 
-class KMedoids(Reducer):
-    """K-Medoids from the k most significant tokens (arXiv 2110.03860, section 4).
+class _Clusters(Reducer):
+    """What the four have in common: the features they may cluster, and the weights."""
 
-    Minimises Σᵢ wᵢ minⱼ ‖fᵢ − cⱼ‖² with every cⱼ a token; wᵢ is the significance, or 1 for the
-    unweighted form. The medoids themselves are kept, at full width.
-    """
+    kind = ""
 
-    def __init__(self, name: str, *, weighted: bool) -> None:
-        self.name = name
+    def __init__(self, *, weighted: bool) -> None:
         self.weighted = weighted
-        self.summary = ("significance-weighted " if weighted else "") + "K-Medoids: keeps k tokens"
+        self.name = ("w" if weighted else "") + self.kind
 
     def features(self, options: PoolOptions) -> str:
         """Tokens or keys, as the options say."""
         return options.features
 
-    def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
-        """Cluster, then keep the medoids (or the means, if the options ask for them)."""
+    def _inputs(self, given: TokenSet) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Centred features, significance, and the weights if there are any."""
         assert given.scores is not None
+        features = work_features(given.features)
+        scores = given.scores.to(features.dtype)
+        return features, scores, scores if self.weighted else None
+
+
+class KMedoids(_Clusters):
+    """K-Medoids from the k most significant tokens (arXiv 2110.03860).
+
+    Minimises Σᵢ wᵢ minⱼ ‖fᵢ − cⱼ‖² with every cⱼ one of the tokens; wᵢ is the significance, or 1
+    in the unweighted form. The medoids are kept as they are, at full width.
+    """
+
+    kind = "kmedoids"
+    summary = "keeps k tokens that stand for the others"
+
+    def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
+        """Cluster, then keep the medoids (or take the means, if the options say so)."""
         with torch.no_grad():
-            scores = given.scores.float()
-            features = work_features(given.features)
+            features, scores, weights = self._inputs(given)
             assignment, medoids = kernels.kmedoids(
-                features,
-                top_indices(scores, k),
-                scores if self.weighted else None,
-                options.iterations,
+                features, top_indices(scores, k), weights, options.iterations
             )
-        kept = options.representative or "medoid"
-        if kept == "medoid":
+        if options.representative in (None, "medoid"):
             return Pooled(gather_tokens(given.tokens, medoids), assignment)
-        weights = scores if kept == "weighted_mean" else None
-        return Pooled(cluster_means(given.tokens, assignment, k, weights), assignment)
+        of_means = scores if options.representative == "weighted_mean" else None
+        return Pooled(cluster_means(given.tokens, assignment, k, of_means), assignment)
 
     def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """N²·F for the distances; k·N·C if means are taken."""
+        """N²·F for the distances; k·N·C more if means are taken."""
         means = options.representative not in (None, "medoid")
         return tokens * tokens * features + (k * tokens * width if means else 0)
 
 
-class KMeans(Reducer):
-    """K-Means from the k most significant tokens (arXiv 2110.03860, section 4).
+class KMeans(_Clusters):
+    """K-Means from the k most significant tokens (arXiv 2110.03860).
 
     Lloyd's algorithm on Σᵢ wᵢ minⱼ ‖fᵢ − cⱼ‖²; puts out the (weighted) means.
     """
 
-    def __init__(self, name: str, *, weighted: bool) -> None:
-        self.name = name
-        self.weighted = weighted
-        self.summary = ("significance-weighted " if weighted else "") + "K-Means: puts out means"
-
-    def features(self, options: PoolOptions) -> str:
-        """Tokens or keys, as the options say."""
-        return options.features
+    kind = "kmeans"
+    summary = "puts out k means"
 
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
-        """Cluster, then average (or keep the member nearest the mean, if the options say so)."""
-        assert given.scores is not None
-        kept = options.representative or ("weighted_mean" if self.weighted else "mean")
+        """Cluster, then average (or keep medoids, if the options say so)."""
+        own = "weighted_mean" if self.weighted else "mean"
+        kept = options.representative or own
         with torch.no_grad():
-            scores = given.scores.float()
-            features = work_features(given.features)
+            features, scores, weights = self._inputs(given)
             assignment, mixing = kernels.kmeans(
-                features,
-                top_indices(scores, k),
-                scores if self.weighted else None,
-                options.iterations,
+                features, top_indices(scores, k), weights, options.iterations
             )
-        if kept == "medoid":
-            with torch.no_grad():
+            if kept == "medoid":
+                # A cluster can be empty here, and then keeps its centre: the token nearest to it.
                 centres = mix_tokens(features, mixing)
-                distance = torch.cdist(centres, features)
-                return Pooled(gather_tokens(given.tokens, distance.argmin(-1)), assignment)
-        if (kept == "weighted_mean") == self.weighted:
+                product = torch.bmm(centres, features.transpose(1, 2))
+                nearest = (features.square().sum(-1).unsqueeze(1) - 2 * product).argmin(-1)
+        if kept == "medoid":
+            return Pooled(gather_tokens(given.tokens, nearest), assignment)
+        if kept == own:
             return Pooled(mix_tokens(given.tokens, mixing), assignment)
-        weights = scores if kept == "weighted_mean" else None
-        return Pooled(cluster_means(given.tokens, assignment, k, weights), assignment)
+        of_means = scores if kept == "weighted_mean" else None
+        return Pooled(cluster_means(given.tokens, assignment, k, of_means), assignment)
 
     def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """N²·F for the Gram matrix, (T+1)·k·N² for the centres on it, k·N·C for the means."""
-        steps = (options.iterations + 1) * k * tokens * tokens
-        return tokens * tokens * features + steps + k * tokens * width
-
-
-def cluster_means(x: Tensor, assignment: Tensor, k: int, weights: Tensor | None) -> Tensor:
-    """The (weighted) mean `[B, k, C]` of each cluster of `x`; plain where members weigh nothing.
-
-    A one-hot matrix product instead of a scatter: deterministic on every device, and exportable.
-    """
-    clusters = torch.arange(k, device=x.device).view(1, k, 1)
-    member = (assignment.unsqueeze(1) == clusters).to(torch.promote_types(x.dtype, torch.float32))
-    mass = member if weights is None else member * weights.to(member.dtype).unsqueeze(1)
-    mass = torch.where(mass.sum(-1, keepdim=True) > 0, mass, member)
-    return mix_tokens(x, mass / mass.sum(-1, keepdim=True).clamp_min(1e-30))
-
-
-for _weighted in (False, True):
-    _prefix = "w" if _weighted else ""
-    register_method(KMeans(f"{_prefix}kmeans", weighted=_weighted))
-    register_method(KMedoids(f"{_prefix}kmedoids", weighted=_weighted))
+        """The kernel's own, and k·N·C for the means (2·k·N·F to find medoids)."""
+        last = 2 * features if options.representative == "medoid" else width
+        return kernels.kmeans_macs(tokens, k, features, options.iterations) + k * tokens * last

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokenpool.clustering import gather_tokens, top_indices
-from tokenpool.methods.base import Pooled, Reducer, TokenSet, register_method
+from tokenpool.methods.base import Pooled, Reducer, TokenSet
 from tokenpool.options import PoolOptions
 
 __all__ = ["Importance", "PowerBert", "Random"]
@@ -68,7 +68,3 @@ def _keep(given: TokenSet, index: Tensor) -> Pooled:
     dropped = torch.full(given.tokens.shape[:2], -1, dtype=torch.long, device=index.device)
     own = torch.arange(index.shape[1], device=index.device).expand_as(index)
     return Pooled(gather_tokens(given.tokens, index), dropped.scatter(1, index, own))
-
-
-for _strategy in (PowerBert(), Importance(), Random()):
-    register_method(_strategy)
