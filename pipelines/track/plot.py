@@ -47,11 +47,12 @@ def front_figure(front: Front) -> Figure:
             axes.annotate(
                 f"width {point.width}",
                 (point.gmacs, 100 * (point.top1_minival or 0.0)),
-                xytext=(0, -14),
+                xytext=(0, -16),
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
                 color=DENSE,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
             )
     axes.set_xlabel("GMACs per image (clustering included)")
     axes.set_ylabel("top-1 on minival, %")
@@ -98,7 +99,9 @@ def _mark_knee(axes: Axes, front: Front) -> None:
     axes.annotate(
         f"knee: {place[1]:.1f} % at {100 * knee.dense_share:.0f} % of dense",
         place,
-        xytext=(10, 12),
-        textcoords="offset points",
+        # Above and left of a front there is nothing, by definition.
+        xytext=(0.02, 0.95),
+        textcoords="axes fraction",
         fontsize=9,
+        arrowprops={"arrowstyle": "-", "color": "black", "lw": 0.8, "shrinkB": 8},
     )

@@ -1,0 +1,217 @@
+"""The front as one self-contained interactive HTML page: no network, no second file."""
+
+from __future__ import annotations
+
+import html
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pipelines.track.files import write_text
+from pipelines.track.front import Front, Point, Progress
+from pipelines.track.table import compact_schedule, percent
+
+
+@dataclass(frozen=True)
+class OutsidePoint:
+    """A model measured elsewhere, e.g. a published figure."""
+
+    label: str
+    gmacs: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class OutsideFront:
+    """A front measured elsewhere, drawn beside the search's own."""
+
+    name: str
+    points: tuple[OutsidePoint, ...]
+
+
+def render_page(
+    front: Front,
+    history: Sequence[Progress] = (),
+    others: Sequence[OutsideFront] = (),
+    *,
+    footer: str = "",
+) -> str:
+    """The page as HTML text.
+
+    Args:
+        front: All points of the search.
+        history: How the hypervolume grew.
+        others: Fronts measured elsewhere.
+        footer: A line about where it comes from, e.g. the config's hash.
+    """
+    parts = {
+        "@@TITLE@@": html.escape(f"Front of {front.name}"),
+        "@@CSS@@": _asset("page.css"),
+        "@@DATA@@": _embed(page_data(front, history, others, footer)),
+        "@@PLOTLY@@": _plotly(),
+        "@@JS@@": _asset("page.js"),
+    }
+    text = _asset("page.html")
+    # Split first: nothing that is put in is searched for placeholders again.
+    for placeholder, content in parts.items():
+        before, _, after = text.partition(placeholder)
+        parts[placeholder] = before + content
+        text = after
+    return "".join(parts.values()) + text
+
+
+def write_page(
+    front: Front,
+    path: Path,
+    history: Sequence[Progress] = (),
+    others: Sequence[OutsideFront] = (),
+    *,
+    footer: str = "",
+) -> None:
+    """Writes the page.
+
+    Raises:
+        UserError: The target cannot be written.
+    """
+    write_text(path, render_page(front, history, others, footer=footer))
+
+
+def page_data(
+    front: Front,
+    history: Sequence[Progress],
+    others: Sequence[OutsideFront],
+    footer: str,
+) -> dict[str, Any]:
+    """What the page's script reads, as plain JSON types."""
+    batches = sorted({batch for point in front.points for batch in point.latency_ms}, key=int)
+    costs = {"gmacs": {"title": "GMACs per image", "unit": "GMACs", "short": "cost"}} | {
+        f"latency_{batch}": {
+            "title": f"ms per batch of {batch}",
+            "unit": "ms",
+            "short": f"batch {batch}",
+        }
+        for batch in batches
+    }
+    qualities = {"top1_minival": "top-1 on minival", "top1_val": "top-1 on val"}
+    if not any(point.top1_val is not None for point in front.points):
+        del qualities["top1_val"]
+    return {
+        "title": f"Front of {front.name}",
+        "summary": summary(front),
+        "footer": footer,
+        "patches": front.patches,
+        "costs": costs,
+        "qualities": qualities,
+        "points": [_point_data(front.name, point) for point in front.points],
+        "others": [
+            {
+                "name": other.name,
+                "points": [
+                    {
+                        "id": point.label,
+                        "width": "–",
+                        "compact": other.name,
+                        "costs": {"gmacs": point.gmacs},
+                        "top1_minival": point.top1,
+                        "top1_val": point.top1,
+                    }
+                    for point in other.points
+                ],
+            }
+            for other in others
+        ],
+        "history": [
+            {"device_seconds": step.device_seconds, "hypervolume": step.hypervolume}
+            for step in history
+        ],
+    }
+
+
+def summary(front: Front) -> str:
+    """What was found, in a few sentences for people."""
+    finished = sum(point.finished for point in front.points)
+    if not front.on_front:
+        return "No model is finished yet."
+    best, knee = front.on_front[-1], front.knee
+    text = (
+        f"{finished} finished models, {len(front.on_front)} of them on the front; "
+        f"hypervolume {front.hypervolume:.4f}. "
+        f"Best: {best.point_id} with {percent(best.top1_minival)} % top-1 (minival) "
+        f"at {best.gmacs:.4g} GMACs. "
+    )
+    if knee is not None:
+        text += (
+            f"Knee: {knee.point_id} with {percent(knee.top1_minival)} % at {knee.gmacs:.4g} GMACs, "
+            f"{100 * knee.dense_share:.0f} % of the dense model's. "
+        )
+    return text + _saving(front)
+
+
+def _saving(front: Front) -> str:
+    """What pooling saves: the cheapest final at least as good as the best dense model."""
+    dense = [point for point in front.points if point.kind == "dense" and point.finished]
+    if not dense:
+        return ""
+    best = max(dense, key=lambda point: (point.top1_minival or 0.0, -point.gmacs))
+    as_good = [
+        point
+        for point in front.on_front
+        if point.kind == "final" and (point.top1_minival or 0.0) >= (best.top1_minival or 0.0)
+    ]
+    if not as_good:
+        return f"No pooled model reaches the best dense one, {best.point_id}."
+    saved = 100 * (1 - as_good[0].gmacs / best.gmacs)
+    return (
+        f"{as_good[0].point_id} is as accurate as the best dense model, {best.point_id}, "
+        f"with {saved:.0f} % fewer GMACs."
+    )
+
+
+def export_command(name: str, point: Point) -> str | None:
+    """The command that takes a point away, or None where there is no checkpoint."""
+    if point.checkpoint is None:
+        return None
+    return f"tokenpool export {shlex.quote(name)} {shlex.quote(point.point_id)} --format timm"
+
+
+def _point_data(name: str, point: Point) -> dict[str, Any]:
+    return {
+        "id": point.point_id,
+        "kind": point.kind,
+        "width": point.width,
+        "method": point.method,
+        "schedule": list(point.schedule),
+        "compact": compact_schedule(point.schedule),
+        "costs": {"gmacs": point.gmacs}
+        | {f"latency_{batch}": ms for batch, ms in point.latency_ms.items()},
+        "percent_of_dense": 100 * point.dense_share,
+        "top1_minival": point.top1_minival,
+        "top1_val": point.top1_val,
+        "pareto": point.on_front,
+        "knee": point.is_knee,
+        "finished": point.finished,
+        "status": point.status,
+        "reason": point.reason,
+        "command": export_command(name, point),
+    }
+
+
+def _embed(data: dict[str, Any]) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _asset(name: str) -> str:
+    return resources.files("pipelines.track").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+@cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs  # here, as the import takes a while
+
+    return str(get_plotlyjs()).replace("</script", "<\\/script")
