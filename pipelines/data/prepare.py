@@ -3,6 +3,7 @@
 import csv
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import logging
@@ -21,6 +22,7 @@ from pipelines.data.manifest import (
     verify_beton,
 )
 from pipelines.data.options import PrepareOptions, options_hash
+from pipelines.data.parallel import make_shards
 from pipelines.data.shards import shard_paths, write_durably
 from pipelines.data.sources.base import Source
 from pipelines.errors import UserError
@@ -112,7 +114,26 @@ def open_source(source: str, options: PrepareOptions) -> Source:
         from pipelines.data.sources.digits import digits_source
 
         return digits_source()
-    raise UserError(f"no source {source!r}: give digits")
+    if source == "glyphs":
+        from pipelines.data.sources.glyphs import glyph_source
+
+        return glyph_source(options)
+    from pipelines.data.sources.parquet import list_parquet, parquet_source
+
+    if "://" not in source:
+        if not Path(source).exists():
+            raise UserError(
+                f"no source {source}: give digits, glyphs, a folder of class folders, or Parquet"
+            )
+        source = _canonical(source)
+    paths = list_parquet(source)
+    if paths:
+        return parquet_source(source, paths, options.classes)
+    if "://" in source or not Path(source).is_dir():
+        raise UserError(f"{source} holds no Parquet files")
+    from pipelines.data.sources.folder import folder_source
+
+    return folder_source(Path(source), options.classes)
 
 
 def _prepare(
@@ -168,7 +189,7 @@ def _match_plan(partial: Path, shards: Path, source: Source, options: PrepareOpt
     """Keep an earlier run's shards only if they were made from the same list with these options."""
     plan = {
         "options": options_hash(source.name, options),
-        "units": [repr(unit) for unit in source.units],
+        "units": _listing_digest(source),
     }
     path = partial / "plan.json"
     try:
@@ -181,18 +202,27 @@ def _match_plan(partial: Path, shards: Path, source: Source, options: PrepareOpt
     shards.mkdir(exist_ok=True)
 
 
+def _listing_digest(source: Source) -> str:
+    digest = hashlib.sha256(json.dumps(source.classes).encode())
+    for unit in source.units:
+        digest.update(repr(unit).encode())
+    return digest.hexdigest()
+
+
 def _make_shards(
     source: Source, options: PrepareOptions, shards: Path, progress: Progress | None
 ) -> None:
-    from pipelines.data.shards import make_shard, write_shard
-
+    tasks = [
+        (number, unit)
+        for number, unit in enumerate(source.units)
+        if not shard_paths(shards, number)[1].exists()
+    ]
     total = sum(unit.num_samples for unit in source.units)
-    done = 0
-    for number, unit in enumerate(source.units):
-        if not shard_paths(shards, number)[1].exists():
-            mode = options.mode or source.default_mode
-            data, table = make_shard(unit, options, mode, len(source.classes))
-            write_shard(shards, number, data, table)
+    done = total - sum(unit.num_samples for _, unit in tasks)
+    if progress is not None:
+        progress(done, total)
+    mode = options.mode or source.default_mode
+    for _, unit in make_shards(tasks, shards, options, mode, len(source.classes)):
         done += unit.num_samples
         if progress is not None:
             progress(done, total)
