@@ -1,0 +1,1 @@
+"""The subcommands of `tokenpool`, one file each."""

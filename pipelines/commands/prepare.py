@@ -1,0 +1,188 @@
+"""`tokenpool prepare`: options in, a progress bar, and what was made out."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Mode(StrEnum):
+    """How images are stored."""
+
+    jpg = "jpg"
+    raw = "raw"
+    proportion = "proportion"
+
+
+class Side(StrEnum):
+    """Which side `--resolution` limits."""
+
+    longest = "longest"
+    shortest = "shortest"
+
+
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="digits, glyphs, a folder train/CLASS/IMAGE (and val/CLASS/IMAGE), "
+            "or Parquet shards with image and label (a path or any fsspec address)."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Directory to make.")],
+    minival: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the training images for minival, stratified. Default: by source."
+        ),
+    ] = None,
+    val: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of all images for val, where the source has no val. Default: by source."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides the splits, and what glyphs look like.")] = 0,
+    resolution: Annotated[
+        int | None, typer.Option(help="Shrink images so that a side is at most this.")
+    ] = None,
+    resolution_side: Annotated[Side, typer.Option(help="The side meant.")] = Side.longest,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(
+            help="Store JPEGs, raw pixels, or JPEGs for a proportion. Default: by source."
+        ),
+    ] = None,
+    proportion: Annotated[float, typer.Option(help="Share of JPEGs in mode proportion.")] = 0.5,
+    quality: Annotated[int, typer.Option(help="JPEG quality where images are encoded.")] = 90,
+    reencode: Annotated[
+        bool, typer.Option("--reencode", help="Encode anew even JPEGs that could be kept.")
+    ] = False,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="The first so many classes (a number), or names with commas."),
+    ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(help="Refuse larger images as decompression bombs.")
+    ] = 100_000_000,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without the images that are refused.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
+    address: Annotated[
+        str | None, typer.Option(help="Write shards on this Ray cluster instead.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="glyphs: how many images.")] = 50_000,
+    size: Annotated[int, typer.Option(help="glyphs: side in pixels.")] = 64,
+    num_glyphs: Annotated[int, typer.Option(help="glyphs: classes, up to 62.")] = 36,
+    clutter: Annotated[float, typer.Option(help="glyphs: background clutter, 0 to 1.")] = 0.5,
+    variation: Annotated[
+        float, typer.Option(help="glyphs: spread of place, size, angle and colour, 0 to 1.")
+    ] = 0.5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Turn images into FFCV betons with a manifest, checking every image.
+
+    Typed again on a finished OUT it verifies the checksums and changes nothing; a run that was
+    stopped goes on where it was. OUT appears complete or not at all. Refused images are listed in
+    rejected.csv with the reason.
+    """
+    from rich.console import Console
+
+    from pipelines.data.options import parse_options
+    from pipelines.data.prepare import prepare as run
+
+    options = parse_options(
+        minival=minival,
+        val=val,
+        seed=seed,
+        resolution=resolution,
+        resolution_side=resolution_side.value,
+        mode=mode.value if mode else None,
+        proportion=proportion,
+        quality=quality,
+        reencode=reencode,
+        classes=_classes(classes),
+        max_pixels=max_pixels,
+        skip_bad=skip_bad,
+        workers=workers,
+        address=address,
+        count=count,
+        size=size,
+        num_glyphs=num_glyphs,
+        clutter=clutter,
+        variation=variation,
+    )
+    finished = (out / "manifest.json").exists()
+    console = Console(stderr=True)
+    with _Progress(console) as progress:
+        manifest = run(source, out, options, progress=progress.update)
+    if as_json:
+        sys.stdout.write(json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
+        return
+    parts = ", ".join(f"{name} {split.samples:,}" for name, split in manifest.splits.items())
+    state = "is complete and verified" if finished else "prepared"
+    Console().print(
+        f"{out} {state}: {parts} images of {manifest.num_classes} classes",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if manifest.rejected:
+        where = out / "rejected.csv"
+        Console().print(f"{manifest.rejected} refused: {where}", highlight=False, soft_wrap=True)
+
+
+def _classes(text: str | None) -> int | list[str] | None:
+    if text is None:
+        return None
+    if text.isdigit():
+        return int(text)
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+class _Progress:
+    """A bar with images per second and time left; shown only once there is work."""
+
+    def __init__(self, console: "object") -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            Task,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text(f"{task.speed or 0:,.0f} images/s")
+
+        self._bar = Progress(
+            TextColumn("preparing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Rate(),
+            TimeRemainingColumn(),
+            console=console,  # type: ignore[arg-type]
+            transient=True,
+        )
+        self._task: object = None
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        if self._task is None:
+            self._bar.start()
+            # What an earlier run finished must not count towards this one's rate.
+            self._task = self._bar.add_task("", total=total, completed=done)
+            return
+        self._bar.update(self._task, completed=done)  # type: ignore[arg-type]
