@@ -131,7 +131,7 @@ def build_front(state: SearchState) -> Front:
     reference_gmacs = max((base.gmacs for base in state.bases), default=0.0)
     candidates: list[dict[str, Any]] = [
         {
-            "point_id": f"dense-{base.width}",
+            "point_id": dense_id(base),
             "kind": "dense",
             "width": base.width,
             "num_heads": base.num_heads,
@@ -228,14 +228,26 @@ def history(name: str, events: Iterable[Event]) -> list[Progress]:
     return steps
 
 
-def _finished(state: SearchState) -> list[tuple[float, float]]:
-    """(GMACs, top-1) of all points whose top-1 is final."""
-    everything: list[BaseState | TrialState] = [*state.bases, *state.trials.values()]
+def finished_points(state: SearchState) -> list[tuple[str, float, float]]:
+    """(id, GMACs, top-1 on minival) of all points whose top-1 is final."""
+    everything: list[tuple[str, BaseState | TrialState]] = [
+        *((dense_id(base), base) for base in state.bases),
+        *state.trials.items(),
+    ]
     return [
-        (point.gmacs, point.top1_minival)
-        for point in everything
+        (point_id, point.gmacs, point.top1_minival)
+        for point_id, point in everything
         if point.status in FINISHED and point.top1_minival is not None
     ]
+
+
+def dense_id(base: BaseState) -> str:
+    """What a dense base is called among the points."""
+    return f"dense-{base.width}"
+
+
+def _finished(state: SearchState) -> list[tuple[float, float]]:
+    return [(gmacs, top1) for _, gmacs, top1 in finished_points(state)]
 
 
 def _chance(state: SearchState) -> float:
