@@ -7,6 +7,7 @@ the same events twice gives the same runs: MLflow can be caught up, resumed or r
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,9 +83,9 @@ class Projection:
         elif kind == "stage_done":
             self._on_stage(event["stage"], now)
 
-    def interrupt(self, status: str, now_ms: int) -> None:
+    def interrupt(self, status: str, now_ms: int, already_ended: Set[str] = frozenset()) -> None:
         """The driver ends before the search does: nothing may be left as running."""
-        for point_id in (PARENT, *self._running()):
+        for point_id in {PARENT, *self._running()} - already_ended:
             change = self._change(point_id, now_ms)
             change.status, change.end_ms = status, now_ms
 

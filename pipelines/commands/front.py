@@ -1,0 +1,43 @@
+"""`tokenpool front NAME`: the Pareto table of a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipelines.errors import UserError
+from pipelines.search.state import load_state
+from pipelines.track import files
+from pipelines.track.front import build_front
+from pipelines.track.table import front_table
+
+Name = Annotated[str, typer.Argument(help="The search.")]
+Storage = Annotated[
+    Path, typer.Option("--storage", help="Folder that keeps the searches.", envvar="TOKENPOOL_RUNS")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def front(
+    name: Name,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Dominated, stopped and failed models too.")
+    ] = False,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    storage: Storage = Path("runs"),
+) -> None:
+    """The Pareto front of a search: GMACs against top-1."""
+    if as_json and as_csv:
+        raise UserError("--json and --csv exclude each other: give one of them")
+    found = build_front(load_state(storage, name))
+    points = found.points if everything else found.on_front
+    if as_json:
+        typer.echo(files.to_json(found, points))
+    elif as_csv:
+        typer.echo(files.to_csv(points), nl=False)
+    else:
+        Console().print(front_table(found, points))

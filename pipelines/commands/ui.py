@@ -1,0 +1,48 @@
+"""`tokenpool ui`: MLflow on loopback over the right store."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.front import Storage
+from pipelines.errors import UserError
+from pipelines.search.state import load_state, search_names
+from pipelines.track.mirror import catch_up
+from pipelines.track.server import LOOPBACK, check_port, start_server, stop_server
+from pipelines.track.store import tracking_store
+
+logger = logging.getLogger(__name__)
+
+
+def ui(
+    name: Annotated[str | None, typer.Argument(help="The search to open; default all.")] = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    storage: Storage = Path("runs"),
+) -> None:
+    """Browse searches in MLflow, on this machine only, until Ctrl-C."""
+    if name is not None:
+        load_state(storage, name)  # an unknown name is said before anything is started
+    names = [name] if name else search_names(storage)
+    if not names:
+        raise UserError(f"no search under {storage}: run `tokenpool search CONFIG.yaml` first")
+    store = tracking_store(storage)
+    if store.is_local:
+        check_port(port)
+    base = f"http://{LOOPBACK}:{port}" if store.is_local else store.uri.rstrip("/")
+    pages = {search: catch_up(storage, search, store, base) for search in names}
+    process = start_server(store, port, storage / "mlflow-server.log") if store.is_local else None
+    typer.echo(f"MLflow: {base}" + (" (Ctrl-C ends it)" if process else ""))
+    for search, page in pages.items():
+        typer.echo(f"  {search}: {page}")
+    if process is None:
+        return
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+    finally:
+        stop_server(process)
