@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipelines.data.augment import AugmentConfig
 from pipelines.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -30,7 +31,9 @@ class DataConfig(StrictModel):
     path: Path = Field(description="The prepared folder (betons and manifest.json).")
     image_size: Positive = Field(description="Side of the square the model sees, in pixels.")
     loader: Literal["auto", "ffcv", "torchvision"] = "auto"
-    loader_threads: Positive = Field(1, description="Decoding threads of each training worker.")
+    loader_threads: Positive = Field(
+        default=1, description="Decoding threads of each training worker."
+    )
 
 
 class ModelConfig(StrictModel):
@@ -67,9 +70,11 @@ class SpaceConfig(StrictModel):
 
     widths: tuple[WidthConfig, ...] = Field(min_length=1)
     method: str = "wkmedoids"
-    min_tokens: Positive = Field(1, description="Fewest tokens any layer may keep.")
-    token_step: Positive = Field(1, description="Token counts are multiples of this.")
-    max_gmacs: float | None = Field(None, gt=0, description="Upper bound on a candidate's GMACs.")
+    min_tokens: Positive = Field(default=1, description="Fewest tokens any layer may keep.")
+    token_step: Positive = Field(default=1, description="Token counts are multiples of this.")
+    max_gmacs: float | None = Field(
+        default=None, gt=0, description="Upper bound on a candidate's GMACs."
+    )
 
     @field_validator("widths")
     @classmethod
@@ -81,42 +86,37 @@ class SpaceConfig(StrictModel):
         return widths
 
 
-class AugmentConfig(StrictModel):
-    """Geometric augmentation on the device, per sample, after decoding."""
-
-    shift: float = Field(0.0, ge=0, le=0.5, description="Largest shift, fraction of the side.")
-    rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation in degrees.")
-    scale: float = Field(0.0, ge=0, lt=1, description="Largest relative change of size.")
-    flip: bool = Field(False, description="Mirror half of the images (not for characters).")
-
-
 class TrainConfig(StrictModel):
     """One training job: DeiT's recipe (Touvron 2021), scaled to the data at hand."""
 
     epochs: Positive = 300
-    batch_size: Positive = Field(1024, description="Images per optimizer step over all workers.")
-    lr: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
-    min_lr: float = Field(1e-5, ge=0)
-    warmup_epochs: float = Field(5.0, ge=0)
-    weight_decay: float = Field(0.05, ge=0, description="Not applied to biases and norms.")
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    clip_grad: float = Field(1.0, ge=0, description="Largest gradient norm; 0 for no clipping.")
-    drop_path: float = Field(0.0, ge=0, lt=1)
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="Of the weights per step; 0 for none.")
+    batch_size: Positive = Field(
+        default=1024, description="Images per optimizer step over all workers."
+    )
+    lr: float = Field(default=1e-3, gt=0, description="Peak learning rate of AdamW.")
+    min_lr: float = Field(default=1e-5, ge=0)
+    warmup_epochs: float = Field(default=5.0, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0, description="Not applied to biases and norms.")
+    clip_grad: float = Field(
+        default=1.0, ge=0, description="Largest gradient norm; 0 for no clipping."
+    )
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    ema_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="Of the weights per step; 0 for none."
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2] = 0
     augment: AugmentConfig = AugmentConfig()
-    eval_every: Positive = Field(1, description="Epochs between two evaluations.")
 
 
 class WorkersConfig(StrictModel):
     """The processes of one training job."""
 
     num_workers: Positive = 1
-    cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: float = Field(0.0, ge=0)
-    threads_per_worker: Positive = Field(1, description="Threads torch computes with.")
-    max_failures: int = Field(3, ge=0, description="Restarts of a job after a worker died.")
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    threads_per_worker: Positive = Field(default=1, description="Threads torch computes with.")
+    max_failures: int = Field(default=3, ge=0, description="Restarts of a job after a worker died.")
 
 
 class BaseStageConfig(StrictModel):
@@ -124,7 +124,9 @@ class BaseStageConfig(StrictModel):
 
     train: TrainConfig
     workers: WorkersConfig = WorkersConfig()
-    max_concurrent: Positive = Field(1, description="Widths trained at the same time, at most.")
+    max_concurrent: Positive = Field(
+        default=1, description="Widths trained at the same time, at most."
+    )
 
 
 class ScreenStageConfig(StrictModel):
@@ -133,8 +135,8 @@ class ScreenStageConfig(StrictModel):
     schedules: Positive = 1000
     generations: Positive = 4
     actors: Positive = 1
-    cpus_per_actor: float = Field(1.0, gt=0)
-    gpus_per_actor: float = Field(0.0, ge=0)
+    cpus_per_actor: float = Field(default=1.0, gt=0)
+    gpus_per_actor: float = Field(default=0.0, ge=0)
     batch_size: Positive = 256
 
 
@@ -145,10 +147,15 @@ class FinalsStageConfig(StrictModel):
     train: TrainConfig
     workers: WorkersConfig = WorkersConfig()
     max_concurrent: Positive = 1
-    grace_epochs: Positive = Field(1, description="Epochs every trial gets before it may stop.")
-    reduction_factor: float = Field(2.0, gt=1)
+    grace_epochs: Positive = Field(
+        default=1, description="Epochs every trial gets before it may stop."
+    )
+    reduction_factor: float = Field(default=2.0, gt=1)
     noise_margin: float = Field(
-        0.01, ge=0, lt=1, description="Top-1 (as a fraction) a trial may lack and still go on."
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="Top-1 (as a fraction) a trial may lack and still go on.",
     )
 
 
@@ -169,7 +176,9 @@ class SearchConfig(StrictModel):
     def _consistent(self) -> SearchConfig:
         size, patch = self.data.image_size, self.model.patch_size
         if size % patch:
-            raise ValueError(f"data.image_size {size} is not a multiple of model.patch_size {patch}")
+            raise ValueError(
+                f"data.image_size {size} is not a multiple of model.patch_size {patch}"
+            )
         patches = self.model.num_patches(size)
         if self.space.min_tokens > patches:
             raise ValueError(

@@ -105,7 +105,8 @@ class SearchState:
     @property
     def device_seconds(self) -> float:
         """Workers × seconds spent on training so far."""
-        return sum(x.device_seconds for x in [*self.bases, *self.trials.values()])
+        bases = sum(base.device_seconds for base in self.bases)
+        return bases + sum(trial.device_seconds for trial in self.trials.values())
 
     def base(self, width: int) -> BaseState:
         """The base of a width."""

@@ -1,0 +1,38 @@
+"""`tokenpool search CONFIG.yaml`: run a search, or go on with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+INTERRUPTED = 130  # what shells give a command that Ctrl-C ended
+
+
+def search(
+    config: Annotated[Path, typer.Argument(help="YAML file, e.g. tune_spaces/presets/digits.yaml")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting: finals.trials=12. May be repeated."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Running Ray cluster; default: a local one for this search.")
+    ] = None,
+) -> None:
+    """Search widths and token schedules; resumes where an earlier run of this name stopped."""
+    # Imported here: Ray and torch take seconds that `--help` need not wait for.
+    from pipelines.config import load_config
+    from pipelines.console import Screen
+    from pipelines.search.runner import run_search
+
+    screen = Screen()
+    loaded = load_config(config, overrides)
+    try:
+        run_search(loaded, screen, address)
+    except KeyboardInterrupt:
+        screen.say(
+            "\ninterrupted: what is finished is kept; type the same command to go on",
+            style="yellow",
+        )
+        raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,80 @@
+"""What a person sees while a command works: headings, progress, plain lines off a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.rule import Rule
+
+_PLAIN_STEPS = 10
+
+
+class Screen:
+    """Where a search reports to its user.
+
+    On a terminal there are rules and live bars; in a pipe or a log each fact is one line.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+
+    def heading(self, title: str, detail: str = "") -> None:
+        """Begins a stage."""
+        if self.console.is_terminal:
+            self.console.print(Rule(f"[bold]{title}[/bold]", align="left"))
+            if detail:
+                self.console.print(detail, style="dim")
+        else:
+            self.say(f"== {title}" + (f": {detail}" if detail else ""))
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Prints one line; brackets in it mean nothing special."""
+        self.console.print(text, style=style, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Bar]:
+        """A bar for as long as the block runs."""
+        if not self.console.is_terminal:
+            yield Bar(self, label, total)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console, transient=True) as live:
+            yield Bar(self, label, total, live)
+
+
+class Bar:
+    """The progress of one stage."""
+
+    def __init__(self, screen: Screen, label: str, total: int, live: Progress | None = None):
+        self._screen, self._label, self._total, self._live = screen, label, total, live
+        self._done = self._said = 0
+        self._task = live.add_task(label, total=total, note="") if live is not None else None
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Counts steps as done."""
+        self._done += steps
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, advance=steps, note=note)
+            return
+        tenth = self._done * _PLAIN_STEPS // max(1, self._total)
+        if tenth > self._said:
+            self._said = tenth
+            suffix = f"  {note}" if note else ""
+            self._screen.say(f"{self._label}: {self._done}/{self._total}{suffix}")

@@ -1,0 +1,120 @@
+"""From a search's configuration to its space and its training jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tokenpool as tp
+from pipelines.config import DataConfig, SearchConfig, WidthConfig
+from pipelines.errors import UserError
+from pipelines.search.state import TrialState
+from pipelines.train.spec import ModelSpec, TrainJob
+from tune_spaces.space import ScheduleSpace
+
+
+def check_method(method: str) -> None:
+    """Raises UserError for a method that does not exist."""
+    if method not in tp.METHODS:
+        raise UserError(f"space.method {method} is unknown: use one of {', '.join(tp.METHODS)}")
+
+
+def vit_spec(config: SearchConfig, width: WidthConfig, num_classes: int) -> tp.VitSpec:
+    """The shapes of one width's model: all that its cost depends on."""
+    side = config.data.image_size // config.model.patch_size
+    return tp.VitSpec(
+        width=width.width,
+        depth=config.model.depth,
+        grid=(side, side),
+        prefix=1,
+        hidden=4 * width.width,
+        patch_in=3 * config.model.patch_size**2,
+        classes=num_classes,
+        heads=width.heads,
+    )
+
+
+def dense_gmacs(config: SearchConfig, width: WidthConfig, num_classes: int) -> float:
+    """GMACs of one width without pooling."""
+    spec = vit_spec(config, width, num_classes)
+    return tp.vit_macs(spec, tp.Schedule.dense(spec.depth, spec.patches)).gmacs
+
+
+def make_space(config: SearchConfig, num_classes: int) -> ScheduleSpace:
+    """The space of widths and schedules, with the cost of each counted in closed form.
+
+    Raises:
+        UserError: no schedule is within the bounds.
+    """
+    specs = {w.width: vit_spec(config, w, num_classes) for w in config.space.widths}
+
+    def cost(width: int, schedule: tp.Schedule) -> float:
+        return tp.vit_macs(specs[width], schedule, config.space.method).gmacs
+
+    try:
+        return ScheduleSpace(
+            config.model.depth,
+            config.model.num_patches(config.data.image_size),
+            list(specs),
+            cost,
+            min_tokens=config.space.min_tokens,
+            step=config.space.token_step,
+            max_gmacs=config.space.max_gmacs,
+        )
+    except ValueError as error:
+        raise UserError(f"space: {error}") from None
+
+
+def base_job_id(width: int) -> str:
+    """Names the base of a width, and its folder."""
+    return f"base-w{width}"
+
+
+def base_job(config: SearchConfig, width: WidthConfig, num_classes: int) -> TrainJob:
+    """The job that trains the dense model of one width."""
+    stage = config.base
+    return TrainJob(
+        job_id=base_job_id(width.width),
+        storage=_jobs_directory(config),
+        data=_absolute_data(config),
+        model=_model_spec(config, width.width, width.heads, num_classes),
+        train=stage.train,
+        workers=stage.workers,
+        seed=config.seed,
+    )
+
+
+def final_job(config: SearchConfig, trial: TrialState, base: str, num_classes: int) -> TrainJob:
+    """The job that fine-tunes one candidate from its width's base."""
+    stage = config.finals
+    return TrainJob(
+        job_id=trial.trial_id,
+        storage=_jobs_directory(config),
+        data=_absolute_data(config),
+        model=_model_spec(config, trial.width, trial.num_heads, num_classes),
+        schedule=trial.schedule,
+        method=trial.method,
+        init=Path(base),
+        train=stage.train,
+        workers=stage.workers,
+        seed=config.seed,
+    )
+
+
+def _jobs_directory(config: SearchConfig) -> Path:
+    # Workers run elsewhere than the driver: every path they get is absolute.
+    return (config.directory / "jobs").resolve()
+
+
+def _absolute_data(config: SearchConfig) -> DataConfig:
+    return config.data.model_copy(update={"path": config.data.path.resolve()})
+
+
+def _model_spec(config: SearchConfig, width: int, heads: int, num_classes: int) -> ModelSpec:
+    return ModelSpec(
+        width=width,
+        heads=heads,
+        depth=config.model.depth,
+        patch_size=config.model.patch_size,
+        image_size=config.data.image_size,
+        num_classes=num_classes,
+    )

@@ -1,0 +1,32 @@
+"""The driver's memory: every event goes to the ledger, the state, and whoever watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.search.ledger import Ledger
+from pipelines.search.state import SearchState
+
+
+class Recorder:
+    """Writes an event to disk first, then lets everybody know.
+
+    Args:
+        ledger: the writing end of the search's ledger.
+        state: what the ledger's events add up to so far.
+        notify: called after each event, for instance to wake the tracker.
+    """
+
+    def __init__(
+        self, ledger: Ledger, state: SearchState, notify: Callable[[], None] | None = None
+    ) -> None:
+        self.state = state
+        self.notify = notify
+        self._ledger = ledger
+
+    def add(self, kind: str, **fields: Any) -> None:
+        """Records one event."""
+        self.state.apply(self._ledger.append(kind, **fields))
+        if self.notify is not None:
+            self.notify()

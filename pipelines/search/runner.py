@@ -1,0 +1,144 @@
+"""A whole search, from its configuration to the published front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from cluster.session import ClusterError, ray_session
+from pipelines.config import SearchConfig, differences
+from pipelines.console import Screen
+from pipelines.data.manifest import Manifest, load_manifest, verify_beton
+from pipelines.errors import UserError
+from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.plan import check_method, dense_gmacs, make_space
+from pipelines.search.recorder import Recorder
+from pipelines.search.stages.base import run_base
+from pipelines.search.stages.context import StageContext
+from pipelines.search.stages.finals import run_finals
+from pipelines.search.stages.publish import run_publish
+from pipelines.search.stages.screen import run_screen
+from pipelines.search.state import BaseState, SearchState, fold
+from pipelines.track import files
+from pipelines.track.front import build_front, history
+from pipelines.track.mlflow_tracker import MlflowTracker
+from pipelines.track.page import write_page
+from pipelines.track.plot import write_png
+from pipelines.track.store import tracking_store
+from pipelines.track.table import caption, front_table
+
+_STAGES: tuple[tuple[str, str, Callable[[StageContext], None]], ...] = (
+    ("base", "base models: one dense model per width", run_base),
+    ("screen", "screening: schedules scored without training", run_screen),
+    ("finals", "finals: the best candidates fine-tuned", run_finals),
+    ("publish", "publishing: validation top-1 of the front", run_publish),
+)
+
+
+def run_search(config: SearchConfig, screen: Screen, address: str | None = None) -> None:
+    """Runs a search, or what is left of it, and shows its front.
+
+    Raises:
+        UserError: the data is missing or altered, the search exists with another config,
+            the cluster is too small, or a stage failed.
+    """
+    check_method(config.space.method)
+    manifest = load_manifest(config.data.path)
+    directory = config.directory
+    with Ledger(directory) as ledger:
+        state = fold(config.name, read_events(directory / LEDGER_NAME))
+        if state.exists:
+            _check_same(state, config)
+        if state.complete:
+            screen.say(f"Search {config.name} is complete: nothing is left to run.")
+            show_front(state, config.storage, screen)
+            return
+        for split in manifest.splits:
+            verify_beton(config.data.path, split, manifest)
+        make_space(config, len(manifest.classes))
+        recorder = Recorder(ledger, state)
+        if state.exists:
+            done = [name for name, status in state.stages.items() if status == "done"]
+            screen.say(f"Resuming search {config.name} (done: {', '.join(done) or 'nothing yet'}).")
+        else:
+            _create(recorder, config, manifest)
+        screen.say(f"config {config.config_hash()}, ledger {ledger.path}", style="dim")
+        _run_stages(config, recorder, screen, address)
+        write_results(state, directory)
+    show_front(state, config.storage, screen)
+
+
+def _run_stages(
+    config: SearchConfig, recorder: Recorder, screen: Screen, address: str | None
+) -> None:
+    try:
+        with (
+            MlflowTracker(config.directory, tracking_store(config.storage)) as tracker,
+            ray_session(address) as cluster,
+        ):
+            recorder.notify = tracker.notify
+            context = StageContext(config, cluster, recorder, screen)
+            for number, (name, title, run) in enumerate(_STAGES, start=1):
+                if recorder.state.stages[name] != "done":
+                    screen.heading(f"{number}/{len(_STAGES)} {title}")
+                    run(context)
+    except ClusterError as error:
+        raise UserError(str(error), exit_code=1) from None
+
+
+def _create(recorder: Recorder, config: SearchConfig, manifest: Manifest) -> None:
+    num_classes = len(manifest.classes)
+    bases = [
+        BaseState(w.width, w.heads, dense_gmacs(config, w, num_classes))
+        for w in config.space.widths
+    ]
+    recorder.add(
+        "created",
+        config=config.resolved(),
+        config_hash=config.config_hash(),
+        num_classes=num_classes,
+        bases=[asdict(base) for base in bases],
+    )
+    files.write_text(config.directory / "config.yaml", yaml.safe_dump(config.resolved()))
+
+
+def _check_same(state: SearchState, config: SearchConfig) -> None:
+    if state.config_hash == config.config_hash():
+        return
+    changed = differences(
+        {k: v for k, v in state.config.items() if k != "storage"},
+        {k: v for k, v in config.resolved().items() if k != "storage"},
+    )
+    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    raise UserError(
+        f"search {config.name} exists with another config ({changed[0]}{more}): "
+        f"choose a new name with --set name=…, or go back to {config.directory}/config.yaml"
+    )
+
+
+def write_results(state: SearchState, directory: Path) -> None:
+    """The search's results beside its ledger: Parquet, CSV, picture and page."""
+    front = build_front(state)
+    files.write_parquet(front.points, directory / "results.parquet")
+    files.write_text(directory / "front.csv", files.to_csv(front.on_front))
+    write_png(front, directory / "front.png")
+    write_page(
+        front,
+        directory / "front.html",
+        history(state.name, read_events(directory / LEDGER_NAME)),
+    )
+
+
+def show_front(state: SearchState, storage: Path, screen: Screen) -> None:
+    """Prints the front and what to type next."""
+    front = build_front(state)
+    screen.console.print(front_table(front))
+    screen.say(caption(front))
+    option = "" if storage == Path("runs") else f" --storage {storage}"
+    screen.say(f"picture and page: {storage}/searches/{state.name}/front.png, front.html")
+    screen.say("next:")
+    screen.say(f"  tokenpool ui{option}                      browse the runs in MLflow")
+    screen.say(f"  tokenpool pick {state.name} --knee{option}       choose a model")

@@ -1,0 +1,88 @@
+"""Scores schedules without training: holds the models and the images once, answers often."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import tokenpool as tp
+from pipelines.config import DataConfig
+from pipelines.data.augment import normalize
+from pipelines.data.loader import make_loader
+from pipelines.data.manifest import load_manifest
+from pipelines.train.evaluate import evaluate
+
+Batches = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class Scorer:
+    """Runs as a Ray actor; usable without Ray as well.
+
+    Args:
+        bases: width → saved dense model.
+        data: where the images are.
+        batch_size: images per forward pass.
+        device: where the models run.
+        num_threads: threads torch computes with.
+    """
+
+    def __init__(
+        self,
+        bases: dict[int, str],
+        data: DataConfig,
+        *,
+        batch_size: int,
+        device: str = "cpu",
+        num_threads: int = 1,
+    ) -> None:
+        torch.set_num_threads(num_threads)
+        self._device = torch.device(device)
+        self._data, self._batch_size = data, batch_size
+        manifest = load_manifest(data.path)
+        self._mean, self._std = manifest.mean, manifest.std
+        self._models = {
+            width: tp.load(Path(path)).eval().to(self._device) for width, path in bases.items()
+        }
+        self._splits: dict[str, Batches] = {}
+
+    def score(
+        self, width: int, schedules: Sequence[tuple[int, ...]], method: str
+    ) -> list[tuple[float, float]]:
+        """(top-1 as a fraction, mean cross-entropy) of each schedule on minival.
+
+        All schedules see the same images, so their differences are paired.
+        """
+        model = self._models[width]
+        results = []
+        for schedule in schedules:
+            pooled = tp.pool(model, schedule, method=method)
+            scores = evaluate(pooled, self._batches("minival"), lambda x: x, self._device)
+            results.append((scores["top1"], scores["loss"]))
+        return results
+
+    def evaluate_saved(self, path: str, split: str) -> dict[str, float]:
+        """Top-1, top-5 and loss of a saved model on a split."""
+        model = tp.load(Path(path)).eval().to(self._device)
+        return evaluate(model, self._batches(split), lambda x: x, self._device)
+
+    def _batches(self, split: str) -> Batches:
+        """The split's images, decoded and normalised once."""
+        if split not in self._splits:
+            loader = make_loader(
+                self._data.path,
+                split,
+                batch_size=self._batch_size,
+                train=False,
+                image_size=self._data.image_size,
+                implementation=self._data.loader,
+            )
+            try:
+                self._splits[split] = [
+                    (normalize(images.to(self._device), self._mean, self._std), labels)
+                    for images, labels in loader
+                ]
+            finally:
+                loader.close()
+        return self._splits[split]

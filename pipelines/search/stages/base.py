@@ -1,0 +1,86 @@
+"""Stage *base*: a dense model for each width, trained as a Ray Train job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.console import Bar
+from pipelines.errors import UserError
+from pipelines.search.plan import base_job, base_job_id
+from pipelines.search.recorder import Recorder
+from pipelines.search.stages.context import StageContext
+from pipelines.search.tuning import TrialRequest, run_trials
+from pipelines.train.checkpoint import MODEL_NAME
+
+# A base this near to chance has learned nothing that pooling could keep.
+_LEAST_TIMES_CHANCE = 2.0
+
+
+def run_base(context: StageContext) -> None:
+    """Trains what is missing.
+
+    Raises:
+        UserError: a base failed, or did not learn.
+    """
+    config, state = context.config, context.state
+    missing = [w for w in config.space.widths if state.base(w.width).status != "done"]
+    if missing:
+        epochs = config.base.train.epochs
+        widths = {base_job_id(w.width): w.width for w in missing}
+        with context.screen.progress("base models, epochs", epochs * len(missing)) as bar:
+            run_trials(
+                [
+                    TrialRequest(
+                        base_job(config, width, state.num_classes), state.base(width.width).gmacs
+                    )
+                    for width in missing
+                ],
+                max_concurrent=context.concurrency(config.base.workers, config.base.max_concurrent),
+                listener=_BaseListener(context.recorder, widths, bar),
+                directory=config.directory / "tune",
+                name="base",
+            )
+    for width in config.space.widths:
+        base = state.base(width.width)
+        if base.status != "done" or base.top1_minival is None:
+            raise UserError(
+                f"the base of width {width.width} failed: {base.reason or 'it did not finish'}",
+                exit_code=1,
+            )
+        if base.top1_minival < _LEAST_TIMES_CHANCE / state.num_classes:
+            raise UserError(
+                f"the base of width {width.width} does not learn (top-1 on minival "
+                f"{base.top1_minival:.1%}, chance {1 / state.num_classes:.1%}): "
+                "change base.train.lr or base.train.epochs",
+                exit_code=1,
+            )
+        context.screen.say(
+            f"width {width.width}: {base.gmacs:.4f} GMACs, top-1 on minival {base.top1_minival:.2%}"
+        )
+    context.recorder.add("stage_done", stage="base")
+
+
+class _BaseListener:
+    def __init__(self, recorder: Recorder, widths: dict[str, int], bar: Bar) -> None:
+        self._recorder, self._widths, self._bar = recorder, widths, bar
+
+    def report(self, job_id: str, report: dict[str, Any]) -> None:
+        width = self._widths[job_id]
+        self._recorder.add("base_report", width=width, report=report)
+        self._bar.advance(
+            note=f"width {width} epoch {report['epoch']} top-1 {report['top1_minival']:.1%}"
+        )
+
+    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
+        if checkpoint is None:
+            self.failed(job_id, "it ended without a checkpoint")
+            return
+        self._recorder.add(
+            "base_done",
+            width=self._widths[job_id],
+            checkpoint=f"{checkpoint}/{MODEL_NAME}",
+            top1_minival=report["top1_minival"],
+        )
+
+    def failed(self, job_id: str, reason: str) -> None:
+        self._recorder.add("base_failed", width=self._widths[job_id], reason=reason)

@@ -1,0 +1,41 @@
+"""What every stage is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.session import Cluster, ClusterError
+from pipelines.config import SearchConfig, WorkersConfig
+from pipelines.console import Screen
+from pipelines.errors import UserError
+from pipelines.search.recorder import Recorder
+from pipelines.search.state import SearchState
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """The search, the cluster it runs on, its memory and its user."""
+
+    config: SearchConfig
+    cluster: Cluster
+    recorder: Recorder
+    screen: Screen
+
+    @property
+    def state(self) -> SearchState:
+        """What is known so far."""
+        return self.recorder.state
+
+    def concurrency(self, workers: WorkersConfig, wanted: int) -> int:
+        """How many jobs may run at once so that none waits for another's workers.
+
+        Raises:
+            UserError: the cluster cannot hold one.
+        """
+        try:
+            fits = self.cluster.concurrent_jobs(
+                workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker
+            )
+        except ClusterError as error:
+            raise UserError(str(error)) from None
+        return min(wanted, fits)

@@ -1,0 +1,161 @@
+"""Stage *finals*: the best screened candidates fine-tuned as Ray Tune trials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.console import Bar
+from pipelines.errors import UserError
+from pipelines.search.plan import final_job
+from pipelines.search.recorder import Recorder
+from pipelines.search.stages.context import StageContext
+from pipelines.search.stages.screen import as_scored
+from pipelines.search.state import SearchState, TrialState
+from pipelines.search.tuning import TrialRequest, run_trials
+from pipelines.train.checkpoint import MODEL_NAME
+from tune_spaces.evolution import Scored, select
+from tune_spaces.scheduler import Decision, ParetoHalving
+
+
+def run_finals(context: StageContext) -> None:
+    """Creates the trials once, then runs those that are neither done, stopped nor failed.
+
+    Raises:
+        UserError: every trial failed.
+    """
+    config, state = context.config, context.state
+    if not state.trials:
+        _create_trials(context)
+    open_trials = [t for t in state.trials.values() if t.status in ("pending", "running")]
+    if open_trials:
+        scheduler = _make_scheduler(context)
+        epochs = config.finals.train.epochs
+        with context.screen.progress("finals, epochs", epochs * len(open_trials)) as bar:
+            listener = _FinalsListener(context.recorder, epochs, bar)
+            scheduler.listener = listener.decided
+            run_trials(
+                [_request(context, trial) for trial in open_trials],
+                max_concurrent=context.concurrency(
+                    config.finals.workers, config.finals.max_concurrent
+                ),
+                listener=listener,
+                directory=config.directory / "tune",
+                name="finals",
+                scheduler=scheduler,
+            )
+    counts = {
+        status: sum(t.status == status for t in state.trials.values())
+        for status in ("done", "stopped", "failed")
+    }
+    context.screen.say(", ".join(f"{n} {status}" for status, n in counts.items() if n))
+    for trial in state.trials.values():
+        if trial.status in ("stopped", "failed"):
+            context.screen.say(f"{trial.trial_id} {trial.status}: {trial.reason}", style="dim")
+    if not counts["done"]:
+        raise UserError(
+            f"no final was trained to its end: {next(iter(state.trials.values())).reason}",
+            exit_code=1,
+        )
+    context.recorder.add("stage_done", stage="finals")
+
+
+def choose_finalists(state: SearchState, count: int) -> list[Scored]:
+    """The screened candidates worth training: an equal share of each width, cheapest first.
+
+    A width may look worse before fine-tuning and be better after it, so each has its own
+    front and its own share. Dense schedules are left out: they are the bases.
+    """
+    widths = sorted({row.width for row in state.screened})
+    dense = {base.width: base.gmacs for base in state.bases}
+    chosen: list[Scored] = []
+    for index, width in enumerate(widths):
+        share = count // len(widths) + (index < count % len(widths))
+        own = [
+            entry
+            for entry in as_scored(state)
+            if entry.candidate.width == width and entry.candidate.gmacs < dense[width]
+        ]
+        chosen += select(own, share)
+    return sorted(chosen, key=lambda entry: entry.candidate.gmacs)
+
+
+def _create_trials(context: StageContext) -> None:
+    heads = {w.width: w.heads for w in context.config.space.widths}
+    for number, entry in enumerate(choose_finalists(context.state, context.config.finals.trials)):
+        candidate = entry.candidate
+        context.recorder.add(
+            "trial_created",
+            trial_id=f"t{number:03d}",
+            width=candidate.width,
+            num_heads=heads[candidate.width],
+            schedule=list(candidate.schedule),
+            method=context.config.space.method,
+            gmacs=candidate.gmacs,
+        )
+
+
+def _request(context: StageContext, trial: TrialState) -> TrialRequest:
+    base = context.state.base(trial.width)
+    job = final_job(context.config, trial, str(base.checkpoint), context.state.num_classes)
+    return TrialRequest(job, trial.gmacs)
+
+
+def _make_scheduler(context: StageContext) -> ParetoHalving:
+    """The scheduler, told of what trials did before an interruption."""
+    stage = context.config.finals
+    scheduler = ParetoHalving(
+        "top1_minival",
+        costs=["gmacs"],
+        grace_period=min(stage.grace_epochs, stage.train.epochs - 1) or 1,
+        max_t=max(2, stage.train.epochs),
+        reduction_factor=stage.reduction_factor,
+        noise=stage.noise_margin,
+    )
+    for trial in context.state.trials.values():
+        if trial.reports:
+            scheduler.replay(
+                trial.trial_id,
+                {"gmacs": trial.gmacs},
+                trial.reports,
+                stopped=trial.status == "stopped",
+            )
+    return scheduler
+
+
+class _FinalsListener:
+    def __init__(self, recorder: Recorder, epochs: int, bar: Bar) -> None:
+        self._recorder, self._epochs, self._bar = recorder, epochs, bar
+        self._stop_reasons: dict[str, str] = {}
+
+    def decided(self, decision: Decision) -> None:
+        """The scheduler judged a trial."""
+        if not decision.verdict.kept:
+            self._stop_reasons[decision.trial_id] = (
+                f"at epoch {decision.rung}: {decision.verdict.reason}"
+            )
+
+    def report(self, job_id: str, report: dict[str, Any]) -> None:
+        self._recorder.add("trial_report", trial_id=job_id, report=report)
+        trial = self._recorder.state.trials[job_id]
+        self._bar.advance(
+            note=f"{job_id} width {trial.width} {trial.gmacs:.4f} GMACs "
+            f"top-1 {report['top1_minival']:.1%}"
+        )
+
+    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
+        if report.get("epoch", 0) < self._epochs:
+            reason = self._stop_reasons.get(job_id, "stopped by the scheduler")
+            self._recorder.add("trial_stopped", trial_id=job_id, reason=reason)
+            self._bar.advance(self._epochs - report.get("epoch", 0))
+        elif checkpoint is None:
+            self.failed(job_id, "it ended without a checkpoint")
+        else:
+            self._recorder.add(
+                "trial_done",
+                trial_id=job_id,
+                checkpoint=f"{checkpoint}/{MODEL_NAME}",
+                top1_minival=report["top1_minival"],
+            )
+
+    def failed(self, job_id: str, reason: str) -> None:
+        self._recorder.add("trial_failed", trial_id=job_id, reason=reason)

@@ -1,0 +1,156 @@
+"""Runs training jobs as Ray Tune trials and hands every report on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from pipelines.train.ray_job import DRIVER_CPUS, train_trial
+from pipelines.train.spec import TrainJob
+
+REPORT_KEYS = (
+    "epoch",
+    "loss",
+    "lr",
+    "images_per_s",
+    "top1_minival",
+    "loss_minival",
+    "device_seconds",
+)
+
+
+@dataclass(frozen=True)
+class TrialRequest:
+    """A job with its cost, known before it runs (GMACs)."""
+
+    job: TrainJob
+    gmacs: float
+
+    def config(self) -> dict[str, Any]:
+        """What the trial and the scheduler see."""
+        return {
+            "trial_id": self.job.job_id,
+            "gmacs": self.gmacs,
+            "job": self.job.model_dump(mode="json"),
+        }
+
+
+class Listener(Protocol):
+    """Told of everything that happens to the trials, in the driver."""
+
+    def report(self, job_id: str, report: dict[str, Any]) -> None:
+        """An epoch is done."""
+
+    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
+        """A job has run all its epochs, or was stopped by the scheduler before."""
+
+    def failed(self, job_id: str, reason: str) -> None:
+        """A job has failed for good."""
+
+
+class _Queue(Searcher):
+    """Hands out a fixed list of configs, each once, under the job's own id."""
+
+    def __init__(self, requests: Sequence[TrialRequest]) -> None:
+        super().__init__(metric="epoch", mode="max")
+        self._waiting = [request.config() for request in requests]
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+        return self._waiting.pop(0) if self._waiting else Searcher.FINISHED
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing to learn: what to run was decided before."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """The ledger is what a search resumes from, not Tune's state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `save`."""
+
+
+class _Events(Callback):
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
+        if "epoch" in result:
+            self._listener.report(trial.config["trial_id"], _report_of(result))
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
+    ) -> None:
+        result = trial.last_result or {}
+        self._listener.finished(
+            trial.config["trial_id"], _report_of(result), result.get("checkpoint_path")
+        )
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        self._listener.failed(trial.config["trial_id"], short_reason(trial.get_error()))
+
+
+def _report_of(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: result[key] for key in REPORT_KEYS if key in result}
+
+
+def short_reason(error: BaseException | None) -> str:
+    """The line of a Ray error that says what went wrong, without the frames around it."""
+    if error is None:
+        return "unknown"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "Error" in line.split(":")[0] and ": " in line]
+    line = telling[-1] if telling else (lines[-1] if lines else type(error).__name__)
+    return line.removeprefix("RuntimeError: ")
+
+
+def run_trials(
+    requests: Sequence[TrialRequest],
+    *,
+    max_concurrent: int,
+    listener: Listener,
+    directory: Path,
+    name: str,
+    scheduler: TrialScheduler | None = None,
+) -> None:
+    """Runs jobs to their end, or until the scheduler stops them; returns when all are over.
+
+    Args:
+        requests: the jobs, in the order they start.
+        max_concurrent: jobs at a time; their workers must fit the cluster all together.
+        listener: told of everything.
+        directory: where Tune keeps its own files.
+        name: of the Tune experiment.
+        scheduler: decides which trials stop early; default none.
+    """
+    # Tune would catch Ctrl-C and end in its own time; the ledger makes that unnecessary.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    tuner = tune.Tuner(
+        tune.with_resources(train_trial, {"CPU": DRIVER_CPUS}),
+        tune_config=tune.TuneConfig(
+            num_samples=len(requests),
+            max_concurrent_trials=max_concurrent,
+            search_alg=_Queue(requests),
+            scheduler=scheduler or FIFOScheduler(),
+            trial_name_creator=lambda trial: trial.config["trial_id"],
+            trial_dirname_creator=lambda trial: trial.config["trial_id"],
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(directory.resolve()),
+            callbacks=[_Events(listener)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()

@@ -1,0 +1,46 @@
+"""What one training job is: a value that travels as JSON to wherever the job runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipelines.config import DataConfig, StrictModel, TrainConfig, WorkersConfig
+
+
+class ModelSpec(StrictModel):
+    """A DeiT of any width."""
+
+    width: int
+    heads: int
+    depth: int
+    patch_size: int
+    image_size: int
+    num_classes: int
+
+
+class TrainJob(StrictModel):
+    """One job: one model trained on N workers.
+
+    The job's folder is `storage / job_id`; it holds the checkpoints and decides what a second
+    run of the same job resumes from.
+    """
+
+    job_id: str
+    storage: Path
+    data: DataConfig
+    model: ModelSpec
+    schedule: tuple[int, ...] | None = Field(
+        default=None, description="Tokens kept per block, or dense."
+    )
+    method: str = "wkmedoids"
+    init: Path | None = Field(default=None, description="A saved model to start from (`tp.save`).")
+    train: TrainConfig
+    workers: WorkersConfig
+    seed: int = 0
+
+    @property
+    def directory(self) -> Path:
+        """Where the checkpoints of this job lie."""
+        return self.storage / self.job_id

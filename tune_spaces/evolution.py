@@ -1,0 +1,110 @@
+"""Evolution over schedules: what to score next, and which of the scored to train.
+
+The two objectives are the cost, known beforehand, and a quality measured without training. A
+front over all costs is wanted, not one best point, so parents and finalists are taken from
+every slice of the cost range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tune_spaces.pareto import front_ranks
+from tune_spaces.space import Candidate, ScheduleSpace
+
+_CROSSOVER_RATE = 0.3
+_ATTEMPTS_PER_CHILD = 50
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate with its quality; greater is better."""
+
+    candidate: Candidate
+    quality: float
+
+
+def first_generation(space: ScheduleSpace, rng: np.random.Generator, count: int) -> list[Candidate]:
+    """`count` different candidates, each width spread over its own cost range.
+
+    A space with fewer candidates gives fewer.
+    """
+    chosen: dict[tuple[int, tuple[int, ...]], Candidate] = {}
+    for _ in range(_ATTEMPTS_PER_CHILD):
+        missing = count - len(chosen)
+        if missing <= 0:
+            break
+        for index, width in enumerate(space.widths):
+            share = missing // len(space.widths) + (index < missing % len(space.widths))
+            for candidate in space.sample(rng, share, width=width) if share else []:
+                chosen.setdefault(candidate.key, candidate)
+    return list(chosen.values())[:count]
+
+
+def next_generation(
+    space: ScheduleSpace,
+    rng: np.random.Generator,
+    scored: Sequence[Scored],
+    count: int,
+) -> list[Candidate]:
+    """`count` candidates not scored yet: children of parents from every slice of the cost.
+
+    Args:
+        space: what keeps children valid.
+        rng: source of randomness.
+        scored: all that is known.
+        count: how many; a small space may give fewer.
+    """
+    parents = select(scored, max(8, len(scored) // 4))
+    known = {entry.candidate.key for entry in scored}
+    children: list[Candidate] = []
+    for _ in range(count * _ATTEMPTS_PER_CHILD):
+        if len(children) == count:
+            break
+        first = parents[rng.integers(len(parents))].candidate
+        if rng.random() < _CROSSOVER_RATE:
+            child = space.crossover(rng, first, parents[rng.integers(len(parents))].candidate)
+            child = space.mutate(rng, child, width_rate=0.0)
+        else:
+            child = space.mutate(rng, first, num_layers=int(rng.integers(1, 4)))
+        if child.key not in known:
+            known.add(child.key)
+            children.append(child)
+    return children
+
+
+def select(scored: Sequence[Scored], count: int) -> list[Scored]:
+    """`count` entries: first those of the best fronts, then spread evenly over the cost.
+
+    Whole fronts are taken as long as they fit (non-dominated sorting); of the last one, that
+    does not fit, the entries nearest to evenly spaced costs are taken.
+    """
+    if count >= len(scored):
+        return list(scored)
+    points = np.array([[entry.candidate.gmacs, entry.quality] for entry in scored])
+    ranks = front_ranks(points)
+    chosen: list[int] = []
+    for rank in range(int(ranks.max()) + 1):
+        members = np.flatnonzero(ranks == rank)
+        if len(chosen) + len(members) > count:
+            chosen += spread_over_cost(points[:, 0], members, count - len(chosen))
+            break
+        chosen += members.tolist()
+    return [scored[i] for i in chosen]
+
+
+def spread_over_cost(costs: np.ndarray, members: np.ndarray, count: int) -> list[int]:
+    """`count` of `members`, as evenly spaced in cost as they allow, the two ends among them."""
+    ordered = members[np.argsort(costs[members], kind="stable")]
+    if count >= len(ordered):
+        return [int(i) for i in ordered]
+    left = list(ordered)
+    targets = np.linspace(costs[ordered[0]], costs[ordered[-1]], count)
+    chosen: list[int] = []
+    for target in targets:
+        nearest = min(range(len(left)), key=lambda i: abs(costs[left[i]] - target))
+        chosen.append(int(left.pop(nearest)))
+    return chosen
