@@ -309,6 +309,7 @@ def _now_ms() -> int:
 
 
 def one_line(error: Exception) -> str:
+    """An exception's type and first line."""
     return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
 
 

@@ -1,0 +1,67 @@
+"""`tokenpool ui`: loopback only, host check on, a port in use said in one line."""
+
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pipelines.commands.ui import ui
+from pipelines.errors import UserError
+from pipelines.track.server import check_port, start_server, stop_server
+from pipelines.track.store import TrackingStore, tracking_store
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(UserError, match=rf"port {port} cannot be used .*--port") as caught:
+            check_port(port)
+    assert caught.value.exit_code == 1
+    with pytest.raises(UserError, match="port 99999 cannot be used"):
+        check_port(99999)
+
+
+def test_nothing_to_show(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no search under"):
+        ui(None, 5000, tmp_path)
+    with pytest.raises(UserError, match="no search named nothing"):
+        ui("nothing", 5000, tmp_path)
+
+
+def test_a_shared_server_is_not_started_again() -> None:
+    with pytest.raises(UserError, match="MLflow already runs at https://mlflow"):
+        start_server(TrackingStore("https://mlflow.example.org"), 5000, Path("unused"))
+
+
+@pytest.mark.slow  # MLflow's server takes ten seconds and more to come up
+def test_the_server_refuses_foreign_hosts_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Someone's environment would switch the check off.
+    monkeypatch.setenv("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE", "true")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    port = free_port()
+    process = start_server(tracking_store(tmp_path), port, tmp_path / "server.log")
+    try:
+        address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            assert answer.status == 200
+        foreign = urllib.request.Request(address, headers={"Host": "evil.example.org"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(foreign, timeout=30)
+        assert refused.value.code == 403
+        with pytest.raises(UserError, match=f"port {port} cannot be used"):
+            check_port(port)
+    finally:
+        stop_server(process)
+    check_port(port)
