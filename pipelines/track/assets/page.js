@@ -94,9 +94,25 @@ function drawChart() {
     margin: { l: 56, r: 12, t: 34, b: 48 }, hovermode: "closest", font: { size: 13, color: "#1b1f24" },
     xaxis: { title: { text: COSTS[byId("cost").value].title }, gridcolor: "#eaeef2", zeroline: false, rangemode: "tozero" },
     yaxis: { title: { text: QUALITIES[byId("quality").value] + ", %" }, gridcolor: "#eaeef2", zeroline: false },
-    legend: { orientation: "h", y: -0.2, yanchor: "top" }, uirevision: byId("cost").value + byId("quality").value,
+    showlegend: false, uirevision: byId("cost").value + byId("quality").value,
   }, PLOT_OPTIONS);
+  drawLegend();
   return g;
+}
+
+// As text below the chart: Plotly's own legend eats a phone's whole chart.
+function drawLegend() {
+  const entries = [["●", POOLED, "pooled, on the front"], ["■", DENSE, "dense widths"], ["◯", KNEE, "knee"], ["◇", KNEE, "chosen"]];
+  if (byId("dominated").checked) entries.push(["○", OTHER, "dominated"]);
+  if (byId("stopped").checked) entries.push(["✕", OTHER, "stopped early"]);
+  data.others.forEach((other, i) => entries.push([["▲", "✚", "★", "⬟"][i % 4], OUTSIDE[i % 4], other.name]));
+  byId("legend").replaceChildren(...entries.map(([symbol, colour, name]) => {
+    const entry = document.createElement("li"), sign = document.createElement("span");
+    sign.textContent = symbol;
+    sign.style.color = colour;
+    entry.append(sign, " " + name);
+    return entry;
+  }));
 }
 
 function show(id) {
