@@ -62,6 +62,8 @@ class ParetoHalving(FIFOScheduler):
         min_peers: See `HalvingRule`.
         state_path: File that outlives the driver; None for none.
         listener: Called with each `Decision`, e.g. to write it to a ledger. Not pickled.
+        trial_key: Entry of the trial's config that names it, for a name that stays the same when
+            a new experiment goes on with an old trial. Default: Tune's own id.
 
     Raises:
         ValueError: An argument makes no sense.
@@ -84,6 +86,7 @@ class ParetoHalving(FIFOScheduler):
         min_peers: int = 1,
         state_path: str | os.PathLike[str] | None = None,
         listener: Callable[[Decision], None] | None = None,
+        trial_key: str | None = None,
     ) -> None:
         super().__init__()
         self.metrics = {metrics: "max"} if isinstance(metrics, str) else dict(metrics)
@@ -108,6 +111,7 @@ class ParetoHalving(FIFOScheduler):
         self.rungs: dict[int, dict[str, Entry]] = {rung: {} for rung in sorted(set(rungs))}
         self.decisions: list[Decision] = []
         self.listener = listener
+        self.trial_key = trial_key
         self.state_path = None if state_path is None else Path(state_path)
         self._loaded = False
 
@@ -126,7 +130,8 @@ class ParetoHalving(FIFOScheduler):
         self, tune_controller: "TuneController", trial: Trial, result: dict[str, Any]
     ) -> str:
         """Judges the trial if it has come to a new rung; otherwise it goes on."""
-        verdict = self.report(trial.trial_id, trial.config, result)
+        trial_id = str(trial.config[self.trial_key]) if self.trial_key else trial.trial_id
+        verdict = self.report(trial_id, trial.config, result)
         return TrialScheduler.CONTINUE if verdict is None or verdict.kept else TrialScheduler.STOP
 
     def debug_string(self) -> str:

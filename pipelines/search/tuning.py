@@ -81,24 +81,34 @@ class _Queue(Searcher):
 
 class _Events(Callback):
     def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+        self._listener: Listener | None = listener
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks to restore from; nothing here is ever restored from that.
+        return {"_listener": None}
+
+    @property
+    def _told(self) -> Listener:
+        if self._listener is None:
+            raise RuntimeError("a search resumes from its ledger, not from Tune's own state")
+        return self._listener
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
         if "epoch" in result:
-            self._listener.report(trial.config["trial_id"], _report_of(result))
+            self._told.report(trial.config["trial_id"], _report_of(result))
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
     ) -> None:
         result = trial.last_result or {}
-        self._listener.finished(
+        self._told.finished(
             trial.config["trial_id"], _report_of(result), result.get("checkpoint_path")
         )
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        self._listener.failed(trial.config["trial_id"], short_reason(trial.get_error()))
+        self._told.failed(trial.config["trial_id"], short_reason(trial.get_error()))
 
 
 def _report_of(result: dict[str, Any]) -> dict[str, Any]:
@@ -136,6 +146,8 @@ def run_trials(
     """
     # Tune would catch Ctrl-C and end in its own time; the ledger makes that unnecessary.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # Tune's own tables; the listener shows progress.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     tuner = tune.Tuner(
         tune.with_resources(train_trial, {"CPU": DRIVER_CPUS}),
         tune_config=tune.TuneConfig(

@@ -110,6 +110,7 @@ def _make_scheduler(context: StageContext) -> ParetoHalving:
         max_t=max(2, stage.train.epochs),
         reduction_factor=stage.reduction_factor,
         noise=stage.noise_margin,
+        trial_key="trial_id",
     )
     for trial in context.state.trials.values():
         if trial.reports:
