@@ -1,0 +1,32 @@
+# Each target does all set-up itself; `make search` and `make test` are the two to know.
+SHELL := /bin/bash
+BIN := .venv/bin
+PRESET := tune_spaces/presets/digits.yaml
+
+.PHONY: help install search test test-slow lint types clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+install: ## system packages, .venv and pinned packages, where missing
+	@bash cluster/install.sh
+
+search: install ## the demo: a Pareto front on real handwritten digits, about ten minutes
+	@$(BIN)/tokenpool prepare digits runs/data/digits
+	@$(BIN)/tokenpool search $(PRESET)
+
+test: install ## the tests, under 15 minutes on two cores
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: install ## the tests that take minutes each
+	@$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
+
+lint: install ## formatting and style
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+types: install ## static types
+	@$(BIN)/mypy
+
+clean: ## removes what the demo made, not .venv
+	rm -rf runs
