@@ -1,9 +1,15 @@
 """The loop over a batch around FFCV's native decoder, compiled once per machine by numba.
 
-The C functions are bound by symbol name, not by address, which is what lets numba keep the
-compiled loop on disk: a fresh process loads it in a fraction of a second. The loop runs without
-the GIL, so a training loop that keeps Python busy does not slow the decoding threads down.
+The C function is bound by symbol name, not by address, which is what lets numba keep the compiled
+loop on disk: a fresh process loads it in a fraction of a second. The loop runs without the GIL, so
+a training loop that keeps Python busy does not slow the decoding threads down.
+
+Crop, resize and flip are one pass here, a third of the time that the library's own `resize`
+(OpenCV's INTER_AREA) takes, and with Pillow's antialiased bilinear weights: what comes out equals
+torchvision's to rounding, where INTER_AREA turns blocky as soon as it has to enlarge.
 """
+
+from typing import Any
 
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import numba
@@ -13,7 +19,6 @@ from numba.core import types
 from pipelines.data.native import symbol_address
 
 llvm.add_symbol("tokenpool_ffcv_imdecode", symbol_address("imdecode"))
-llvm.add_symbol("tokenpool_ffcv_resize", symbol_address("resize"))
 
 _imdecode = types.ExternalFunction(
     "tokenpool_ffcv_imdecode",
@@ -24,9 +29,140 @@ _imdecode = types.ExternalFunction(
         types.uint8, types.uint8,  # crop, flip
     ),
 )  # fmt: skip
-_resize = types.ExternalFunction("tokenpool_ffcv_resize", types.void(*[types.int64] * 11))
 
 _JPG = np.uint8(0)
+_COMPILED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": True}
+
+
+@numba.njit(**_COMPILED)
+def _weights(begin, extent, limit, out_size):  # type: ignore[no-untyped-def]
+    """Pillow's bilinear filter along one axis.
+
+    Args:
+        begin: where the box begins in the source, pixels, may be a fraction.
+        extent: the box's length.
+        limit: (first, one past last) source pixel that may be used.
+        out_size: length of the result.
+
+    Returns:
+        (first tap [out], number of taps [out], weights [out, most taps] float32 summing to 1).
+    """
+    scale = extent / out_size
+    support = max(scale, 1.0)
+    most = int(np.ceil(support)) * 2 + 1
+    first = np.empty(out_size, np.int64)
+    count = np.empty(out_size, np.int64)
+    weights = np.zeros((out_size, most), np.float32)
+    for i in range(out_size):
+        centre = begin + (i + 0.5) * scale
+        low = max(int(np.floor(centre - support + 0.5)), limit[0])
+        high = min(int(np.floor(centre + support + 0.5)), limit[1])
+        low = min(low, limit[1] - 1)
+        high = max(high, low + 1)
+        total = 0.0
+        for tap in range(high - low):
+            weight = max(0.0, 1.0 - abs((low + tap - centre + 0.5) / support))
+            weights[i, tap] = weight
+            total += weight
+        if total > 0:
+            for tap in range(high - low):
+                weights[i, tap] /= total
+        else:
+            weights[i, 0] = 1.0
+        first[i], count[i] = low, high - low
+    return first, count, weights
+
+
+@numba.njit(inline="always", **_COMPILED)
+def _mix_rows(pixels, stride, begin, first, count, weights, line):  # type: ignore[no-untyped-def]
+    """Weighted sum of `count` rows from `first` on into `line`: contiguous, so vectorised."""
+    length = len(line)
+    base = first * stride + begin
+    row, weight = pixels[base : base + length], weights[0]
+    if count == 1:
+        for j in range(length):
+            line[j] = weight * np.float32(row[j])
+        return
+    second, weight2 = pixels[base + stride : base + stride + length], weights[1]
+    for j in range(length):
+        line[j] = weight * np.float32(row[j]) + weight2 * np.float32(second[j])
+    for tap in range(2, count):
+        base += stride
+        row, weight = pixels[base + stride : base + stride + length], weights[tap]
+        for j in range(length):
+            line[j] += weight * np.float32(row[j])
+
+
+@numba.njit(**_COMPILED)
+def _resample(pixels, columns, top, left, height, width, limits, flip, out):  # type: ignore[no-untyped-def]
+    """Crop, resize and mirror one image.
+
+    Args:
+        pixels: [rows · columns · 3] uint8.
+        columns: of the source.
+        top: of the box, likewise `left`, `height`, `width`; float.
+        limits: (first row, last row + 1, first column, last column + 1) that may be read.
+        flip: mirror left to right.
+        out: [H, W, 3] uint8, filled.
+    """
+    out_height, out_width = out.shape[0], out.shape[1]
+    row_first, row_count, row_weights = _weights(top, height, (limits[0], limits[1]), out_height)
+    first, count, weights = _weights(left, width, (limits[2], limits[3]), out_width)
+    flat, most = weights.reshape(-1), np.uintp(weights.shape[1])
+    begin, stride = limits[2] * 3, columns * 3
+    length = (limits[3] - limits[2]) * 3
+    upper, lower = np.empty(length, np.float32), np.empty(length, np.float32)
+    # Unsigned, for numba tests every signed index for being negative.
+    one, two, three = np.uintp(1), np.uintp(2), np.uintp(3)
+    half = np.float32(0.5)
+    # Two rows at a time share the loads of the horizontal weights.
+    for y in range(0, out_height, 2):
+        z = min(y + 1, out_height - 1)
+        _mix_rows(pixels, stride, begin, row_first[y], row_count[y], row_weights[y], upper)
+        _mix_rows(pixels, stride, begin, row_first[z], row_count[z], row_weights[z], lower)
+        row, below = out[y].reshape(-1), out[z].reshape(-1)
+        for x in range(np.uintp(out_width)):
+            at = np.uintp((first[x] - limits[2]) * 3)
+            taps = x * most
+            weight = flat[taps]
+            red = half + weight * upper[at]
+            green = half + weight * upper[at + one]
+            blue = half + weight * upper[at + two]
+            red_below = half + weight * lower[at]
+            green_below = half + weight * lower[at + one]
+            blue_below = half + weight * lower[at + two]
+            for tap in range(one, np.uintp(count[x])):
+                weight = flat[taps + np.uintp(tap)]
+                at += three
+                red += weight * upper[at]
+                green += weight * upper[at + one]
+                blue += weight * upper[at + two]
+                red_below += weight * lower[at]
+                green_below += weight * lower[at + one]
+                blue_below += weight * lower[at + two]
+            # Weights are non-negative and sum to one, so nothing leaves 0..255.5 and a bit.
+            to = np.uintp(out_width - 1 - x if flip else x) * three
+            row[to] = np.uint8(red)
+            row[to + one] = np.uint8(green)
+            row[to + two] = np.uint8(blue)
+            below[to] = np.uint8(red_below)
+            below[to + one] = np.uint8(green_below)
+            below[to + two] = np.uint8(blue_below)
+
+
+@numba.njit(**_COMPILED)
+def _copy(pixels, columns, top, left, flip, out):  # type: ignore[no-untyped-def]
+    """A box of the size of `out`, bit for bit."""
+    out_height, out_width = out.shape[0], out.shape[1]
+    for y in range(out_height):
+        begin = ((top + y) * columns + left) * 3
+        if flip:
+            for x in range(out_width):
+                at = begin + (out_width - 1 - x) * 3
+                for channel in range(3):
+                    out[y, x, channel] = pixels[at + channel]
+        else:
+            out[y].reshape(-1)[:] = pixels[begin : begin + out_width * 3]
 
 
 @numba.njit(
@@ -39,17 +175,16 @@ _JPG = np.uint8(0)
         types.Array(types.uint8, 4, "C"),
         types.Array(types.uint8, 1, "C"),
         types.Array(types.int32, 1, "C"),
-        types.int64,
-        types.int64,
     ),
-    cache=True,
-    nogil=True,
-    error_model="numpy",
+    **_COMPILED,
 )
-def decode_range(  # type: ignore[no-untyped-def]
-    data, pointer, size, height, width, mode, boxes, flips, out, scratch, status, start, stop
+def decode_rows(  # type: ignore[no-untyped-def]
+    data, pointer, size, height, width, mode, boxes, flips, out, scratch, status
 ):
-    """Decode, crop, resize and flip rows `start` to `stop` of a batch.
+    """Decode, crop, resize and flip some rows of a batch.
+
+    JPEGs much larger than asked for are decoded at a half, quarter or eighth of their size, as
+    long as the box keeps half as many pixels again as are given out along each side.
 
     Args:
         data: [file bytes] uint8.
@@ -62,40 +197,48 @@ def decode_range(  # type: ignore[no-untyped-def]
         status: [B] int32, 0 where a row was filled, else the decoder's code.
     """
     out_height, out_width = out.shape[1], out.shape[2]
-    for i in range(start, stop):
+    for i in range(len(pointer)):
         rows, columns = height[i], width[i]
-        source = data.ctypes.data + pointer[i]
+        top, left, box_height, box_width = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
+        factor = 1
         if mode[i] == _JPG:
+            while (
+                factor < 8
+                and box_height >= 3 * factor * out_height
+                and box_width >= 3 * factor * out_width
+            ):
+                factor *= 2
             code = _imdecode(
-                source, size[i], rows, columns, scratch.ctypes.data, rows, columns,
-                0, 0, 1, 1, 0, 0,
+                data.ctypes.data + pointer[i], size[i], rows, columns, scratch.ctypes.data,
+                rows, columns, 0, 0, 1, factor, 0, 0,
             )  # fmt: skip
             if code != 0:
                 status[i] = code
                 continue
-            source = scratch.ctypes.data
-        top, left, box_height, box_width = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
-        if box_height == out_height and box_width == out_width:
-            # Nothing to resample: copy the rows, bit for bit.
-            for y in range(out_height):
-                begin = ((top + y) * columns + left) * 3
-                row = out[i, y].reshape(-1)
-                if mode[i] == _JPG:
-                    row[:] = scratch[begin : begin + out_width * 3]
-                else:
-                    begin += pointer[i]
-                    row[:] = data[begin : begin + out_width * 3]
+            rows, columns = -(-rows // factor), -(-columns // factor)
+        same = box_height == out_height and box_width == out_width and factor == 1
+        limits = (
+            top // factor,
+            min(-(-(top + box_height) // factor), rows),
+            left // factor,
+            min(-(-(left + box_width) // factor), columns),
+        )
+        # Two calls each, since one array is read-only and numba tells their types apart.
+        if mode[i] == _JPG:
+            if same:
+                _copy(scratch, columns, top, left, flips[i], out[i])
+            else:
+                _resample(
+                    scratch, columns, top / factor, left / factor, box_height / factor,
+                    box_width / factor, limits, flips[i], out[i],
+                )  # fmt: skip
         else:
-            _resize(
-                0, source, rows, columns, top, top + box_height, left, left + box_width,
-                out[i].ctypes.data, out_height, out_width,
-            )  # fmt: skip
-        if flips[i]:
-            for y in range(out_height):
-                for x in range(out_width // 2):
-                    for channel in range(3):
-                        mirrored = out_width - 1 - x
-                        swap = out[i, y, x, channel]
-                        out[i, y, x, channel] = out[i, y, mirrored, channel]
-                        out[i, y, mirrored, channel] = swap
+            raw = data[pointer[i] : pointer[i] + size[i]]
+            if same:
+                _copy(raw, columns, top, left, flips[i], out[i])
+            else:
+                _resample(
+                    raw, columns, top / 1.0, left / 1.0, box_height / 1.0, box_width / 1.0,
+                    limits, flips[i], out[i],
+                )  # fmt: skip
         status[i] = 0

@@ -5,14 +5,17 @@ epoch is left early. Here a dead thread is noticed within a second, an exception
 thread that waits for the result, and closing joins what was started.
 """
 
+import atexit
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
 _POLL_SECONDS = 0.5
+_open_pools: "weakref.WeakSet[WorkerPool]" = weakref.WeakSet()
 
 
 class LoaderError(RuntimeError):
@@ -34,6 +37,7 @@ class WorkerPool:
         ]
         for thread in self._threads:
             thread.start()
+        _open_pools.add(self)
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
@@ -98,3 +102,10 @@ class WorkerPool:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join(timeout=10)
+
+
+@atexit.register
+def _close_open_pools() -> None:
+    """A thread still inside native code when the interpreter goes away aborts the process."""
+    for pool in list(_open_pools):
+        pool.close()

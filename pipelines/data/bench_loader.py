@@ -1,0 +1,311 @@
+"""How fast the loader is: against its decoder's own limit, and against what others use.
+
+All contenders read the same JPEGs, cut the same training crops (random-resized, flipped) to the
+same uint8 tensors with the same number of cores, in turns within one run; medians of the turns.
+"""
+
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.data import turbojpeg
+from pipelines.errors import UserError
+
+_FAST_DCT = 2048  # TJFLAG_FASTDCT, which FFCV decodes with: the limit must not be easier or harder
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender's result: median images per second and the turns it came from."""
+
+    name: str
+    images_per_s: float
+    turns: list[float]
+    first_batch_s: float | None = None
+
+
+def make_photos(folder: Path, count: int, width: int = 500, height: int = 375) -> int:
+    """Write JPEGs cut from scikit-learn's two photographs, in 4 classes below `folder`/train.
+
+    Natural pictures, for noise or flat colour would take a decoder longer or shorter.
+
+    Returns:
+        Mean bytes per file.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    rng = np.random.default_rng(0)
+    total = 0
+    for i in range(count):
+        photo = photos[i % len(photos)]
+        scale = rng.uniform(0.75, 1.0)
+        w = int(min(photo.width, photo.height * width / height) * scale)
+        h = int(w * height / width)
+        x, y = rng.integers(photo.width - w + 1), rng.integers(photo.height - h + 1)
+        cut = photo.resize(
+            (width, height), Image.Resampling.BICUBIC, box=(int(x), int(y), int(x) + w, int(y) + h)
+        )
+        path = folder / "train" / f"class{i % 4}" / f"{i:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut.save(path, quality=92)
+        total += path.stat().st_size
+    return total // count
+
+
+def run(
+    *,
+    cores: int,
+    images: int = 1000,
+    image_size: int = 224,
+    turns: int = 5,
+    source: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure.
+
+    Args:
+        cores: how many this process pins itself to; as many threads or worker processes are used.
+        images: photographs to make where no `source` is given.
+        image_size: side of the crops.
+        turns: how often each contender runs; they take turns.
+        source: an ImageNet-style folder to use instead of made photographs.
+        progress: told what is measured next.
+
+    Returns:
+        A dictionary for JSON: rows, ratios and what they were measured on.
+
+    Raises:
+        UserError: fewer cores than asked for, or libjpeg-turbo or FFCV is missing.
+    """
+    available = sorted(os.sched_getaffinity(0))
+    if cores > len(available):
+        raise UserError(f"--cores {cores}: this process may use {len(available)}")
+    if not turbojpeg.available():
+        raise UserError("libturbojpeg is not installed: run `make install`", exit_code=1)
+    import torch
+
+    before = torch.get_num_threads()
+    os.sched_setaffinity(0, available[:cores])
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory(prefix="tokenpool-bench-") as scratch:
+            return _run(Path(scratch), cores, images, image_size, turns, source, progress)
+    finally:
+        os.sched_setaffinity(0, available)
+        torch.set_num_threads(before)
+
+
+def _run(
+    scratch: Path,
+    cores: int,
+    images: int,
+    image_size: int,
+    turns: int,
+    source: Path | None,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    from pipelines.data.options import PrepareOptions
+    from pipelines.data.prepare import prepare
+
+    mean_bytes = None
+    if source is None:
+        progress(f"making {images} photographs of 500×375")
+        source = scratch / "photos"
+        mean_bytes = make_photos(source, images)
+    progress("preparing betons")
+    out = scratch / "betons"
+    prepare(str(source), out, PrepareOptions(minival=0.0, val=0.0, workers=cores, skip_bad=True))
+
+    contenders = _contenders(source, out, image_size, cores)
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    first: dict[str, float] = {}
+    for name, epoch in contenders.items():
+        progress(f"warming up {name}")
+        start = time.perf_counter()
+        batches = epoch()
+        next(batches)
+        first[name] = time.perf_counter() - start
+        for _ in batches:
+            pass
+    for turn in range(turns):
+        for name, epoch in contenders.items():
+            progress(f"turn {turn + 1} of {turns}: {name}")
+            start = time.perf_counter()
+            seen = sum(epoch())
+            times[name].append(seen / (time.perf_counter() - start))
+    rows = [
+        Row(name, statistics.median(rates), [round(r, 1) for r in rates], round(first[name], 3))
+        for name, rates in times.items()
+    ]
+    rate = {row.name: row.images_per_s for row in rows}
+    ours = rate["tokenpool (ffcv)"]
+    return {
+        "rows": [row.__dict__ for row in rows],
+        "ratios": {
+            "of the bare decoder": ours / rate["bare libjpeg-turbo"],
+            "times torchvision ImageFolder + DataLoader": ours / rate["torchvision"],
+            "times timm": ours / rate["timm"],
+            "times FFCV's own loader": ours / rate["ffcv.Loader"],
+        },
+        "images": images,
+        "mean_jpeg_bytes": mean_bytes,
+        "image_size": image_size,
+        "batch_size": BATCH_SIZE,
+        "cores": cores,
+    }
+
+
+def _contenders(
+    source: Path, out: Path, image_size: int, cores: int
+) -> dict[str, Callable[[], Iterator[int]]]:
+    """Each gives an epoch as an iterator over the sizes of its batches."""
+    return {
+        "bare libjpeg-turbo": _bare_decoder(source, cores),
+        "tokenpool (ffcv)": _ours(out, image_size, cores, "ffcv"),
+        "torchvision": _torchvision(source, image_size, cores),
+        "timm": _timm(source, image_size, cores),
+        "ffcv.Loader": _ffcv(out, image_size, cores),
+        "tokenpool (torchvision)": _ours(out, image_size, cores, "torchvision"),
+    }
+
+
+def _bare_decoder(source: Path, cores: int) -> Callable[[], Iterator[int]]:
+    """Decode every file from memory in `cores` threads and do nothing else."""
+    from PIL import Image
+
+    files = []
+    for path in sorted((source / "train").rglob("*.*")):
+        with Image.open(path) as image:
+            files.append((path.read_bytes(), *image.size))
+
+    def epoch() -> Iterator[int]:
+        def work(start: int) -> None:
+            for data, width, height in files[start::cores]:
+                turbojpeg.decode(data, width, height, flags=_FAST_DCT)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(cores)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        yield len(files)
+
+    return epoch
+
+
+def _ours(
+    out: Path, image_size: int, cores: int, implementation: Any
+) -> Callable[[], Iterator[int]]:
+    from pipelines.data.loader import make_loader
+
+    loader = make_loader(
+        out,
+        "train",
+        batch_size=BATCH_SIZE,
+        train=True,
+        num_threads=cores,
+        image_size=image_size,
+        geometry="crop",
+        implementation=implementation,
+    )
+
+    def epoch() -> Iterator[int]:
+        for images, _ in loader:
+            yield len(images)
+
+    return epoch
+
+
+def _torchvision(source: Path, image_size: int, cores: int) -> Callable[[], Iterator[int]]:
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    dataset = ImageFolder(
+        str(source / "train"),
+        transforms.Compose(
+            [
+                transforms.RandomResizedCrop(image_size),
+                transforms.RandomHorizontalFlip(),
+                transforms.PILToTensor(),
+            ]
+        ),
+    )
+    loader = DataLoader(
+        dataset, BATCH_SIZE, shuffle=True, num_workers=cores, drop_last=True,
+        persistent_workers=True,
+    )  # fmt: skip
+
+    def epoch() -> Iterator[int]:
+        for images, _ in loader:
+            yield len(images)
+
+    return epoch
+
+
+def _timm(source: Path, image_size: int, cores: int) -> Callable[[], Iterator[int]]:
+    import torch
+    from timm.data import create_dataset, create_loader
+
+    dataset = create_dataset("", str(source / "train"))
+    loader = create_loader(
+        dataset,
+        (3, image_size, image_size),
+        BATCH_SIZE,
+        is_training=True,
+        color_jitter=0.0,
+        interpolation="bilinear",
+        num_workers=cores,
+        device=torch.device("cpu"),
+        persistent_workers=True,
+    ).loader  # what it wraps gives uint8; the wrapper would normalise on the main core
+
+    def epoch() -> Iterator[int]:
+        for images, _ in loader:
+            yield len(images)
+
+    return epoch
+
+
+def _ffcv(out: Path, image_size: int, cores: int) -> Callable[[], Iterator[int]]:
+    """FFCV's own Python loader on the same beton."""
+    loader: Any = None
+
+    def epoch() -> Iterator[int]:
+        nonlocal loader
+        if loader is None:
+            from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+            from ffcv.loader import Loader, OrderOption
+            from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage
+
+            loader = Loader(
+                str(out / "train.beton"),
+                BATCH_SIZE,
+                cores,
+                True,
+                OrderOption.RANDOM,
+                pipelines={
+                    "image": [
+                        RandomResizedCropRGBImageDecoder((image_size, image_size)),
+                        RandomHorizontalFlip(),
+                        ToTensor(),
+                        ToTorchImage(),
+                    ],
+                    "label": [IntDecoder(), ToTensor()],
+                },
+            )
+        for images, _ in loader:
+            yield len(images)
+
+    return epoch
