@@ -80,8 +80,8 @@ def kmeans(
     """Cluster tokens around (weighted) means: Lloyd's algorithm.
 
     Each iteration assigns every token to its nearest centre and moves each centre to the weighted
-    mean of its members; a centre without members, or whose members weigh nothing, stays. A last
-    assignment follows. Arguments, start and errors as in `kmedoids`.
+    mean of its members; a centre without members, or whose members weigh nothing, goes back to the
+    token it started at. A last assignment follows. Arguments, start and errors as in `kmedoids`.
     """
     weights, init = _check(x, k, weights, init, iterations)
     if k == x.shape[1]:
@@ -89,8 +89,9 @@ def kmeans(
     with torch.no_grad():
         features = work_features(x)
         start = initial_indices(features, k, weights if init is None else init)
-        assignment, mixing = kernels.kmeans(features, start, weights, iterations)
-    return Clustering(mix_tokens(x, mixing), assignment, cluster_sizes(assignment, k), None)
+        assignment, members = kernels.kmeans(features, start, weights, iterations)
+    centers = segment_means(x, members, start, weights)
+    return Clustering(centers, assignment, cluster_sizes(assignment, k), None)
 
 
 def reconstruction_error(x: Tensor, centers: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -187,10 +188,25 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
-def mix_tokens(x: Tensor, mixing: Tensor) -> Tensor:
-    """`mixing [B, k, N]` (rows summing to 1) times `x [B, N, C]`, summed in fp32, in x's dtype."""
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.bmm(mixing, x.to(mixing.dtype)).to(x.dtype)
+def segment_means(x: Tensor, members: Tensor, start: Tensor, weights: Tensor | None) -> Tensor:
+    """The (weighted) mean `[B, k, C]` of the members of each cluster of `x [B, N, C]`.
+
+    Args:
+        x: tokens; the means are differentiable with respect to them, and in their dtype.
+        members: `[B, N]`, the cluster of each token, or −1.
+        start: `[B, k]`, the token that stands in where members are none or weigh nothing.
+        weights: `[B, N]`, ≥ 0; None means all equal.
+    """
+    count = start.shape[1]
+    dtype = work_dtype(x)
+    share = torch.ones_like(members, dtype=dtype) if weights is None else weights.to(dtype)
+    share = torch.where(members < 0, 0, kernels.scaled(share))
+    members = members.clamp_min(0)
+    mass = share.new_zeros(share.shape[0], count).scatter_add(1, members, share)
+    sums = kernels.segment_sum(x.to(dtype) * share.unsqueeze(2), members, count)
+    inverse = torch.where(mass > 0, 1 / mass, 0).unsqueeze(2)
+    means = torch.where(inverse > 0, sums * inverse, gather_tokens(x, start).to(dtype))
+    return means.to(x.dtype)
 
 
 def cluster_sizes(assignment: Tensor, k: int) -> Tensor:

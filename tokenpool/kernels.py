@@ -1,9 +1,11 @@
 """One clustering call: the reference implementations, and the seam for faster ones.
 
 A kernel takes centred features `[B, N, C]`, the starting tokens `[B, k]`, weights `[B, N]` or None
-and an iteration count, and returns integer tensors (and, for K-Means, the matrix whose rows average
-the tokens). `register` puts another implementation in for one device type; everything in the
-package calls through `kmedoids` and `kmeans` of this module.
+and an iteration count, and returns two integer tensors. `register` puts another implementation in
+for one device type; everything in the package calls through `kmedoids` and `kmeans` of this module.
+
+The width C is met once, in the Gram matrix (N²·C multiply-accumulates for either algorithm): each
+iteration then costs O(N²) additions, whatever k.
 """
 
 from collections.abc import Callable
@@ -41,7 +43,11 @@ def kmedoids(
 def kmeans(
     features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Assignment `[B, N]` and mixing `[B, k, N]` of weighted K-Means; centres = mixing @ tokens."""
+    """Assignment `[B, N]` and members `[B, N]` of weighted K-Means.
+
+    The centres are the weighted means of the `members` (the assignment before the last one; −1: of
+    none); a centre whose members are none, or weigh nothing, is the token it started at.
+    """
     kernel = _REGISTERED.get(("kmeans", features.device.type), kmeans_reference)
     return kernel(features, start, weights, iterations)
 
@@ -67,23 +73,33 @@ def pairwise_distances(features: Tensor) -> Tensor:
 def kmedoids_reference(
     features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """K-Medoids on the distance matrix, computed once; each iteration costs O(N²)."""
-    return medoids_of(pairwise_distances(features), start, _scaled(weights), iterations)
+    """K-Medoids on the Gram matrix G; each iteration costs O(N²), whatever k.
 
+    With squared L2, d(i, j) = G_ii + G_jj − 2·G_ij. What is the same for all candidates is left
+    out: the nearest medoid m of a token i has the least G_mm/2 − G_mi, and the cost Σ_j w_j·d(i, j)
+    of a candidate i over its cluster is ordered like G_ii/2·Σ_j w_j − Σ_j w_j·G_ji.
+    """
+    batch, tokens, _ = features.shape
+    count = start.shape[1]
+    product = gram(features)
+    half = product.diagonal(dim1=1, dim2=2) / 2
+    weights = features.new_ones(batch, tokens) if weights is None else scaled(weights)
+    weighted = product * weights.unsqueeze(2)
+    own = torch.arange(count, device=features.device).expand(batch, count)
 
-def medoids_of(
-    distances: Tensor, start: Tensor, weights: Tensor | None, iterations: int
-) -> tuple[Tensor, Tensor]:
-    """K-Medoids from any symmetric distances `[B, N, N]`; see `kmedoids`."""
-    # Weight of member j times distance (i, j): what a medoid's cost sums over its cluster.
-    weighted = distances if weights is None else distances * weights.unsqueeze(1)
-    medoids = start
-    assignment = nearest_medoid(distances, medoids)
+    def assign(medoids: Tensor) -> Tensor:
+        rows = product.flatten(0, 1).index_select(0, flat_index(medoids, tokens))
+        rows = half.gather(1, medoids).unsqueeze(2) - rows.view(batch, count, tokens)
+        # A medoid is its own, even if another equals it: no cluster is ever empty.
+        return rows.min(1).indices.scatter(1, medoids, own)
+
+    medoids, assignment = start, assign(start)
     for _ in range(iterations):
-        together = assignment.unsqueeze(2) == assignment.unsqueeze(1)
-        cost = torch.where(together, weighted, 0).sum(-1)
-        medoids = segment_argmin(cost, assignment, start.shape[1])
-        assignment = nearest_medoid(distances, medoids)
+        mass = weights.new_zeros(batch, count).scatter_add(1, assignment, weights)
+        inner = segment_sum(weighted, assignment, count).gather(1, assignment.unsqueeze(1))
+        cost = half * mass.gather(1, assignment) - inner.squeeze(1)
+        medoids = segment_argmin(cost, assignment, count)
+        assignment = assign(medoids)
     return assignment, medoids
 
 
@@ -91,13 +107,17 @@ def nearest_medoid(distances: Tensor, medoids: Tensor) -> Tensor:
     """Each token's nearest medoid `[B, N]`; a medoid is its own, even if another equals it."""
     batch, tokens, _ = distances.shape
     count = medoids.shape[1]
-    columns = distances.gather(2, medoids.unsqueeze(1).expand(batch, tokens, count))
+    # Whole rows of the symmetric matrix are copied far faster than its columns are gathered.
+    rows = distances.flatten(0, 1).index_select(0, flat_index(medoids, tokens))
     own = torch.arange(count, device=medoids.device).expand(batch, count)
-    return columns.argmin(-1).scatter(1, medoids, own)
+    return rows.view(batch, count, tokens).min(1).indices.scatter(1, medoids, own)
 
 
 def segment_argmin(cost: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """For each of k non-empty clusters the member of least cost `[B, k]`, lowest index first."""
+    """For each of k clusters the member of least cost `[B, k]`, the lowest index first.
+
+    For an empty cluster the last token.
+    """
     batch, tokens = cost.shape
     least = cost.new_full((batch, k), torch.inf).scatter_reduce(1, assignment, cost, "amin")
     index = torch.arange(tokens, device=cost.device).expand(batch, tokens)
@@ -107,46 +127,61 @@ def segment_argmin(cost: Tensor, assignment: Tensor, k: int) -> Tensor:
     return first.scatter_reduce(1, assignment, candidate, "amin")
 
 
+def segment_sum(values: Tensor, assignment: Tensor, k: int) -> Tensor:
+    """Sums `[B, k, C]` of the rows of `values [B, N, C]` that `assignment [B, N]` puts together.
+
+    On a CPU rows are added in order; elsewhere, where that would be atomic and so vary from run to
+    run, a one-hot matrix is multiplied.
+    """
+    batch, _, width = values.shape
+    if values.device.type == "cpu":
+        sums = values.new_zeros(batch * k, width)
+        sums.index_add_(0, flat_index(assignment, k), values.flatten(0, 1))
+        return sums.view(batch, k, width)
+    clusters = torch.arange(k, device=values.device).view(1, k, 1)
+    with torch.autocast(values.device.type, enabled=False):
+        return torch.bmm((assignment.unsqueeze(1) == clusters).to(values.dtype), values)
+
+
+def flat_index(index: Tensor, size: int) -> Tensor:
+    """Indices `[B, n]` into the rows of each of B matrices of `size` rows, for all stacked."""
+    offset = torch.arange(index.shape[0], device=index.device) * size
+    return (index + offset.unsqueeze(1)).flatten()
+
+
 def kmeans_reference(
     features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm on the Gram matrix.
 
-    A centre is a mixture of tokens, so its products with the tokens are the same mixture of rows of
-    the Gram matrix: the width C is paid once (N²·C) and not in every iteration.
+    A centre is a mixture of tokens, so its product with a token is the same mixture of a row of the
+    Gram matrix: no centre is ever formed.
     """
-    tokens, count = features.shape[1], start.shape[1]
+    batch, tokens, _ = features.shape
+    count = start.shape[1]
     product = gram(features)
-    weights = _scaled(weights)
-    clusters = torch.arange(count, device=features.device).view(1, count, 1)
-    index = torch.arange(tokens, device=features.device)
-    mixing = (start.unsqueeze(2) == index).to(features.dtype)
-    assignment = _nearest_mixture(product, mixing)
+    weights = features.new_ones(batch, tokens) if weights is None else scaled(weights)
+    weighted = product * weights.unsqueeze(2)
+    # ‖x − c‖² less ‖x‖², which does not matter to x, for the centres as they start: −2·x·c + ‖c‖².
+    rows = product.flatten(0, 1).index_select(0, flat_index(start, tokens))
+    square = product.diagonal(dim1=1, dim2=2).gather(1, start)
+    begin = rows.view(batch, count, tokens).mul_(-2).add_(square.unsqueeze(2))
+    members = torch.full_like(start[:, :1], -1).expand(batch, tokens)
+    assignment = begin.min(1).indices
     for _ in range(iterations):
-        member = (assignment.unsqueeze(1) == clusters).to(features.dtype)
-        mass = member if weights is None else member * weights.unsqueeze(1)
-        total = mass.sum(-1, keepdim=True)
-        mixing = torch.where(total > 0, mass / total, mixing)
-        assignment = _nearest_mixture(product, mixing)
-    return assignment, mixing
+        members = assignment
+        mass = weights.new_zeros(batch, count).scatter_add(1, members, weights)
+        inverse = torch.where(mass > 0, 1 / mass, 0)
+        inner = segment_sum(weighted, members, count)
+        own = inner.gather(1, members.unsqueeze(1)).squeeze(1) * weights
+        square = torch.zeros_like(mass).scatter_add(1, members, own) * inverse.square()
+        distance = torch.addcmul(square.unsqueeze(2), inner, -2 * inverse.unsqueeze(2))
+        distance = torch.where((mass > 0).unsqueeze(2), distance, begin)
+        assignment = distance.min(1).indices
+    return assignment, members
 
 
-def kmeans_macs(tokens: int, k: int, features: int, iterations: int) -> int:
-    """MACs of `kmeans_reference` for one image."""
-    return tokens * tokens * features + (iterations + 1) * k * tokens * tokens
-
-
-def _nearest_mixture(product: Tensor, mixing: Tensor) -> Tensor:
-    """The nearest of the centres `mixing [B, k, N]` to each token, from the Gram matrix."""
-    with torch.autocast(product.device.type, enabled=False):
-        inner = torch.bmm(mixing, product)
-    square = (inner * mixing).sum(-1, keepdim=True)
-    return (square - 2 * inner).argmin(1)
-
-
-def _scaled(weights: Tensor | None) -> Tensor | None:
+def scaled(weights: Tensor) -> Tensor:
     """Weights over their largest: equal ones become exactly 1, so they change nothing at all."""
-    if weights is None:
-        return None
     largest = weights.amax(-1, keepdim=True)
     return torch.where(largest > 0, weights / largest, weights)

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from tokenpool import kernels
-from tokenpool.clustering import gather_tokens, mix_tokens, top_indices, work_features
+from tokenpool.clustering import gather_tokens, segment_means, top_indices, work_features
 from tokenpool.methods.base import Pooled, Reducer, TokenSet
-from tokenpool.methods.represent import cluster_means
+from tokenpool.methods.represent import cluster_means, medoids_near_means
 from tokenpool.options import PoolOptions
 
 __all__ = ["KMeans", "KMedoids"]
@@ -24,6 +24,10 @@ class _Clusters(Reducer):
     def features(self, options: PoolOptions) -> str:
         """Tokens or keys, as the options say."""
         return options.features
+
+    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
+        """N²·F for the Gram matrix or distances; the rest is additions and gathers."""
+        return tokens * tokens * features
 
     def _inputs(self, given: TokenSet) -> tuple[Tensor, Tensor, Tensor | None]:
         """Centred features, significance, and the weights if there are any."""
@@ -55,11 +59,6 @@ class KMedoids(_Clusters):
         of_means = scores if options.representative == "weighted_mean" else None
         return Pooled(cluster_means(given.tokens, assignment, k, of_means), assignment)
 
-    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """N²·F for the distances; k·N·C more if means are taken."""
-        means = options.representative not in (None, "medoid")
-        return tokens * tokens * features + (k * tokens * width if means else 0)
-
 
 class KMeans(_Clusters):
     """K-Means from the k most significant tokens (arXiv 2110.03860).
@@ -76,22 +75,13 @@ class KMeans(_Clusters):
         kept = options.representative or own
         with torch.no_grad():
             features, scores, weights = self._inputs(given)
-            assignment, mixing = kernels.kmeans(
-                features, top_indices(scores, k), weights, options.iterations
-            )
+            start = top_indices(scores, k)
+            assignment, members = kernels.kmeans(features, start, weights, options.iterations)
             if kept == "medoid":
-                # A cluster can be empty here, and then keeps its centre: the token nearest to it.
-                centres = mix_tokens(features, mixing)
-                product = torch.bmm(centres, features.transpose(1, 2))
-                nearest = (features.square().sum(-1).unsqueeze(1) - 2 * product).argmin(-1)
+                medoids = medoids_near_means(features, assignment, start)
         if kept == "medoid":
-            return Pooled(gather_tokens(given.tokens, nearest), assignment)
+            return Pooled(gather_tokens(given.tokens, medoids), assignment)
         if kept == own:
-            return Pooled(mix_tokens(given.tokens, mixing), assignment)
+            return Pooled(segment_means(given.tokens, members, start, weights), assignment)
         of_means = scores if kept == "weighted_mean" else None
-        return Pooled(cluster_means(given.tokens, assignment, k, of_means), assignment)
-
-    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """The kernel's own, and k·N·C for the means (2·k·N·F to find medoids)."""
-        last = 2 * features if options.representative == "medoid" else width
-        return kernels.kmeans_macs(tokens, k, features, options.iterations) + k * tokens * last
+        return Pooled(segment_means(given.tokens, assignment, start, of_means), assignment)

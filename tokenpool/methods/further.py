@@ -43,9 +43,8 @@ class DensityPeaks(Reducer):
         return Pooled(cluster_means(given.tokens, assignment, k, given.scores), assignment)
 
     def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """N²·F for the distances; k·N·C more if means are taken."""
-        means = options.representative not in (None, "medoid")
-        return tokens * tokens * features + (k * tokens * width if means else 0)
+        """N²·F for the distances."""
+        return tokens * tokens * features
 
 
 class Agglomerative(Reducer):
@@ -72,15 +71,16 @@ class Agglomerative(Reducer):
             features = work_features(given.features)
             assignment = ward_labels(pairwise_distances(features), k)
             if options.representative == "medoid":
-                medoids = medoids_near_means(features, assignment, k, None)
+                # Ward leaves no cluster empty: no token has to stand in.
+                anywhere = assignment.new_zeros(assignment.shape[0], k)
+                medoids = medoids_near_means(features, assignment, anywhere)
         if options.representative == "medoid":
             return Pooled(gather_tokens(given.tokens, medoids), assignment)
         return Pooled(cluster_means(given.tokens, assignment, k, given.scores), assignment)
 
     def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """N²·F for the distances, k·N·C for the means (k·N·F for medoids)."""
-        last = features if options.representative == "medoid" else width
-        return tokens * tokens * features + k * tokens * last
+        """N²·F for the distances."""
+        return tokens * tokens * features
 
 
 def density_peaks(distances: Tensor, k: int, neighbours: int) -> Tensor:

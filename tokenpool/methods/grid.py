@@ -1,10 +1,9 @@
 """Uniform downsampling of the token grid: what a strided pooling or convolution would keep."""
 
 import torch
-from torch import Tensor
 
-from tokenpool.clustering import work_dtype
 from tokenpool.methods.base import Grid, Pooled, Reducer, TokenSet
+from tokenpool.methods.represent import cluster_means
 from tokenpool.options import PoolOptions
 
 __all__ = ["GridPool"]
@@ -40,7 +39,7 @@ class GridPool(Reducer):
         return best[0] * best[1], best
 
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
-        """Average rows, then columns: the mean of each rectangular cell."""
+        """The mean of each rectangular cell."""
         x, grid = given.tokens, given.grid
         if grid is None or grid[0] * grid[1] != x.shape[1]:
             raise ValueError(
@@ -48,31 +47,12 @@ class GridPool(Reducer):
             )
         _, coarse = self.realise(x.shape[1], k, grid)
         assert coarse is not None
-        dtype = work_dtype(x)
-        down, across = (
-            _averages(size, cells, dtype, x.device)
-            for size, cells in zip(grid, coarse, strict=True)
-        )
-        with torch.autocast(x.device.type, enabled=False):
-            cells = x.to(dtype).unflatten(1, grid).movedim(-1, 1)
-            pooled = (down @ (cells @ across.T)).flatten(2).transpose(1, 2).to(x.dtype)
         row = torch.arange(grid[0], device=x.device) * coarse[0] // grid[0]
         column = torch.arange(grid[1], device=x.device) * coarse[1] // grid[1]
-        cell = (row.unsqueeze(1) * coarse[1] + column).flatten()
-        return Pooled(pooled, cell.expand(x.shape[0], -1))
-
-    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """Two additions per token and channel: the products are with 0/1 averages."""
-        return 2 * tokens * width
+        cell = (row.unsqueeze(1) * coarse[1] + column).flatten().expand(x.shape[0], -1)
+        return Pooled(cluster_means(x, cell, k, None), cell)
 
 
 def _rank(rows: int, columns: int, grid: Grid) -> tuple[int, int]:
     """Larger first, then nearer to the aspect ratio of `grid`."""
     return rows * columns, -abs(rows * grid[1] - columns * grid[0])
-
-
-def _averages(size: int, cells: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix `[cells, size]` that averages `size` places into `cells` runs."""
-    cell = torch.arange(size, device=device) * cells // size
-    member = (cell == torch.arange(cells, device=device).unsqueeze(1)).to(dtype)
-    return member / member.sum(1, keepdim=True)

@@ -1,0 +1,259 @@
+"""Speed of pooled against dense models: all variants interleaved in one run.
+
+Every round times one batch of every variant, in turn, so that whatever else the machine does falls
+on all alike; what is reported is the median over rounds and the median ratio to the dense model of
+the same round. Needs torch and timm only, and runs on CPU and CUDA unchanged.
+"""
+
+import copy
+import datetime
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from tokenpool.cost import macs
+from tokenpool.methods import method as method_named
+from tokenpool.options import PoolOptions
+from tokenpool.pooling import pool
+from tokenpool.schedule import Schedule
+from tokenpool.vit import LayerPlan, PooledBlock, TokenSet
+
+__all__ = ["MODES", "Variant", "default_variants", "hardware", "run"]
+
+MODES = ("fp32-eager", "bf16-eager", "fp32-compiled")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the model.
+
+    Attributes:
+        name: for the table.
+        method: of `tp.METHODS`, or None for the dense model.
+        schedule: None for the dense model.
+        options: of the pooling.
+    """
+
+    name: str
+    method: str | None = None
+    schedule: Schedule | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def default_variants(depth: int, patches: int, rate: float) -> list[Variant]:
+    """The rows of the speed table in `shared/environment.md`.
+
+    Args:
+        depth: blocks.
+        patches: tokens before pooling.
+        rate: keep rate of the schedule shared by all rows but ToMe, which merges 13 per layer.
+    """
+    shared = Schedule.constant_rate(depth, patches, rate)
+    # ToMe as published: between attention and MLP, r = 13 tokens a layer at 196 patches.
+    removed = max(1, round(13 * patches / 196))
+    counts = [max(1, patches - removed * layer) for layer in range(1, depth + 1)]
+    return [
+        Variant("dense"),
+        Variant("PoWER-BERT pruning", "powerbert", shared),
+        Variant("PoWER-BERT, CLS significance", "powerbert", shared, {"significance": "cls"}),
+        Variant("K-Medoids, 5 iterations", "kmedoids", shared),
+        Variant("WK-Medoids, 5 iterations", "wkmedoids", shared),
+        Variant("WK-Medoids on keys", "wkmedoids", shared, {"features": "keys"}),
+        Variant(
+            "WK-Medoids on keys, CLS significance",
+            "wkmedoids",
+            shared,
+            {"features": "keys", "significance": "cls"},
+        ),
+        Variant("K-Means, 3 iterations", "kmeans", shared, {"iterations": 3}),
+        Variant("K-Means, 5 iterations", "kmeans", shared),
+        Variant("grid", "grid", shared),
+        Variant(f"ToMe r = {removed}", "tome", Schedule(counts), {"position": "attention"}),
+    ]
+
+
+def run(
+    model_name: str = "deit_small_patch16_224",
+    *,
+    modes: tuple[str, ...] = MODES,
+    variants: list[Variant] | None = None,
+    rate: float = 0.93,
+    batch: int = 32,
+    rounds: int = 7,
+    device: str = "cpu",
+    model_options: dict[str, Any] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Time the variants and give one row of JSON values for each, mode by mode.
+
+    Args:
+        model_name: of timm; weights are random, which does not change the speed.
+        modes: of `MODES`.
+        variants: None: `default_variants`.
+        rate: keep rate of the default variants.
+        batch: images a step.
+        rounds: timed steps of each variant, after two to warm up.
+        device: "cpu" or "cuda".
+        model_options: further arguments of `timm.create_model`.
+        progress: called with a line for each step.
+    """
+    for mode in modes:
+        if mode not in MODES:
+            raise ValueError(f"there is no mode {mode!r}: use {', '.join(MODES)}")
+    torch.manual_seed(0)
+    model: Any = timm.create_model(model_name, **(model_options or {})).eval().to(device)
+    depth, patches = len(model.blocks), model.patch_embed.num_patches
+    variants = variants or default_variants(depth, patches, rate)
+    images = torch.randn(batch, 3, *model.patch_embed.img_size, device=device)
+    dense_macs = macs(model).total
+    facts = hardware(device)
+    for mode in modes:
+        steps = {v.name: _step(model, v, mode, images) for v in variants}
+        seconds: dict[str, list[float]] = {v.name: [] for v in variants}
+        for turn in range(rounds + 2):
+            for variant in variants:
+                if progress is not None:
+                    progress(f"{mode}: round {turn + 1}/{rounds + 2}, {variant.name}")
+                took = _timed(steps[variant.name], device)
+                if turn >= 2:
+                    seconds[variant.name].append(took)
+        for variant in variants:
+            taken = seconds[variant.name]
+            against = seconds[variants[0].name]
+            cost = macs(
+                model,
+                variant.schedule,
+                variant.method or "wkmedoids",
+                **variant.options,
+            )
+            speedup = statistics.median(a / b for a, b in zip(against, taken, strict=True))
+            ideal = dense_macs / cost.total
+            layer = _pooling_seconds(model, variant, mode, images)
+            yield {
+                **facts,
+                "model": model_name,
+                "mode": mode,
+                "variant": variant.name,
+                "method": variant.method,
+                "options": variant.options,
+                "schedule": None if variant.schedule is None else str(variant.schedule),
+                "batch": batch,
+                "rounds": rounds,
+                "gmacs": round(cost.gmacs, 4),
+                "gmacs_clustering": round(cost.clustering / 1e9, 4),
+                "images_per_second": round(batch / statistics.median(taken), 2),
+                "seconds": [round(value, 5) for value in taken],
+                "speedup": round(speedup, 3),
+                "mac_ratio": round(ideal, 3),
+                "realised": round(speedup / ideal, 3),
+                "pooling_ms": None if layer is None else round(layer * 1e3, 2),
+                "peak_mib": round(_peak_bytes(steps[variant.name], device) / 2**20, 1),
+            }
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """What a measurement has to name: machine, versions, date, command."""
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name()
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        models = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+        name = models[0] if models else platform.processor()
+        name = f"{name}, {torch.get_num_threads()} threads"
+    return {
+        "hardware": name,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _step(model: nn.Module, variant: Variant, mode: str, images: Tensor) -> Callable[[], object]:
+    """A call that runs one batch."""
+    ours: Any = copy.deepcopy(model)
+    if variant.schedule is not None and variant.method is not None:
+        pool(ours, variant.schedule, variant.method, **variant.options)
+    if mode == "fp32-compiled":
+        # Each variant has shapes of its own: none may push another out of dynamo's cache.
+        torch._dynamo.reset()
+        ours = torch.compile(ours, fullgraph=True, dynamic=False)
+
+    def step() -> object:
+        with torch.inference_mode(), _autocast(mode, images):
+            return ours(images)
+
+    return step
+
+
+def _autocast(mode: str, images: Tensor) -> AbstractContextManager[Any]:
+    if mode == "bf16-eager":
+        return torch.autocast(images.device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def _timed(step: Callable[[], object], device: str) -> float:
+    """Seconds of one call, until the device is done."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _pooling_seconds(model: nn.Module, variant: Variant, mode: str, images: Tensor) -> float | None:
+    """Seconds of all pooling layers alone, eager, on the tokens they really get."""
+    if variant.schedule is None or variant.method is None:
+        return None
+    ours: Any = pool(copy.deepcopy(model), variant.schedule, variant.method, **variant.options)
+    seen: list[tuple[TokenSet, LayerPlan]] = []
+    for block in ours.blocks:
+        assert isinstance(block, PooledBlock)
+        block.observer = lambda plan, given, pooled: seen.append((given, plan))
+    with torch.inference_mode(), _autocast(mode, images):
+        ours(images)
+    strategy, options = method_named(variant.method), PoolOptions.of(**variant.options)
+
+    def all_layers() -> None:
+        with torch.inference_mode(), _autocast(mode, images):
+            for given, plan in seen:
+                strategy.reduce(given, plan.kept, options)
+
+    all_layers()
+    return min(_timed(all_layers, str(images.device)) for _ in range(5))
+
+
+def _peak_bytes(step: Callable[[], object], device: str) -> int:
+    """Most bytes of tensors alive during one call, beyond those before it."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        step()
+    results: Any = profiler.profiler
+    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
+    alive = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak
