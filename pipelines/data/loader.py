@@ -101,6 +101,8 @@ def make_loader(
         raise UserError(f"rank {rank} is not one of {world_size} ranks")
     if batch_size < 1 or num_threads < 1:
         raise UserError(f"batch_size {batch_size} and num_threads {num_threads} must be at least 1")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size {image_size} must be at least 1")
     manifest = load_manifest(data_dir)
     path = verify_beton(data_dir, split, manifest)
     try:
@@ -133,8 +135,6 @@ def make_loader(
         if image_size is None and manifest.image_size is None:
             raise UserError(f"the images of {path} differ in size: set an image_size to crop to")
         side = image_size or manifest.image_size or 0
-        if side < 1:
-            raise UserError(f"image_size {image_size} must be at least 1")
         out_size = (side, side)
 
     if implementation == "auto":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -175,4 +176,5 @@ def _remember(note: Path, identity: list[Any]) -> None:
         aside.write_text(json.dumps(identity), encoding="utf-8")
         aside.replace(note)
     except OSError:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()

@@ -1,0 +1,113 @@
+"""FFCV's decoder against the torchvision oracle, image by image, on the same boxes."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.data.beton import read_table
+from pipelines.data.decoders import FfcvDecoder, TorchvisionDecoder
+from pipelines.data.geometry import Geometry, centre_crops, random_resized_crops
+from pipelines.data.options import PrepareOptions
+from pipelines.data.prepare import prepare
+
+from .conftest import jpeg, photo
+
+
+def _both(table, indices, boxes, flips, size):
+    outs = []
+    for decoder in (FfcvDecoder(table), TorchvisionDecoder(table)):
+        out = np.full((len(indices), size, size, 3), 77, np.uint8)
+        decoder.decode(indices, boxes, flips, out, 0, len(indices))
+        outs.append(out.astype(int))
+    return outs
+
+
+@pytest.mark.parametrize("size", [16, 32, 96])
+@pytest.mark.parametrize("train", [True, False])
+def test_jpegs_agree_with_the_oracle(prepared_photos, size, train):
+    """Smaller and larger than stored: mean difference at most 2.5 of 255, none over 12."""
+    table = read_table(prepared_photos / "train.beton")
+    rng = np.random.default_rng(0)
+    indices = rng.permutation(len(table))
+    height, width = table.height[indices], table.width[indices]
+    if train:
+        boxes = random_resized_crops(height, width, Geometry(), rng)
+    else:
+        boxes = centre_crops(height, width, Geometry())
+    flips = rng.random(len(indices)) < 0.5
+    ours, oracle = _both(table, indices, boxes, flips, size)
+    assert np.abs(ours - oracle).mean() < 2.5
+    assert np.abs(ours - oracle).max() <= 12
+
+
+@pytest.mark.parametrize("size", [7, 20, 51])
+def test_raw_images_differ_by_rounding_alone(digits, size):
+    """No JPEG in between: crop, resize and flip are Pillow's to one level."""
+    table = read_table(digits / "val.beton")
+    rng = np.random.default_rng(1)
+    indices = np.arange(64)
+    boxes = random_resized_crops(table.height[indices], table.width[indices], Geometry(), rng)
+    flips = rng.random(64) < 0.5
+    ours, oracle = _both(table, indices, boxes, flips, size)
+    assert np.abs(ours - oracle).max() <= 1
+
+
+def test_a_box_of_the_size_asked_for_is_copied_bit_for_bit(digits):
+    table = read_table(digits / "val.beton")
+    data = np.fromfile(table.path, np.uint8)
+    indices = np.array([5, 0])
+    boxes = np.array([[3, 4, 20, 20], [0, 12, 20, 20]])
+    out = np.empty((2, 20, 20, 3), np.uint8)
+    FfcvDecoder(table).decode(indices, boxes, np.array([False, True]), out, 0, 2)
+    for row, flip in ((0, False), (1, True)):
+        start = table.pointer[indices[row]]
+        image = data[start : start + 32 * 32 * 3].reshape(32, 32, 3)
+        top, left = boxes[row, :2]
+        cut = image[top : top + 20, left : left + 20]
+        np.testing.assert_array_equal(out[row], cut[:, ::-1] if flip else cut)
+
+
+def test_large_jpegs_are_decoded_at_a_fraction_and_still_agree(tmp_path):
+    """1,200 px to 64: decoded at an eighth; mean difference at most 2.5 of 255."""
+    for i in range(4):
+        folder = tmp_path / "source" / f"c{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.jpg").write_bytes(jpeg(photo(i, 1200, 1000)))
+    out = tmp_path / "out"
+    prepare(str(tmp_path / "source"), out, PrepareOptions(val=0, minival=0, workers=1))
+    table = read_table(out / "train.beton")
+    indices = np.arange(4)
+    boxes = centre_crops(table.height, table.width, Geometry())
+    boxes[0] = [37, 411, 801, 603]  # not on any block's edge
+    ours, oracle = _both(table, indices, boxes, np.zeros(4, bool), 64)
+    assert np.abs(ours - oracle).mean() < 2.5
+
+
+def test_undecodable_bytes_raise_and_name_the_sample(prepared_photos, tmp_path):
+    source = read_table(prepared_photos / "train.beton")
+    data = bytearray(source.path.read_bytes())
+    start = int(source.pointer[3])
+    data[start : start + 40] = bytes(40)
+    path = tmp_path / "broken.beton"
+    path.write_bytes(data)
+    table = read_table(path)
+    boxes = centre_crops(table.height[:5], table.width[:5], Geometry())
+    for decoder in (FfcvDecoder(table), TorchvisionDecoder(table)):
+        out = np.empty((5, 16, 16, 3), np.uint8)
+        with pytest.raises(ValueError, match=r"sample 3 of .* cannot be decoded"):
+            decoder.decode(np.arange(5), boxes, np.zeros(5, bool), out, 0, 5)
+
+
+def test_the_oracle_itself_is_pillow(prepared_photos):
+    """The whole image at its own size, by plain Pillow, against the oracle."""
+    table = read_table(prepared_photos / "val.beton")
+    data = table.path.read_bytes()
+    start, size = int(table.pointer[0]), int(table.size[0])
+    plain = np.asarray(Image.open(io.BytesIO(data[start : start + size])).convert("RGB"))
+    side = min(plain.shape[:2])
+    out = np.empty((1, side, side, 3), np.uint8)
+    box = np.array([[0, 0, side, side]])
+    TorchvisionDecoder(table).decode(np.array([0]), box, np.zeros(1, bool), out, 0, 1)
+    np.testing.assert_array_equal(out[0], plain[:side, :side])

@@ -1,0 +1,290 @@
+"""What a training loop sees: order, shards, resuming, early exits, failures."""
+
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from pipelines.data import decoders, loader
+from pipelines.data.geometry import Geometry
+from pipelines.data.loader import LoaderError, make_loader
+from pipelines.errors import UserError
+
+
+def epoch_of(data_dir, split="train", *, epoch=0, start_step=0, **options):
+    opened = make_loader(data_dir, split, **options)
+    try:
+        opened.set_epoch(epoch, start_step)
+        return list(opened)
+    finally:
+        opened.close()
+
+
+def same(a, b):
+    return len(a) == len(b) and all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True)
+    )
+
+
+TRAIN = {"batch_size": 8, "train": True, "image_size": 24}
+
+
+def test_shapes_types_and_labels(digits):
+    batches = epoch_of(digits, "val", batch_size=100, train=False)
+    assert [len(x) for x, _ in batches] == [100, 100, 100, 59]
+    images, labels = batches[0]
+    assert images.shape[1:] == (3, 32, 32) and images.dtype == torch.uint8
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert labels.dtype == torch.int64
+
+
+def test_labels_and_pixels_are_the_sources(digits):
+    """Each image's nearest neighbour among scikit-learn's digits has its label, and is near."""
+    from sklearn.datasets import load_digits
+
+    known = load_digits()
+    for images, labels in epoch_of(digits, "minival", batch_size=64, train=False):
+        # Averaging 4×4 blocks undoes the upsampling but for the interpolation's blur.
+        small = images[:, 0].float().view(-1, 8, 4, 8, 4).mean((2, 4)).numpy() * 16 / 255
+        errors = np.abs(small[:, None] - known.images[None]).mean((2, 3))
+        assert errors.min(axis=1).max() < 1
+        np.testing.assert_array_equal(known.target[errors.argmin(axis=1)], labels)
+
+
+def test_same_seed_and_epoch_give_the_same_crops_and_order(prepared_photos):
+    first = epoch_of(prepared_photos, epoch=2, seed=5, **TRAIN)
+    assert same(first, epoch_of(prepared_photos, epoch=2, seed=5, num_threads=3, **TRAIN))
+    assert not same(first, epoch_of(prepared_photos, epoch=3, seed=5, **TRAIN))
+    assert not same(first, epoch_of(prepared_photos, epoch=2, seed=6, **TRAIN))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_together_see_the_global_batches_of_one(prepared_photos, world):
+    """Rows r::W of each global batch, crops included: losses can agree for every world size."""
+    options = TRAIN | {"seed": 1, "epoch": 1}
+    alone = epoch_of(prepared_photos, **options)
+    shared = [
+        epoch_of(
+            prepared_photos, **(options | {"batch_size": 8 // world}), rank=r, world_size=world
+        )
+        for r in range(world)
+    ]
+    for step, (images, labels) in enumerate(alone):
+        for rank in range(world):
+            mine, my_labels = shared[rank][step]
+            assert torch.equal(mine, images[rank::world])
+            assert torch.equal(my_labels, labels[rank::world])
+    assert {len(batches) for batches in shared} == {len(alone)}
+
+
+def test_evaluation_over_ranks_counts_nothing_twice(digits):
+    parts = [
+        epoch_of(digits, "val", batch_size=50, train=False, rank=r, world_size=3) for r in range(3)
+    ]
+    images = torch.cat([x for part in parts for x, _ in part])
+    assert len(images) == 359
+    whole = torch.cat([x for x, _ in epoch_of(digits, "val", batch_size=400, train=False)])
+    order = torch.cat([torch.arange(r, 359, 3) for r in range(3)])
+    assert torch.equal(images, whole[order])
+
+
+def test_len_is_what_comes(digits, prepared_photos):
+    for rank in range(2):
+        opened = make_loader(digits, "val", batch_size=90, train=False, rank=rank, world_size=2)
+        assert len(opened) == len(list(opened)) == 2
+        opened.close()
+    opened = make_loader(prepared_photos, "train", **TRAIN)
+    assert len(opened) == len(list(opened)) == 27 // 8
+    opened.close()
+
+
+def test_resuming_within_an_epoch_gives_the_rest_of_it(prepared_photos):
+    whole = epoch_of(prepared_photos, epoch=4, **TRAIN)
+    assert same(epoch_of(prepared_photos, epoch=4, start_step=2, **TRAIN), whole[2:])
+
+
+def test_both_implementations_give_the_same_batches(prepared_photos):
+    a = epoch_of(prepared_photos, implementation="ffcv", **TRAIN)
+    b = epoch_of(prepared_photos, implementation="torchvision", **TRAIN)
+    for (x, y), (u, v) in zip(a, b, strict=True):
+        assert torch.equal(y, v)
+        assert (x.float() - u.float()).abs().mean() < 2.5
+
+
+def test_evaluation_cuts_the_centre_and_never_flips(digits):
+    cut = Geometry(eval_ratio=0.5)
+    images = epoch_of(digits, "val", batch_size=400, train=False, image_size=16, geometry=cut)
+    whole = epoch_of(digits, "val", batch_size=400, train=False)
+    assert torch.equal(images[0][0], whole[0][0][:, :, 8:24, 8:24])
+
+
+def test_an_early_exit_leaves_no_thread_and_no_work(digits):
+    before = set(threading.enumerate())
+    for _ in range(5):
+        opened = make_loader(digits, "train", batch_size=16, train=True, num_threads=3)
+        for _ in opened:
+            break
+        opened.close()
+        opened.close()
+    assert set(threading.enumerate()) == before
+    with pytest.raises(LoaderError, match="closed"):
+        next(iter(opened))
+
+
+def test_epochs_reuse_threads(digits):
+    opened = make_loader(digits, "train", batch_size=64, train=True, num_threads=2)
+    counts = set()
+    for epoch in range(4):
+        opened.set_epoch(epoch)
+        for step, _ in enumerate(opened):
+            if step == 3:
+                break
+        counts.add(threading.active_count())
+    opened.close()
+    assert len(counts) == 1
+
+
+def test_a_kept_batch_is_not_overwritten(digits):
+    opened = make_loader(digits, "train", batch_size=32, train=True)
+    batches = iter(opened)
+    first = next(batches)[0]
+    copy = first.clone()
+    for _ in batches:
+        pass
+    opened.close()
+    assert torch.equal(first, copy)
+
+
+class _Failing:
+    def __init__(self, table, error):
+        self._inner, self._error, self._calls = decoders.FfcvDecoder(table), error, 0
+
+    def decode(self, *args):
+        self._calls += 1
+        if self._calls == 3:
+            raise self._error
+        self._inner.decode(*args)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("sample 9 cannot be decoded"), "sample 9"),
+        (SystemExit(), "decoding failed|died"),
+    ],
+)
+def test_a_worker_that_dies_raises_within_ten_seconds(digits, monkeypatch, error, message):
+    monkeypatch.setattr(loader, "FfcvDecoder", lambda table: _Failing(table, error))
+    opened = make_loader(digits, "train", batch_size=16, train=True, implementation="ffcv")
+    start = time.monotonic()
+    with pytest.raises(LoaderError, match=message):
+        for _ in opened:
+            pass
+    assert time.monotonic() - start < 10
+    opened.close()
+
+
+def test_a_thread_that_vanished_is_noticed(digits, monkeypatch):
+    """Killed from outside, without any exception reaching the pool's own handler."""
+    opened = make_loader(digits, "train", batch_size=16, train=True)
+    monkeypatch.setattr(
+        type(opened._pool._threads[0]), "is_alive", lambda self: "decode" not in self.name
+    )
+    opened._decoder = type("Stuck", (), {"decode": lambda *_: time.sleep(3)})()
+    start = time.monotonic()
+    with pytest.raises(LoaderError, match="tokenpool-decode-0 died"):
+        next(iter(opened))
+    assert time.monotonic() - start < 10
+    monkeypatch.undo()
+    opened.close()
+
+
+def test_stalled_storage_raises_instead_of_hanging(digits, monkeypatch):
+    opened = make_loader(digits, "train", batch_size=16, train=True, stall_seconds=1)
+    opened._decoder = type("Slow", (), {"decode": lambda *_: time.sleep(4)})()
+    with pytest.raises(LoaderError, match="no decoded batch within 1 s"):
+        next(iter(opened))
+    opened.close()
+
+
+def test_memory_stays_flat_over_twenty_epochs(prepared_photos):
+    """±5 % of the resident set, from the second epoch on."""
+    opened = make_loader(prepared_photos, "train", num_threads=2, **(TRAIN | {"image_size": 224}))
+    process, sizes = psutil.Process(), []
+    for epoch in range(21):
+        opened.set_epoch(epoch)
+        for _ in opened:
+            pass
+        sizes.append(process.memory_info().rss)
+    opened.close()
+    assert max(sizes[1:]) < 1.05 * sizes[1] and min(sizes[1:]) > 0.95 * sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test"}, "no split 'test'"),
+        ({"rank": 2, "world_size": 2}, "rank 2"),
+        ({"batch_size": 4000}, "fewer than one global batch"),
+        ({"geometry": "stored", "image_size": 48}, "cannot be given out as stored at 48"),
+        ({"implementation": "webp"}, "not ffcv, torchvision or auto"),
+        ({"num_threads": 0}, "num_threads 0"),
+        ({"image_size": 0, "geometry": "crop"}, "image_size 0"),
+    ],
+)
+def test_bad_requests_end_in_one_line(digits, options, message):
+    arguments = {"split": "train", "batch_size": 8, "train": True} | options
+    split = arguments.pop("split")
+    with pytest.raises(UserError, match=message) as caught:
+        make_loader(digits, split, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_many_sizes_need_a_size(prepared_photos):
+    with pytest.raises(UserError, match="differ in size"):
+        make_loader(prepared_photos, "train", batch_size=4, train=True)
+
+
+def test_without_ffcv_the_remedy_is_named_and_auto_falls_back(digits, monkeypatch):
+    from pipelines.data import native
+
+    native.ffcv_library.cache_clear()
+    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None)
+    try:
+        with pytest.raises(UserError, match=r"FFCV is not installed: run `make install`") as caught:
+            make_loader(digits, "val", batch_size=8, train=False, implementation="ffcv")
+        assert caught.value.exit_code == 1
+        opened = make_loader(digits, "val", batch_size=8, train=False, implementation="auto")
+        assert isinstance(opened._decoder, decoders.TorchvisionDecoder)
+        assert len(next(iter(opened))[0]) == 8
+        opened.close()
+    finally:
+        native.ffcv_library.cache_clear()
+
+
+def test_importing_the_data_room_loads_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, pipelines.data.prepare, pipelines.data.loader, pipelines.data.manifest; "
+        "print([m for m in ('torch','ffcv','sklearn','numba','ray','PIL') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_a_program_that_forgets_to_close_still_exits_cleanly(digits):
+    import subprocess
+    import sys
+
+    code = (
+        "from pathlib import Path; from pipelines.data.loader import make_loader; "
+        f"l = make_loader(Path({str(digits)!r}), 'train', batch_size=64, train=True, "
+        "num_threads=4, image_size=96, geometry='crop'); next(iter(l))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stderr == ""
