@@ -204,7 +204,7 @@ def segment_means(x: Tensor, members: Tensor, start: Tensor, weights: Tensor | N
     members = members.clamp_min(0)
     mass = share.new_zeros(share.shape[0], count).scatter_add(1, members, share)
     sums = kernels.segment_sum(x.to(dtype) * share.unsqueeze(2), members, count)
-    inverse = torch.where(mass > 0, 1 / mass, 0).unsqueeze(2)
+    inverse = torch.where(mass > kernels.NOTHING, 1 / mass, 0).unsqueeze(2)
     means = torch.where(inverse > 0, sums * inverse, gather_tokens(x, start).to(dtype))
     return means.to(x.dtype)
 

@@ -17,6 +17,10 @@ __all__ = ["kmeans", "kmedoids", "pairwise_distances", "register", "unregister"]
 
 Kernel = Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
 
+# A cluster whose weights sum to less than this share of the largest weight weighs nothing: its mean
+# would be noise.
+NOTHING = 1e-12
+
 _REGISTERED: dict[tuple[str, str], Kernel] = {}
 
 
@@ -83,8 +87,12 @@ def kmedoids_reference(
     count = start.shape[1]
     product = gram(features)
     half = product.diagonal(dim1=1, dim2=2) / 2
-    weights = features.new_ones(batch, tokens) if weights is None else scaled(weights)
-    weighted = product * weights.unsqueeze(2)
+    weighted = product
+    if weights is None:
+        weights = features.new_ones(batch, tokens)
+    else:
+        weights = scaled(weights)
+        weighted = product * weights.unsqueeze(2)
     own = torch.arange(count, device=features.device).expand(batch, count)
 
     def assign(medoids: Tensor) -> Tensor:
@@ -160,8 +168,12 @@ def kmeans_reference(
     batch, tokens, _ = features.shape
     count = start.shape[1]
     product = gram(features)
-    weights = features.new_ones(batch, tokens) if weights is None else scaled(weights)
-    weighted = product * weights.unsqueeze(2)
+    weighted = product
+    if weights is None:
+        weights = features.new_ones(batch, tokens)
+    else:
+        weights = scaled(weights)
+        weighted = product * weights.unsqueeze(2)
     # ‖x − c‖² less ‖x‖², which does not matter to x, for the centres as they start: −2·x·c + ‖c‖².
     rows = product.flatten(0, 1).index_select(0, flat_index(start, tokens))
     square = product.diagonal(dim1=1, dim2=2).gather(1, start)
@@ -171,12 +183,13 @@ def kmeans_reference(
     for _ in range(iterations):
         members = assignment
         mass = weights.new_zeros(batch, count).scatter_add(1, members, weights)
-        inverse = torch.where(mass > 0, 1 / mass, 0)
+        present = mass > NOTHING
+        inverse = torch.where(present, 1 / mass, 0)
         inner = segment_sum(weighted, members, count)
         own = inner.gather(1, members.unsqueeze(1)).squeeze(1) * weights
         square = torch.zeros_like(mass).scatter_add(1, members, own) * inverse.square()
         distance = torch.addcmul(square.unsqueeze(2), inner, -2 * inverse.unsqueeze(2))
-        distance = torch.where((mass > 0).unsqueeze(2), distance, begin)
+        distance = torch.where(present.unsqueeze(2), distance, begin)
         assignment = distance.min(1).indices
     return assignment, members
 
