@@ -23,6 +23,7 @@ from pipelines.errors import UserError
 from pipelines.search.ledger import LEDGER_NAME, Event
 from pipelines.track import files
 from pipelines.track.front import build_front, history
+from pipelines.track.outside import load_outside
 from pipelines.track.page import summary, write_page
 from pipelines.track.projection import PARENT, Projection, RunChange
 from pipelines.track.store import TrackingStore
@@ -249,7 +250,9 @@ class LedgerMirror:
             files.write_parquet(front.points, out / "front.parquet")
             files.write_text(out / "config.yaml", yaml.safe_dump(state.config, sort_keys=False))
             write_png(front, out / "front.png")
-            write_page(front, out / "front.html", steps, footer=f"config {state.config_hash}")
+            others = load_outside(self.directory)
+            footer = f"config {state.config_hash}"
+            write_page(front, out / "front.html", steps, others, footer=footer)
             client.log_artifacts(run_id, folder)
         rows = [
             f"| {point.point_id} | {point.width} | {compact_schedule(point.schedule)} | "
