@@ -30,12 +30,12 @@ class DigitsUnit:
 
 
 def digits_source() -> Source:
-    """The built-in source `digits`: minival is an eighth of the training images, val a fifth."""
+    """The built-in source `digits`: minival is a fifth of the training images, val a fifth."""
     return Source(
         "digits",
         [str(digit) for digit in range(10)],
         [DigitsUnit()],
         default_mode="raw",
-        default_minival=0.125,
+        default_minival=0.2,
         default_val=0.2,
     )

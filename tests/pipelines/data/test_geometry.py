@@ -20,7 +20,7 @@ def test_boxes_lie_inside_their_image(height, width, scale, ratio, seed):
     boxes = random_resized_crops(np.full(8, height), np.full(8, width), geometry, rng)
     centre = centre_crops(np.full(8, height), np.full(8, width), geometry)
     for top, left, box_height, box_width in np.concatenate([boxes, centre]):
-        assert 0 <= top and 0 <= left and box_height >= 1 and box_width >= 1
+        assert top >= 0 and left >= 0 and box_height >= 1 and box_width >= 1
         assert top + box_height <= height and left + box_width <= width
 
 

@@ -50,7 +50,7 @@ def test_labels_and_pixels_are_the_sources(digits):
         # Averaging 4×4 blocks undoes the upsampling but for the interpolation's blur.
         small = images[:, 0].float().view(-1, 8, 4, 8, 4).mean((2, 4)).numpy() * 16 / 255
         errors = np.abs(small[:, None] - known.images[None]).mean((2, 3))
-        assert errors.min(axis=1).max() < 1
+        assert errors.min(axis=1).max() < 2
         np.testing.assert_array_equal(known.target[errors.argmin(axis=1)], labels)
 
 
