@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+# Drivers of trials take slivers of a CPU, so there are more processes than cores by design;
+# Ray warns of that on the user's screen unless told not to before it is imported.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
+
 import ray
 
 DASHBOARD_PORT = 8265
-# How often a Train controller looks at its workers; Ray's 2 s shows in trials of a few seconds.
-_HEALTH_CHECK_S = "0.25"
+_SETTINGS = {
+    # How often a Train controller looks at its workers; Ray's 2 s shows in trials of seconds.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # Workers without a GPU of their own see the machine's as Ray's future default has it; a job
+    # without GPUs does not touch them (pipelines.train.engine).
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 class ClusterError(Exception):
@@ -69,18 +79,37 @@ def free_port(preferred: int) -> int:
     raise ClusterError("no free port on loopback")
 
 
-def _environment() -> dict[str, str]:
-    return {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": _HEALTH_CHECK_S}
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Sets what is not set yet, for as long as the block runs."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _local_environment(port: int) -> dict[str, str]:
+    # Ray's own ports listen on every interface, whatever address it is given: a token made for
+    # this one session keeps everybody else out (an existing setting of the user's is kept).
+    return {
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
 
 
 @contextmanager
 def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[Cluster]:
     """A connection to Ray for as long as the block runs.
 
-    Without an address a Ray instance is started on this machine, on loopback, and ended with
-    the block. It always has a dashboard on a port known beforehand: when a trial is stopped,
-    the detached cleaner that frees its workers asks the State API there, and without it every
-    later trial waits for ever (../shared/environment.md).
+    Without an address a Ray instance is started on this machine and ended with the block; only
+    this process and its workers know its token. It always has a dashboard on a port known
+    beforehand: when a trial is stopped, the detached cleaner that frees its workers asks the
+    State API there, and without it every later trial waits for ever
+    (../shared/environment.md).
 
     Args:
         address: of a running cluster, or None.
@@ -89,43 +118,31 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     Raises:
         ClusterError: nothing answers at the address.
     """
-    for name, value in _environment().items():
-        os.environ.setdefault(name, value)
-    common: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": "ERROR",
-        "ignore_reinit_error": False,
-    }
-    previous = os.environ.get("RAY_API_SERVER_ADDRESS")
-    if address is None:
-        port = free_port(DASHBOARD_PORT)
-        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            dashboard_port=port,
-            **common,
-        )
-    else:
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    local = address is None
+    port = free_port(DASHBOARD_PORT)
+    with _environment(_SETTINGS | (_local_environment(port) if local else {})):
+        if local:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                dashboard_port=port,
+                **common,
+            )
+        else:
+            try:
+                ray.init(address=address, **common)
+            except (ConnectionError, ValueError) as error:
+                raise ClusterError(f"no Ray cluster answers at {address}: {error}") from None
         try:
-            ray.init(address=address, **common)
-        except (ConnectionError, ValueError) as error:
-            raise ClusterError(f"no Ray cluster answers at {address}: {error}") from None
-    try:
-        resources = ray.cluster_resources()
-        yield Cluster(
-            address=ray.get_runtime_context().gcs_address,
-            cpus=resources.get("CPU", 0.0),
-            gpus=resources.get("GPU", 0.0),
-            num_nodes=len([node for node in ray.nodes() if node["Alive"]]),
-        )
-    finally:
-        ray.shutdown()
-        if address is None:
-            if previous is None:
-                os.environ.pop("RAY_API_SERVER_ADDRESS", None)
-            else:
-                os.environ["RAY_API_SERVER_ADDRESS"] = previous
+            resources = ray.cluster_resources()
+            yield Cluster(
+                address=ray.get_runtime_context().gcs_address,
+                cpus=resources.get("CPU", 0.0),
+                gpus=resources.get("GPU", 0.0),
+                num_nodes=len([node for node in ray.nodes() if node["Alive"]]),
+            )
+        finally:
+            ray.shutdown()

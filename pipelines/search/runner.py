@@ -28,7 +28,7 @@ from pipelines.track.mlflow_tracker import MlflowTracker
 from pipelines.track.page import write_page
 from pipelines.track.plot import write_png
 from pipelines.track.store import tracking_store
-from pipelines.track.table import caption, front_table
+from pipelines.track.table import front_table
 
 _STAGES: tuple[tuple[str, str, Callable[[StageContext], None]], ...] = (
     ("base", "base models: one dense model per width", run_base),
@@ -136,7 +136,6 @@ def show_front(state: SearchState, storage: Path, screen: Screen) -> None:
     """Prints the front and what to type next."""
     front = build_front(state)
     screen.console.print(front_table(front))
-    screen.say(caption(front))
     option = "" if storage == Path("runs") else f" --storage {storage}"
     screen.say(f"picture and page: {storage}/searches/{state.name}/front.png, front.html")
     screen.say("next:")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 from pipelines.track.front import Front, Point
@@ -21,14 +22,18 @@ def front_table(front: Front, points: Sequence[Point] | None = None) -> Table:
         caption=caption(front),
         title_justify="left",
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    for name in ("model", "width", "patch tokens after each block"):
-        table.add_column(name, overflow="fold")
-    for name in ("GMACs", "% of dense", "top-1 minival", "top-1 val"):
+    for name in ("model", "width"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("patch tokens per block", overflow="fold", min_width=14, ratio=1)
+    for name in ("GMACs", "% dense", "minival", "val"):
         table.add_column(name, justify="right", no_wrap=True)
     for batch in latencies:
         table.add_column(f"ms (batch {batch})", justify="right")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for point in shown:
         table.add_row(
             point.point_id,

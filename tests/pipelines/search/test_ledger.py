@@ -1,0 +1,114 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.state import fold, load_state
+
+
+def created(ledger):
+    base = {"width": 64, "num_heads": 2, "gmacs": 0.02}
+    ledger.append("created", config={}, config_hash="x", num_classes=10, bases=[base])
+
+
+def trial(ledger, trial_id="t000"):
+    ledger.append(
+        "trial_created",
+        trial_id=trial_id,
+        width=64,
+        num_heads=2,
+        schedule=[8, 4],
+        method="wkmedoids",
+        gmacs=0.01,
+    )
+
+
+def test_what_is_appended_is_read_back_in_order(tmp_path):
+    with Ledger(tmp_path / "s") as ledger:
+        for number in range(5):
+            ledger.append("note", number=number)
+    events = list(read_events(tmp_path / "s" / LEDGER_NAME))
+    assert [event["number"] for event in events] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("torn", [b'{"event":"no', b"{", b'{"event":"x","time":1}'])
+def test_a_torn_last_line_never_happened(tmp_path, torn):
+    path = tmp_path / "s" / LEDGER_NAME
+    with Ledger(tmp_path / "s") as ledger:
+        ledger.append("note", number=1)
+    with path.open("ab") as file:
+        file.write(torn)
+    assert len(list(read_events(path))) == 1
+    with Ledger(tmp_path / "s") as ledger:
+        ledger.append("note", number=2)
+    assert [event["number"] for event in read_events(path)] == [1, 2]
+
+
+def test_a_damaged_line_in_the_middle_is_refused_and_named(tmp_path):
+    path = tmp_path / LEDGER_NAME
+    path.write_text('{"event":"a","time":1}\n???\n{"event":"b","time":2}\n')
+    with pytest.raises(UserError, match="line 2 is damaged"):
+        list(read_events(path))
+
+
+def test_one_search_has_one_driver(tmp_path):
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom pipelines.search.ledger import Ledger\n"
+        "ledger = Ledger(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(60)"
+    )
+    directory = tmp_path / "s"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(directory)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="already running"):
+            Ledger(directory)
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+    # A driver that was killed leaves no lock behind.
+    Ledger(directory).close()
+
+
+def test_a_resumed_trial_reports_an_epoch_once(tmp_path):
+    with Ledger(tmp_path / "searches" / "s") as ledger:
+        created(ledger)
+        trial(ledger)
+        for epoch, top1 in [(1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25)]:
+            report = {"epoch": epoch, "top1_minival": top1, "device_seconds": epoch * 2.0}
+            ledger.append("trial_report", trial_id="t000", report=report)
+    state = load_state(tmp_path, "s")
+    reports = state.trials["t000"].reports
+    assert [(r["epoch"], r["top1_minival"]) for r in reports] == [(1, 0.1), (2, 0.25)]
+    assert state.trials["t000"].status == "running" and state.device_seconds == 4.0
+
+
+def test_the_state_is_the_same_however_often_it_is_rebuilt(tmp_path):
+    with Ledger(tmp_path / "searches" / "s") as ledger:
+        created(ledger)
+        trial(ledger)
+        ledger.append("screened", width=64, rows=[[[8, 4], 0.01, 0.5, 1.2]])
+        ledger.append("trial_done", trial_id="t000", checkpoint="/x", top1_minival=0.9)
+        ledger.append("published", trial_id="t000", top1_val=0.8)
+        ledger.append("published", width=64, top1_val=0.7)
+        ledger.append("an event of a later version")
+    events = list(read_events(tmp_path / "searches/s" / LEDGER_NAME))
+    state = fold("s", events)
+    assert fold("s", json.loads(json.dumps(events))) == state == load_state(tmp_path, "s")
+    assert state.trials["t000"].top1_val == 0.8 and state.base(64).top1_val == 0.7
+    assert state.screened[0].schedule == (8, 4)
+
+
+def test_an_unknown_search_offers_near_matches(tmp_path):
+    with Ledger(tmp_path / "searches" / "digits") as ledger:
+        created(ledger)
+    with pytest.raises(UserError, match="there is digits"):
+        load_state(tmp_path, "digit")
+    with pytest.raises(UserError, match="tokenpool search"):
+        load_state(tmp_path / "empty", "digits")

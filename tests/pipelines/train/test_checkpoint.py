@@ -1,0 +1,64 @@
+import pytest
+
+from pipelines.train.checkpoint import JobProgress, damage, read_progress, seal, write_progress
+from pipelines.train.reporter import FolderReporter
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def make(epoch, ranks=2):
+        path = tmp_path / "job" / f"epoch-{epoch:04d}"
+        for rank in range(ranks):
+            part = tmp_path / "parts" / f"{epoch}-{rank}"
+            (part / "engine").mkdir(parents=True)
+            (part / "engine" / f"rank{rank}.pt").write_bytes(bytes([rank]) * 100)
+            if rank == 0:
+                write_progress(part, JobProgress(epoch, ranks, 1.5, {"top1_minival": 0.5}))
+            seal(part, rank)
+            for file in part.rglob("*"):
+                if file.is_file():
+                    target = path / file.relative_to(part)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(file.read_bytes())
+        return path
+
+    return make
+
+
+def test_a_whole_checkpoint_is_whole(folder):
+    path = folder(3)
+    assert damage(path) is None
+    assert read_progress(path) == JobProgress(3, 2, 1.5, {"top1_minival": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("engine/rank1.pt", "missing"),
+        ("state.json", "state.json"),
+        ("manifest-rank1.json", "manifest-rank1.json"),
+    ],
+)
+def test_a_missing_part_is_named(folder, name, what):
+    path = folder(3)
+    (path / name).unlink()
+    assert what in damage(path)
+
+
+def test_one_flipped_bit_is_seen(folder):
+    path = folder(3)
+    file = path / "engine/rank0.pt"
+    content = bytearray(file.read_bytes())
+    content[50] ^= 1
+    file.write_bytes(content)
+    assert damage(path) == "engine/rank0.pt was altered"
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder, tmp_path):
+    older, newer = folder(1), folder(2)
+    reporter = FolderReporter(tmp_path / "job", rank=1)
+    assert reporter.newest_checkpoint() == newer
+    (newer / "engine/rank1.pt").write_bytes(b"torn")
+    assert reporter.newest_checkpoint() == older
+    (older / "state.json").write_text("{")
+    assert reporter.newest_checkpoint() is None

@@ -1,0 +1,168 @@
+"""The job without Ray, against a plain PyTorch loop and against itself after a kill."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tokenpool as tp
+from pipelines.config import AugmentConfig, DataConfig, TrainConfig, WorkersConfig
+from pipelines.data.augment import normalize
+from pipelines.data.loader import make_loader
+from pipelines.data.manifest import load_manifest
+from pipelines.data.prepare import prepare
+from pipelines.train.model import build_model
+from pipelines.train.optim import learning_rate, make_optimizer
+from pipelines.train.spec import ModelSpec, TrainJob
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "digits"
+    prepare("digits", path)
+    return path
+
+
+def make_job(digits, storage, num_workers, **train):
+    settings = {"epochs": 2, "batch_size": 64, "lr": 1e-3, "warmup_epochs": 0.5, **train}
+    return TrainJob(
+        job_id="job",
+        storage=storage,
+        data=DataConfig(source="digits", path=digits, image_size=32),
+        model=ModelSpec(width=32, heads=2, depth=2, patch_size=8, image_size=32, num_classes=10),
+        schedule=(8, 4),
+        train=TrainConfig(**settings),
+        workers=WorkersConfig(num_workers=num_workers),
+        seed=3,
+    )
+
+
+def launch(job, tmp_path):
+    file = tmp_path / "job.json"
+    file.write_text(job.model_dump_json())
+    command = [
+        str(Path(sys.executable).parent / "torchrun"),
+        "--standalone",
+        f"--nproc-per-node={job.workers.num_workers}",
+        "-m",
+        "pipelines.train",
+        str(file),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def run(job, tmp_path):
+    process = launch(job, tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.strip().splitlines()[-1])
+
+
+def weights(job, epoch):
+    return tp.load(job.directory / f"epoch-{epoch:04d}" / "model").state_dict()
+
+
+def plain_training(job):
+    """The same training without DeepSpeed, checkpoints or ranks: one process, global batches."""
+    train, manifest = job.train, load_manifest(job.data.path)
+    torch.manual_seed(job.seed)
+    model = build_model(job)
+    optimizer = make_optimizer(model, train)
+    loader = make_loader(
+        job.data.path,
+        "train",
+        batch_size=train.batch_size,
+        train=True,
+        seed=job.seed,
+        image_size=32,
+    )
+    losses = []
+    steps = len(loader)
+    try:
+        for epoch in range(train.epochs):
+            loader.set_epoch(epoch)
+            total = 0.0
+            for index, (images, labels) in enumerate(loader):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(
+                        epoch * steps + index,
+                        num_steps=train.epochs * steps,
+                        warmup_steps=round(train.warmup_epochs * steps),
+                        peak=train.lr,
+                        low=train.min_lr,
+                    )
+                logits = model(normalize(images, manifest.mean, manifest.std))
+                loss = F.cross_entropy(logits, labels)
+                optimizer.zero_grad()
+                loss.backward()
+                if train.clip_grad:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad)
+                optimizer.step()
+                total += loss.item()
+            losses.append(total / steps)
+    finally:
+        loader.close()
+    return model.state_dict(), losses
+
+
+def test_two_workers_train_what_a_plain_loop_trains(digits, tmp_path):
+    job = make_job(digits, tmp_path / "jobs", 2)
+    report = run(job, tmp_path)
+    expected, losses = plain_training(job)
+    assert report["loss"] == pytest.approx(losses[-1], abs=2e-4)
+    for name, value in weights(job, 2).items():
+        torch.testing.assert_close(value, expected[name], atol=2e-3, rtol=0, msg=name)
+    assert report["top1_minival"] > 0.15  # chance is 0.1: two epochs of a toy
+
+
+def test_a_killed_job_goes_on_bit_for_bit(digits, tmp_path):
+    augment = AugmentConfig(rotate=5, translate=0.05)
+    settings = {"epochs": 4, "ema_decay": 0.9, "drop_path": 0.1, "augment": augment}
+    straight = make_job(digits, tmp_path / "straight", 2, **settings)
+    killed = make_job(digits, tmp_path / "killed", 2, **settings)
+    run(straight, tmp_path)
+    process = launch(killed, tmp_path)
+    deadline = time.monotonic() + 200
+    while not list(killed.directory.glob("epoch-0001")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    # Workers are in sessions of their own: each is named before any is killed.
+    for victim in [psutil.Process(process.pid), *psutil.Process(process.pid).children(True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+    process.communicate()
+    assert not (killed.directory / "epoch-0004").exists(), "it was too fast to be killed"
+    run(killed, tmp_path)
+    ours, theirs = weights(killed, 4), weights(straight, 4)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    def curve(job):
+        rows = [json.loads(r) for r in (job.directory / "reports.jsonl").read_text().splitlines()]
+        return [(r["epoch"], r["loss"], r["top1_minival"]) for r in rows]
+
+    assert curve(killed) == curve(straight)
+
+
+def test_a_job_that_does_not_fit_its_data_ends_in_one_line(digits, tmp_path):
+    job = make_job(digits, tmp_path / "jobs", 1)
+    job = job.model_copy(update={"model": job.model.model_copy(update={"num_classes": 7})})
+    process = launch(job, tmp_path)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "the job has 7 classes but" in err

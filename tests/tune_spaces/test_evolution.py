@@ -1,0 +1,91 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tune_spaces.evolution import (
+    Scored,
+    first_generation,
+    next_generation,
+    select,
+    spread_over_cost,
+)
+from tune_spaces.pareto import front_ranks
+from tune_spaces.space import ScheduleSpace
+
+
+def make_space(depth=4, patches=16, widths=(8, 16), **options):
+    return ScheduleSpace(
+        depth, patches, widths, lambda width, s: width * (patches + sum(s)) / 1e3, **options
+    )
+
+
+def score(space, candidates):
+    """A made-up quality: wider and longer schedules are better, early cuts worse."""
+    return [
+        Scored(c, np.log(c.width) + sum(np.sqrt(k) / (i + 1) for i, k in enumerate(c.schedule)))
+        for c in candidates
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**16), count=st.integers(1, 60))
+def test_generations_are_new_valid_and_repeatable(seed, count):
+    space = make_space()
+    first = first_generation(space, np.random.default_rng(seed), count)
+    assert len({c.key for c in first}) == len(first) == count
+    scored = score(space, first)
+    children = next_generation(space, np.random.default_rng(seed), scored, count)
+    assert all(space.contains(c) for c in [*first, *children])
+    keys = [c.key for c in [*first, *children]]
+    assert len(set(keys)) == len(keys)
+    again = next_generation(space, np.random.default_rng(seed), scored, count)
+    assert [c.key for c in again] == [c.key for c in children]
+
+
+def test_both_widths_are_sampled():
+    first = first_generation(make_space(), np.random.default_rng(0), 20)
+    assert {c.width for c in first} == {8, 16}
+
+
+def test_a_small_space_ends_instead_of_repeating():
+    space = make_space(depth=1, patches=3, widths=(8,))
+    first = first_generation(space, np.random.default_rng(0), 50)
+    found = {tuple(c.schedule) for c in first}
+    assert len(found) == len(first) and found <= {(1,), (2,), (3,)}
+    rest = next_generation(space, np.random.default_rng(0), score(space, first), 5)
+    assert found | {tuple(c.schedule) for c in rest} == {(1,), (2,), (3,)}
+    assert len(first) + len(rest) == 3
+
+
+def test_evolution_finds_better_schedules_than_sampling_alone():
+    space = make_space(depth=6, patches=32)
+    gains = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        scored = score(space, first_generation(space, rng, 40))
+        while len(scored) < 200:
+            scored += score(space, next_generation(space, rng, scored, 40))
+        sampled = score(space, first_generation(space, np.random.default_rng(seed), 200))
+        both = [*scored, *sampled]
+        ranks = front_ranks([(s.candidate.gmacs, s.quality) for s in both])
+        gains.append((ranks[: len(scored)] == 0).sum() - (ranks[len(scored) :] == 0).sum())
+    assert np.median(gains) > 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**16), count=st.integers(1, 30))
+def test_select_takes_better_fronts_first(seed, count):
+    space = make_space()
+    scored = score(space, first_generation(space, np.random.default_rng(seed), 30))
+    chosen = select(scored, count)
+    assert len(chosen) == min(count, len(scored))
+    ranks = front_ranks([(s.candidate.gmacs, s.quality) for s in scored])
+    rank_of = {s.candidate.key: rank for s, rank in zip(scored, ranks, strict=True)}
+    taken = sorted(rank_of[s.candidate.key] for s in chosen)
+    assert taken == sorted(ranks)[: len(taken)]
+
+
+def test_spread_takes_the_ends_and_the_even_middle():
+    costs = np.array([0.0, 1.0, 2.0, 9.0, 10.0, 5.0])
+    assert sorted(spread_over_cost(costs, np.arange(6), 3)) == [0, 4, 5]
+    assert sorted(spread_over_cost(costs, np.arange(6), 9)) == [0, 1, 2, 3, 4, 5]
