@@ -71,43 +71,35 @@ def pairwise_distances(features: Tensor) -> Tensor:
     product = gram(features)
     square = product.diagonal(dim1=1, dim2=2)
     both = square.unsqueeze(2) + square.unsqueeze(1)
-    return (both - (product + product.transpose(1, 2))).clamp_min(0)
+    return both.sub_(product + product.transpose(1, 2)).clamp_min_(0)
 
 
 def kmedoids_reference(
     features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """K-Medoids on the Gram matrix G; each iteration costs O(N²), whatever k.
+    """K-Medoids on the distance matrix, computed once; each iteration costs O(N²), whatever k.
 
-    With squared L2, d(i, j) = G_ii + G_jj − 2·G_ij. What is the same for all candidates is left
-    out: the nearest medoid m of a token i has the least G_mm/2 − G_mi, and the cost Σ_j w_j·d(i, j)
-    of a candidate i over its cluster is ordered like G_ii/2·Σ_j w_j − Σ_j w_j·G_ji.
+    The distances and not the Gram matrix: with exact symmetry and zeros the two members of a pair,
+    the commonest cluster there is, cost exactly the same, and the lower index wins everywhere
+    instead of the rounding of the day.
     """
-    batch, tokens, _ = features.shape
+    relative = None if weights is None else scaled(weights)
+    return medoids_of(pairwise_distances(features), start, relative, iterations)
+
+
+def medoids_of(
+    distances: Tensor, start: Tensor, weights: Tensor | None, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """K-Medoids from any symmetric distances `[B, N, N]`; see `kmedoids`."""
+    # What token j adds to the cost of a medoid i of its cluster: w_j · d(j, i), in row j.
+    added = distances if weights is None else distances * weights.unsqueeze(2)
     count = start.shape[1]
-    product = gram(features)
-    half = product.diagonal(dim1=1, dim2=2) / 2
-    weighted = product
-    if weights is None:
-        weights = features.new_ones(batch, tokens)
-    else:
-        weights = scaled(weights)
-        weighted = product * weights.unsqueeze(2)
-    own = torch.arange(count, device=features.device).expand(batch, count)
-
-    def assign(medoids: Tensor) -> Tensor:
-        rows = product.flatten(0, 1).index_select(0, flat_index(medoids, tokens))
-        rows = half.gather(1, medoids).unsqueeze(2) - rows.view(batch, count, tokens)
-        # A medoid is its own, even if another equals it: no cluster is ever empty.
-        return rows.min(1).indices.scatter(1, medoids, own)
-
-    medoids, assignment = start, assign(start)
+    medoids, assignment = start, nearest_medoid(distances, start)
     for _ in range(iterations):
-        mass = weights.new_zeros(batch, count).scatter_add(1, assignment, weights)
-        inner = segment_sum(weighted, assignment, count).gather(1, assignment.unsqueeze(1))
-        cost = half * mass.gather(1, assignment) - inner.squeeze(1)
+        total = segment_sum(added, assignment, count)
+        cost = total.gather(1, assignment.unsqueeze(1)).squeeze(1)
         medoids = segment_argmin(cost, assignment, count)
-        assignment = assign(medoids)
+        assignment = nearest_medoid(distances, medoids)
     return assignment, medoids
 
 

@@ -137,4 +137,5 @@ def ward_labels(distances: Tensor, k: int) -> Tensor:
         sizes[images, low] += sizes[images, high]
         label = torch.where(label == high.unsqueeze(1), low.unsqueeze(1), label)
     alive = torch.zeros_like(label).scatter_(1, label, 1)
-    return (alive.cumsum(-1) - 1).gather(1, label)
+    # Clamped for tokens that are not finite: pairs of them are never joined, and too many are left.
+    return (alive.cumsum(-1) - 1).gather(1, label).clamp_max(k - 1)

@@ -60,7 +60,7 @@ def _exponential_like(values: Tensor, options: PoolOptions) -> Tensor:
     uniform = torch.rand(
         values.shape, dtype=torch.float32, device=values.device, generator=options.generator
     )
-    return -torch.log1p(-uniform).clamp_min(1e-30)
+    return torch.log1p(-uniform).neg().clamp_min(1e-30)
 
 
 def _keep(given: TokenSet, index: Tensor) -> Pooled:
