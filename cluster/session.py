@@ -17,6 +17,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been s
 import ray
 
 DASHBOARD_PORT = 8265
+_TOKEN = secrets.token_hex(32)  # Ray reads it once a process
 _SETTINGS = {
     # How often a Train controller looks at its workers; Ray's 2 s shows in trials of seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
@@ -81,24 +82,22 @@ def free_port(preferred: int) -> int:
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Sets what is not set yet, for as long as the block runs."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
+    """Sets what is not set yet, and leaves the environment as it was."""
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in values.items() if name not in before})
     try:
         yield
     finally:
-        for name in added:
-            os.environ.pop(name, None)
+        for name in (*values, "RAY_AUTH_MODE"):  # Ray sets the last one itself
+            if name not in before:
+                os.environ.pop(name, None)
 
 
 def _local_environment(port: int) -> dict[str, str]:
-    # Ray's own ports listen on every interface, whatever address it is given: a token made for
-    # this one session keeps everybody else out (an existing setting of the user's is kept).
-    return {
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
+    # Ray's own ports listen on every interface, whatever address it is given. So it asks for a
+    # token by default; one that lives in this process and its workers alone is safer than the
+    # file in the home directory that Ray would write.
+    return {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}", "RAY_AUTH_TOKEN": _TOKEN}
 
 
 @contextmanager

@@ -1,0 +1,61 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import ray
+import requests
+
+from cluster.session import Cluster, ClusterError, free_port, ray_session
+
+
+def secrets():
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_API_SERVER_ADDRESS")
+    return {name: os.environ.get(name) for name in names}
+
+
+def test_a_local_session_is_closed_to_strangers_and_leaves_nothing_behind():
+    before = secrets()
+    with ray_session(num_cpus=1) as cluster:
+        assert (cluster.cpus, cluster.num_nodes) == (1.0, 1)
+        assert ray.get(ray.remote(lambda: 1 + 1).remote()) == 2
+        dashboard = os.environ["RAY_API_SERVER_ADDRESS"]
+        assert dashboard.startswith("http://127.0.0.1:")
+        # Without the token neither jobs nor state can be read, nor the cluster joined.
+        for path in ("/api/jobs/", "/api/v0/actors"):
+            assert requests.get(dashboard + path, timeout=10).status_code == 401
+        stranger = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+        join = subprocess.run(
+            [sys.executable, "-c", f"import ray; ray.init(address='{cluster.address}')"],
+            env=stranger,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert join.returncode != 0 and "ConnectionError" in join.stderr
+    assert not ray.is_initialized()
+    assert secrets() == before
+
+
+def test_concurrency_leaves_room_for_drivers():
+    cluster = Cluster(address="", cpus=2.0, gpus=0.0, num_nodes=1)
+    assert cluster.concurrent_jobs(2, 0.9, 0.0) == 1
+    assert cluster.concurrent_jobs(1, 0.9, 0.0) == 2
+    # Two workers of a whole CPU leave nothing for the drivers: this is what would wait for ever.
+    with pytest.raises(ClusterError, match=r"2 workers of 1 CPU each.*2 CPUs"):
+        cluster.concurrent_jobs(2, 1.0, 0.0)
+    gpus = Cluster(address="", cpus=64.0, gpus=8.0, num_nodes=2)
+    assert gpus.concurrent_jobs(4, 4.0, 1.0) == 2
+    with pytest.raises(ClusterError, match="1 GPU"):
+        gpus.concurrent_jobs(9, 1.0, 1.0)
+
+
+def test_a_busy_port_is_passed_over():
+    import socket
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        busy = server.getsockname()[1]
+        assert free_port(busy) != busy
+    assert free_port(busy) == busy
