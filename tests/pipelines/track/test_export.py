@@ -1,0 +1,153 @@
+"""Exports: the same model in each format, without this package where promised, or nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import tokenpool as tp
+from pipelines.data.prepare import prepare
+from pipelines.errors import UserError
+from pipelines.search.state import SearchState
+from pipelines.track import export, export_formats
+from pipelines.track.model_card import standard_error
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "digits"
+    prepare("digits", out)
+    return out
+
+
+@pytest.fixture
+def search(
+    state: SearchState, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> SearchState:
+    """The made-up search with a real (untrained) checkpoint and real data."""
+    monkeypatch.setattr(export, "_SECONDS_PER_TIMING", 0.05)
+    torch.manual_seed(0)
+    model = tp.build_vit(32, 4, 96, 6, 3, 10)
+    for parameter in model.parameters():
+        # Untrained logits are so alike that a wrong model could pass for the right one.
+        torch.nn.init.normal_(parameter, std=0.2)
+    tp.pool(model, state.trials["t001"].schedule, "wkmedoids")
+    state.trials["t001"].checkpoint = str(tp.save(model.eval(), tmp_path / "checkpoint"))
+    state.config["data"]["path"] = str(digits)
+    return state
+
+
+def test_timm_format(search: SearchState, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "timm"
+    facts = export.export_point(search, "t001", "timm", out)
+    assert facts["check"]["images"] == 64
+    pooled = tp.load(out)
+    assert tp.schedule_of(pooled) == (48, 40, 32, 24, 16, 8)
+    # timm alone reads the dense weights.
+    dense = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(dense(images), tp.pool(pooled, None)(images))
+    card = (out / "README.md").read_text()
+    assert "48 40 32 24 16 8" in card
+    assert "96.10 ± " in card
+    assert "digits, 10 classes" in card
+    assert {path.name for path in out.iterdir()} == {
+        "README.md",
+        "config.json",
+        "export.json",
+        "model.json",
+        "model.safetensors",
+    }
+    assert [path.name for path in out.parent.iterdir()] == ["timm"]
+
+
+@pytest.mark.slow  # torch.export and ONNX conversion of a pooled model take half a minute each
+def test_torch_export_runs_without_this_package(search: SearchState, tmp_path: Path) -> None:
+    out = tmp_path / "program"
+    export.export_point(search, "t001", "torch-export", out)
+    images = torch.randn(3, 3, 32, 32)
+    torch.save(images, tmp_path / "images.pt")
+    script = (
+        "import sys, torch\n"
+        "sys.modules.update({n: None for n in ('tokenpool', 'pipelines', 'tune_spaces', 'timm')})\n"
+        "model = torch.export.load(sys.argv[1]).module()\n"
+        "torch.save(model(torch.load(sys.argv[2])), sys.argv[3])\n"
+    )
+    command = [sys.executable, "-c", script, out / "model.pt2", tmp_path / "images.pt"]
+    subprocess.run([*command, tmp_path / "logits.pt"], check=True, cwd=tmp_path)
+    expected = tp.load(Path(str(search.trials["t001"].checkpoint)))(images)
+    assert torch.allclose(torch.load(tmp_path / "logits.pt"), expected, atol=1e-4)
+
+
+@pytest.mark.slow  # as above
+def test_onnx_has_a_dynamic_batch(search: SearchState, tmp_path: Path) -> None:
+    import onnxruntime
+
+    out = tmp_path / "onnx"
+    facts = export.export_point(search, "t001", "onnx", out)
+    assert facts["check"]["largest_logit_difference"] <= 1e-4
+    session = onnxruntime.InferenceSession(out / "model.onnx")
+    model = tp.load(Path(str(search.trials["t001"].checkpoint)))
+    for batch in (1, 7):
+        images = torch.randn(batch, 3, 32, 32)
+        (logits,) = session.run(None, {"images": images.numpy()})
+        assert torch.allclose(torch.from_numpy(logits), model(images), atol=1e-4)
+
+
+def test_an_export_that_is_another_model_is_refused(
+    search: SearchState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_dense(model: torch.nn.Module, name: str, folder: Path, facts: dict) -> None:
+        export_formats.write_format(tp.pool(tp.load(search_path), None), name, folder, facts)
+
+    search_path = Path(str(search.trials["t001"].checkpoint))
+    monkeypatch.setattr(export, "write_format", write_dense)
+    with pytest.raises(UserError, match="is not the same model: logits differ by") as caught:
+        export.export_point(search, "t001", "timm", tmp_path / "out")
+    assert caught.value.exit_code == 1
+    assert not (tmp_path / "out").exists()
+    assert [p for p in tmp_path.iterdir() if p.name.startswith(".out")] == []
+
+
+@pytest.mark.parametrize(
+    ("model", "format_name", "message", "code"),
+    [
+        ("t01", "timm", "no model t01: there is t001", 2),
+        ("t001", "coreml", "--format coreml is unknown: use one of timm, onnx, torch-export", 2),
+        ("t007", "timm", r"t007 of digits has no checkpoint \(failed\)", 1),
+        ("t002", "timm", "the checkpoint of t002: there is no saved model at /nowhere/t002", 1),
+    ],
+)
+def test_refusals_are_one_line(
+    search: SearchState, tmp_path: Path, model: str, format_name: str, message: str, code: int
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        export.export_point(search, model, format_name, tmp_path / "out")
+    assert caught.value.exit_code == code
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_targets_and_data_that_do_not_serve(search: SearchState, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="there exists: remove it or choose another with --out"):
+        export.export_point(search, "t001", "timm", tmp_path / "there")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*; choose another with --out"):
+        export.export_point(search, "t001", "timm", tmp_path / "file" / "out")
+    with pytest.raises(UserError, match="no prepared data at"):
+        export.export_point(search, "t001", "timm", tmp_path / "out", data=tmp_path / "gone")
+
+
+def test_standard_error_by_hand() -> None:
+    assert standard_error(0.9, 100) == pytest.approx(0.03)
+
+
+def test_facts_are_json(search: SearchState, tmp_path: Path) -> None:
+    facts = export.export_point(search, "t001", "timm", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "export.json").read_text()) == facts
+    assert [row["batch"] for row in facts["speed"]["batches"]] == [1, 32]
