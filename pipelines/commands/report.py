@@ -70,3 +70,23 @@ def rebuild_command(name: Name, storage: Storage = Path("runs")) -> None:
     store = tracking_store(storage)
     count = rebuild(storage, name, store)
     typer.echo(f"{name}: {count} runs logged to {store.uri}")
+
+
+def register(
+    name: Name,
+    data: Annotated[
+        Path | None, typer.Option(help="The prepared data, if it was moved since the search.")
+    ] = None,
+    storage: Storage = Path("runs"),
+) -> None:
+    """Put a search's published models into MLflow's model registry."""
+    state = load_state(storage, name)
+    from pipelines.track.registry import register_published  # here, as it takes seconds
+
+    store = tracking_store(storage)
+    for found in register_published(storage, state, store, data=data):
+        known = "" if found.new else " (known already)"
+        typer.echo(f"models:/{name}/{found.version}  {found.point_id}{known}")
+    typer.echo(
+        f'mlflow.pyfunc.load_model("models:/{name}@knee") with MLFLOW_TRACKING_URI={store.uri}'
+    )

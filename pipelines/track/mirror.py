@@ -110,6 +110,16 @@ class LedgerMirror:
             self.projection.front_moved = False
 
     @property
+    def client(self) -> MlflowClient:
+        """The client of the store, connected."""
+        return self._connect()
+
+    def run_id(self, point_id: str) -> str:
+        """MLflow's id of a point's run."""
+        self._connect()
+        return self._runs[point_id]
+
+    @property
     def num_runs(self) -> int:
         """Runs of this search in MLflow, the parent included."""
         return len(self._runs)

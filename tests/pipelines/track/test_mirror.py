@@ -1,7 +1,6 @@
 """MLflow follows the ledger: the same runs whatever happens on the way."""
 
 import json
-import logging
 import shutil
 import time
 from pathlib import Path
@@ -17,22 +16,6 @@ from pipelines.search.ledger import Ledger
 from pipelines.track.mirror import LedgerMirror, catch_up, rebuild
 from pipelines.track.mlflow_tracker import MlflowTracker
 from pipelines.track.store import TrackingStore, tracking_store
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its tables: making them takes MLflow five seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return tmp_path
 
 
 def write(storage: Path, rows: list[dict[str, Any]]) -> Path:

@@ -1,0 +1,110 @@
+"""The model registry: published points as models that answer on raw images."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import ledgers
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+import tokenpool as tp
+from pipelines.data.loader import make_loader
+from pipelines.data.manifest import load_manifest
+from pipelines.data.prepare import prepare
+from pipelines.errors import UserError
+from pipelines.search.state import fold
+from pipelines.track.registry import example_images, register_published
+from pipelines.track.store import tracking_store
+
+
+def test_nothing_published(folder: Path) -> None:
+    state = fold("digits", ledgers.events(complete=False))
+    with pytest.raises(UserError, match="no model of digits is published yet"):
+        register_published(folder, state, tracking_store(folder))
+
+
+def test_published_models_answer_on_images(folder: Path) -> None:
+    data = folder / "data"
+    prepare("digits", data)
+    torch.manual_seed(0)
+    checkpoints = {}
+    for name, schedule in (("t001", (48, 40, 32, 24, 16, 8)), ("dense-96", None)):
+        model = tp.build_vit(32, 4, 96, 6, 3, 10)
+        if schedule:
+            tp.pool(model, schedule, "wkmedoids")
+        checkpoints[name] = str(tp.save(model.eval(), folder / "checkpoints" / name))
+    rows = ledgers.events()
+    rows[0]["config"]["data"]["path"] = str(data)
+    for row in rows:
+        if row["event"] == "trial_done" and row["trial_id"] == "t001":
+            row["checkpoint"] = checkpoints["t001"]
+        if row["event"] == "base_done" and row["width"] == 96:
+            row["checkpoint"] = checkpoints["dense-96"]
+    ledgers.write_ledger(folder, "digits", rows)
+    state = fold("digits", rows)
+    store = tracking_store(folder)
+
+    first = register_published(folder, state, store)
+    assert [(r.point_id, r.version, r.new) for r in first] == [
+        ("t001", "1", True),
+        ("dense-96", "2", True),
+    ]
+    again = register_published(folder, state, store)
+    assert [(r.version, r.new) for r in again] == [("1", False), ("2", False)]
+
+    mlflow.set_tracking_uri(store.uri)
+    loaded = mlflow.pyfunc.load_model("models:/digits@t001")
+    images = example_images(data, rows[0]["config"]["data"])
+    manifest = load_manifest(data)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (manifest.mean, manifest.std))
+    expected = tp.load(checkpoints["t001"])((pixels - mean) / std).detach().numpy()
+    assert np.allclose(loaded.predict(images), expected, atol=1e-5)
+    assert loaded.metadata.signature.inputs.inputs[0].shape == (-1, 32, 32, 3)
+    assert loaded.input_example.shape == (2, 32, 32, 3)
+    with pytest.raises(mlflow.MlflowException):
+        loaded.predict(images[:, :16])
+
+
+@pytest.mark.slow  # another process has to import MLflow and torch
+def test_it_loads_where_this_software_is_not_installed(folder: Path) -> None:
+    """Only what the registry keeps: `pipelines` and the installed `tokenpool` are blocked."""
+    data = folder / "data"
+    prepare("digits", data)
+    checkpoint = tp.save(tp.build_vit(32, 4, 96, 6, 3, 10).eval(), folder / "saved")
+    rows = ledgers.events()
+    rows[0]["config"]["data"]["path"] = str(data)
+    rows = [row for row in rows if row["event"] != "published" or "width" in row]
+    for row in rows:
+        if row["event"] == "base_done" and row["width"] == 96:
+            row["checkpoint"] = str(checkpoint)
+    ledgers.write_ledger(folder, "digits", rows)
+    store = tracking_store(folder)
+    register_published(folder, fold("digits", rows), store)
+    script = (
+        "import sys, numpy as np\n"
+        "sys.modules['pipelines'] = None\n"
+        "sys.path[:] = [p for p in sys.path if not p.endswith('/main')]\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        "import mlflow\n"
+        f"mlflow.set_tracking_uri({store.uri!r})\n"
+        "model = mlflow.pyfunc.load_model('models:/digits/1')\n"
+        "import tokenpool\n"
+        "assert 'mlartifacts' in tokenpool.__file__, tokenpool.__file__\n"
+        "assert model.predict(np.zeros((3, 32, 32, 3), np.uint8)).shape == (3, 10)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=folder)
+
+
+def test_example_images_are_pixels(folder: Path) -> None:
+    prepare("digits", folder / "data")
+    config = {"image_size": 32}
+    images = example_images(folder / "data", config)
+    loader = make_loader(folder / "data", "val", batch_size=2, train=False, image_size=32)
+    expected, _ = next(iter(loader))
+    loader.close()
+    assert images.dtype == np.uint8
+    assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy())
