@@ -11,6 +11,7 @@ from tokenpool.options import PoolOptions
 from tokenpool.pooling import method_of, options_of, pool, realised_schedule, schedule_of
 from tokenpool.schedule import Schedule
 from tokenpool.storage import load, save
+from tokenpool.trace import Trace, record, trace, unpool
 
 METHODS = tuple(_STRATEGIES)
 
@@ -20,6 +21,7 @@ __all__ = [
     "MacReport",
     "PoolOptions",
     "Schedule",
+    "Trace",
     "VitSpec",
     "build_vit",
     "kmeans",
@@ -31,8 +33,11 @@ __all__ = [
     "pool",
     "realised_schedule",
     "reconstruction_error",
+    "record",
     "save",
     "schedule_of",
+    "trace",
+    "unpool",
     "vit_macs",
     "vit_spec",
 ]
