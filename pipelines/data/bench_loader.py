@@ -155,15 +155,31 @@ def _run(
         "ratios": {
             "of the bare decoder": ours / rate["bare libjpeg-turbo"],
             "times torchvision ImageFolder + DataLoader": ours / rate["torchvision"],
+            "times torchvision as usual (float, normalised on the CPU)": ours
+            / rate["torchvision, normalised"],
             "times timm": ours / rate["timm"],
             "times FFCV's own loader": ours / rate["ffcv.Loader"],
         },
+        **_facts(cores),
         "images": images,
         "mean_jpeg_bytes": mean_bytes,
         "image_size": image_size,
         "batch_size": BATCH_SIZE,
         "cores": cores,
     }
+
+
+def _facts(cores: int) -> dict[str, Any]:
+    """What the figures were measured on, with which versions and when."""
+    from importlib.metadata import version
+
+    from tokenpool.benchmark import hardware
+
+    facts = dict(hardware("cpu"))
+    facts["hardware"] = f"{facts['hardware'].rsplit(',', 1)[0]}, {cores} of {os.cpu_count()} cores"
+    for package in ("torchvision", "timm", "ffcv", "pillow", "numba", "numpy"):
+        facts[package] = version(package)
+    return facts
 
 
 def _contenders(
@@ -173,7 +189,8 @@ def _contenders(
     return {
         "bare libjpeg-turbo": _bare_decoder(source, cores),
         "tokenpool (ffcv)": _ours(out, image_size, cores, "ffcv"),
-        "torchvision": _torchvision(source, image_size, cores),
+        "torchvision": _torchvision(source, image_size, cores, normalised=False),
+        "torchvision, normalised": _torchvision(source, image_size, cores, normalised=True),
         "timm": _timm(source, image_size, cores),
         "ffcv.Loader": _ffcv(out, image_size, cores),
         "tokenpool (torchvision)": _ours(out, image_size, cores, "torchvision"),
@@ -227,21 +244,18 @@ def _ours(
     return epoch
 
 
-def _torchvision(source: Path, image_size: int, cores: int) -> Callable[[], Iterator[int]]:
+def _torchvision(
+    source: Path, image_size: int, cores: int, *, normalised: bool
+) -> Callable[[], Iterator[int]]:
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    dataset = ImageFolder(
-        str(source / "train"),
-        transforms.Compose(
-            [
-                transforms.RandomResizedCrop(image_size),
-                transforms.RandomHorizontalFlip(),
-                transforms.PILToTensor(),
-            ]
-        ),
-    )
+    last = [transforms.PILToTensor()]
+    if normalised:
+        last = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.25,) * 3)]
+    steps = [transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip(), *last]
+    dataset = ImageFolder(str(source / "train"), transforms.Compose(steps))
     loader = DataLoader(
         dataset, BATCH_SIZE, shuffle=True, num_workers=cores, drop_last=True,
         persistent_workers=True,

@@ -111,43 +111,68 @@ def _resample(pixels, columns, top, left, height, width, limits, flip, out):  # 
     flat, most = weights.reshape(-1), np.uintp(weights.shape[1])
     begin, stride = limits[2] * 3, columns * 3
     length = (limits[3] - limits[2]) * 3
-    upper, lower = np.empty(length, np.float32), np.empty(length, np.float32)
+    line0, line1 = np.empty(length, np.float32), np.empty(length, np.float32)
+    line2, line3 = np.empty(length, np.float32), np.empty(length, np.float32)
     # Unsigned, for numba tests every signed index for being negative.
     one, two, three = np.uintp(1), np.uintp(2), np.uintp(3)
     half = np.float32(0.5)
-    # Two rows at a time share the loads of the horizontal weights.
-    for y in range(0, out_height, 2):
-        z = min(y + 1, out_height - 1)
-        _mix_rows(pixels, stride, begin, row_first[y], row_count[y], row_weights[y], upper)
-        _mix_rows(pixels, stride, begin, row_first[z], row_count[z], row_weights[z], lower)
-        row, below = out[y].reshape(-1), out[z].reshape(-1)
+    # Four rows at a time share the loads of the horizontal weights; written out, because numba
+    # keeps small arrays of accumulators in memory and not in registers.
+    for y0 in range(0, out_height, 4):
+        y1 = min(y0 + 1, out_height - 1)
+        y2 = min(y0 + 2, out_height - 1)
+        y3 = min(y0 + 3, out_height - 1)
+        _mix_rows(pixels, stride, begin, row_first[y0], row_count[y0], row_weights[y0], line0)
+        _mix_rows(pixels, stride, begin, row_first[y1], row_count[y1], row_weights[y1], line1)
+        _mix_rows(pixels, stride, begin, row_first[y2], row_count[y2], row_weights[y2], line2)
+        _mix_rows(pixels, stride, begin, row_first[y3], row_count[y3], row_weights[y3], line3)
+        row0, row1 = out[y0].reshape(-1), out[y1].reshape(-1)
+        row2, row3 = out[y2].reshape(-1), out[y3].reshape(-1)
         for x in range(np.uintp(out_width)):
             at = np.uintp((first[x] - limits[2]) * 3)
             taps = x * most
             weight = flat[taps]
-            red = half + weight * upper[at]
-            green = half + weight * upper[at + one]
-            blue = half + weight * upper[at + two]
-            red_below = half + weight * lower[at]
-            green_below = half + weight * lower[at + one]
-            blue_below = half + weight * lower[at + two]
+            red0 = half + weight * line0[at]
+            green0 = half + weight * line0[at + one]
+            blue0 = half + weight * line0[at + two]
+            red1 = half + weight * line1[at]
+            green1 = half + weight * line1[at + one]
+            blue1 = half + weight * line1[at + two]
+            red2 = half + weight * line2[at]
+            green2 = half + weight * line2[at + one]
+            blue2 = half + weight * line2[at + two]
+            red3 = half + weight * line3[at]
+            green3 = half + weight * line3[at + one]
+            blue3 = half + weight * line3[at + two]
             for tap in range(one, np.uintp(count[x])):
                 weight = flat[taps + np.uintp(tap)]
                 at += three
-                red += weight * upper[at]
-                green += weight * upper[at + one]
-                blue += weight * upper[at + two]
-                red_below += weight * lower[at]
-                green_below += weight * lower[at + one]
-                blue_below += weight * lower[at + two]
+                red0 += weight * line0[at]
+                green0 += weight * line0[at + one]
+                blue0 += weight * line0[at + two]
+                red1 += weight * line1[at]
+                green1 += weight * line1[at + one]
+                blue1 += weight * line1[at + two]
+                red2 += weight * line2[at]
+                green2 += weight * line2[at + one]
+                blue2 += weight * line2[at + two]
+                red3 += weight * line3[at]
+                green3 += weight * line3[at + one]
+                blue3 += weight * line3[at + two]
             # Weights are non-negative and sum to one, so nothing leaves 0..255.5 and a bit.
             to = np.uintp(out_width - 1 - x if flip else x) * three
-            row[to] = np.uint8(red)
-            row[to + one] = np.uint8(green)
-            row[to + two] = np.uint8(blue)
-            below[to] = np.uint8(red_below)
-            below[to + one] = np.uint8(green_below)
-            below[to + two] = np.uint8(blue_below)
+            row0[to] = np.uint8(red0)
+            row0[to + one] = np.uint8(green0)
+            row0[to + two] = np.uint8(blue0)
+            row1[to] = np.uint8(red1)
+            row1[to + one] = np.uint8(green1)
+            row1[to + two] = np.uint8(blue1)
+            row2[to] = np.uint8(red2)
+            row2[to + one] = np.uint8(green2)
+            row2[to + two] = np.uint8(blue2)
+            row3[to] = np.uint8(red3)
+            row3[to + one] = np.uint8(green3)
+            row3[to + two] = np.uint8(blue3)
 
 
 @numba.njit(**_COMPILED)

@@ -3,9 +3,11 @@
 import ctypes
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -104,35 +106,63 @@ def _on_ray(
     """Workers send bytes back and this process writes: OUT need not be on a shared disk."""
     import ray
 
-    started_here = not ray.is_initialized()
-    if started_here:
-        try:
-            ray.init(address=options.address, log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"no Ray cluster at {options.address}: {str(error).splitlines()[0]}", exit_code=1
-            ) from None
+    from cluster.session import ClusterError, ray_session
+
+    if not ray.is_initialized():
+        _knock(str(options.address))
+    # A caller that is connected already stays so.
+    session = nullcontext() if ray.is_initialized() else ray_session(options.address)
     try:
-        remote = ray.remote(num_cpus=1, max_retries=3)(make_shard)
-        ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        waiting = iter(tasks)
-        running: dict[ray.ObjectRef, Task] = {}
-        while True:
-            for task in islice(waiting, ahead - len(running)):
-                running[remote.remote(task[1], options, mode, num_classes)] = task
-            if not running:
-                return
-            ready, _ = ray.wait(list(running), num_returns=1)
-            task = running.pop(ready[0])
-            write_shard(folder, task[0], *ray.get(ready[0]))
-            del ready
-            yield task
+        with session:
+            yield from _remotely(tasks, folder, options, mode, num_classes)
+    except ClusterError as error:
+        raise UserError(" ".join(str(error).split()), exit_code=1) from None
     except ray.exceptions.RayError as error:
         raise UserError(
             f"the Ray cluster failed: {str(error).strip().splitlines()[-1]}: type the same again, "
             "finished shards are kept",
             exit_code=1,
         ) from None
-    finally:
-        if started_here:
-            ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries an address where nothing listens for minutes.
+
+    Raises:
+        UserError: nothing answers at a host:port.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address}: {error.strerror or error}", exit_code=1
+        ) from None
+
+
+def _remotely(
+    tasks: list[Task],
+    folder: Path,
+    options: PrepareOptions,
+    mode: Mode,
+    num_classes: int,
+) -> Iterator[Task]:
+    import ray
+
+    remote = ray.remote(num_cpus=1, max_retries=3)(make_shard)
+    # Twice as many as fit, so that no core waits; more would fill the object store.
+    ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting = iter(tasks)
+    running: dict[ray.ObjectRef, Task] = {}
+    while True:
+        for task in islice(waiting, ahead - len(running)):
+            running[remote.remote(task[1], options, mode, num_classes)] = task
+        if not running:
+            return
+        ready, _ = ray.wait(list(running), num_returns=1)
+        task = running.pop(ready[0])
+        write_shard(folder, task[0], *ray.get(ready[0]))
+        del ready  # the object store keeps what is referred to
+        yield task

@@ -1,0 +1,61 @@
+"""`tokenpool bench loader`: our loader beside its own limit and what others use."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench_loader(
+    cores: Annotated[int, typer.Option(help="Cores, and threads or processes, for each.")] = 2,
+    images: Annotated[int, typer.Option(help="Photographs of 500×375 to make.")] = 1000,
+    image_size: Annotated[int, typer.Option(help="Side of the training crops.")] = 224,
+    turns: Annotated[int, typer.Option(help="Turns each contender takes; medians count.")] = 5,
+    source: Annotated[
+        Path | None, typer.Option(help="A folder train/CLASS/IMAGE to read instead.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the result there as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Images per second of this loader, bare libjpeg-turbo, torchvision, timm and FFCV's own.
+
+    The same images, crops and cores in one run, in turns. The crops come out as uint8 for all.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines.data.bench_loader import run
+
+    status = Console(stderr=True)
+    with status.status("starting") as spinner:
+        result = run(
+            cores=cores,
+            images=images,
+            image_size=image_size,
+            turns=turns,
+            source=source,
+            progress=spinner.update,
+        )
+    result["command"] = f"tokenpool bench loader {' '.join(sys.argv[3:])}".rstrip()
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    if as_json:
+        sys.stdout.write(text)
+        return
+    table = Table(title=f"{image_size} px training crops on {cores} cores, {result['hardware']}")
+    table.add_column("loader")
+    table.add_column("images/s", justify="right")
+    table.add_column("of bare decoding", justify="right")
+    table.add_column("first batch, s", justify="right")
+    limit = result["rows"][0]["images_per_s"]
+    for row in result["rows"]:
+        share = f"{row['images_per_s'] / limit:.0%}"
+        table.add_row(row["name"], f"{row['images_per_s']:,.0f}", share, f"{row['first_batch_s']}")
+    console = Console()
+    console.print(table)
+    for name, ratio in result["ratios"].items():
+        console.print(f"{ratio:.2f} {name}", highlight=False)
