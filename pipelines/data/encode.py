@@ -104,10 +104,9 @@ def pixel_sums(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Two [3] float64 arrays.
     """
+    from PIL import Image
+
+    # Pillow counts levels several times faster than NumPy sums bytes in a wider type.
+    histogram = np.array(Image.fromarray(pixels).histogram(), np.float64).reshape(3, 256)
     levels = np.arange(256, dtype=np.float64)
-    sums, squares = np.empty(3), np.empty(3)
-    for channel in range(3):
-        histogram = np.bincount(pixels[:, :, channel].ravel(), minlength=256)
-        sums[channel] = histogram @ levels
-        squares[channel] = histogram @ (levels * levels)
-    return sums, squares
+    return histogram @ levels, histogram @ (levels * levels)
