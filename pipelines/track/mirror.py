@@ -39,6 +39,8 @@ POINT_TAG = "tokenpool.point"
 
 # A down server is asked again soon; these are MLflow's own settings, and the user's go first.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+# Opens the experiment with its runs, not with traces of chat models.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _METRICS_PER_CALL = 800  # MLflow takes 1,000 items a call, params and tags included
 
 
@@ -180,7 +182,9 @@ class LedgerMirror:
         if experiment is None:
             root = self.store.artifact_root
             location = (root / self.name).as_uri() if root else None
-            self._experiment_id = client.create_experiment(self.name, artifact_location=location)
+            self._experiment_id = client.create_experiment(
+                self.name, artifact_location=location, tags=_EXPERIMENT_TAGS
+            )
         else:
             if experiment.lifecycle_stage == "deleted":
                 client.restore_experiment(experiment.experiment_id)

@@ -27,6 +27,7 @@ _FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
+    "--disable-features=IsolateSandboxedIframes",
     "--remote-debugging-port=0",
 ]
 
@@ -43,6 +44,7 @@ class Page:
         self._loop, self._socket, self._number = loop, socket, 0
         self.console: list[str] = []
         self.requests: list[str] = []
+        self.contexts: list[int] = []
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Sends a command and waits for its answer."""
@@ -63,6 +65,8 @@ class Page:
         method, params = message.get("method"), message.get("params", {})
         if method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
+        elif method == "Runtime.executionContextCreated":
+            self.contexts.append(params["context"]["id"])
         elif method == "Runtime.exceptionThrown":
             details = params["exceptionDetails"]
             self.console.append(details.get("exception", {}).get("description", details["text"]))
@@ -93,6 +97,26 @@ class Page:
                 return value
             time.sleep(0.1)
         raise AssertionError(f"never came true: {expression}")
+
+    def wait_frame(self, expression: str, seconds: float = 30.0) -> Callable[[str], Any]:
+        """Waits until an expression is true in some frame of the page; evaluates in that frame."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for context in list(self.contexts):
+                try:
+                    if self._evaluate_in(context, expression):
+                        return lambda text: self._evaluate_in(context, text)
+                except AssertionError:  # the frame is gone or not there yet
+                    continue
+            time.sleep(0.1)
+        raise AssertionError(f"never came true in any frame: {expression}")
+
+    def _evaluate_in(self, context: int, expression: str) -> Any:
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, contextId=context, returnByValue=True
+        )
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def text(self, selector: str) -> str:
         """Visible text of an element."""
