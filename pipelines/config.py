@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipelines.data.augment import AugmentConfig
+from pipelines.data.augment_config import AugmentConfig
 from pipelines.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]

@@ -21,13 +21,14 @@ def search(
     ] = None,
 ) -> None:
     """Search widths and token schedules; resumes where an earlier run of this name stopped."""
-    # Imported here: Ray and torch take seconds that `--help` need not wait for.
     from pipelines.config import load_config
     from pipelines.console import Screen
+
+    loaded = load_config(config, overrides)
+    screen = Screen()
+    # Imported only now: Ray and torch take seconds that a wrong config need not wait for.
     from pipelines.search.runner import run_search
 
-    screen = Screen()
-    loaded = load_config(config, overrides)
     try:
         run_search(loaded, screen, address)
     except KeyboardInterrupt:

@@ -47,18 +47,20 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
     """
     check_method(config.space.method)
     manifest = load_manifest(config.data.path)
+    make_space(config, len(manifest.classes))  # bounds that nothing meets are said now
     directory = config.directory
+    state = fold(config.name, read_events(directory / LEDGER_NAME))
+    if state.exists:
+        _check_same(state, config)
+    if state.complete:
+        screen.say(f"Search {config.name} is complete: nothing is left to run.")
+        show_front(state, config.storage, screen)
+        return
+    for split in manifest.splits:
+        verify_beton(config.data.path, split, manifest)
     with Ledger(directory) as ledger:
+        # Read again: only what is read under the lock is sure to be the whole of it.
         state = fold(config.name, read_events(directory / LEDGER_NAME))
-        if state.exists:
-            _check_same(state, config)
-        if state.complete:
-            screen.say(f"Search {config.name} is complete: nothing is left to run.")
-            show_front(state, config.storage, screen)
-            return
-        for split in manifest.splits:
-            verify_beton(config.data.path, split, manifest)
-        make_space(config, len(manifest.classes))
         recorder = Recorder(ledger, state)
         if state.exists:
             done = [name for name, status in state.stages.items() if status == "done"]

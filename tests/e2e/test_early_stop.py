@@ -1,0 +1,74 @@
+"""A stopped trial frees its workers: the next one, on the same CPUs, runs to its end.
+
+Slow because two real training jobs start; without the State API the second waits for ever.
+"""
+
+import ray
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from cluster.session import ray_session
+from pipelines.config import DataConfig, TrainConfig, WorkersConfig
+from pipelines.data.prepare import prepare
+from pipelines.search.tuning import TrialRequest, run_trials
+from pipelines.train.spec import ModelSpec, TrainJob
+
+
+class StopFirst(FIFOScheduler):
+    """Stops the trial `first` at its first report."""
+
+    def on_trial_result(self, tune_controller, trial, result):
+        first = trial.config["trial_id"] == "first"
+        return TrialScheduler.STOP if first else TrialScheduler.CONTINUE
+
+
+class Notes:
+    def __init__(self):
+        self.events = []
+
+    def report(self, job_id, report):
+        self.events.append((job_id, report["epoch"]))
+
+    def finished(self, job_id, report, checkpoint):
+        self.events.append((job_id, "finished"))
+
+    def failed(self, job_id, reason):
+        self.events.append((job_id, reason))
+
+
+def test_a_stopped_trial_leaves_its_cpus_to_the_next(tmp_path):
+    prepare("digits", tmp_path / "digits")
+
+    def request(name, epochs):
+        return TrialRequest(
+            TrainJob(
+                job_id=name,
+                storage=tmp_path / "jobs",
+                data=DataConfig(source="digits", path=tmp_path / "digits", image_size=32),
+                model=ModelSpec(
+                    width=16, heads=2, depth=1, patch_size=8, image_size=32, num_classes=10
+                ),
+                train=TrainConfig(epochs=epochs, batch_size=64, lr=1e-3, warmup_epochs=0.5),
+                workers=WorkersConfig(num_workers=2, cpus_per_worker=0.9),
+            ),
+            gmacs=0.001,
+        )
+
+    notes = Notes()
+    with ray_session(num_cpus=2) as cluster:
+        assert cluster.concurrent_jobs(2, 0.9, 0.0) == 1
+        run_trials(
+            [request("first", 500), request("second", 2)],
+            max_concurrent=1,
+            listener=notes,
+            directory=tmp_path / "tune",
+            name="stop",
+            scheduler=StopFirst(),
+        )
+        free = ray.available_resources()["CPU"]
+    assert ("first", "finished") in notes.events and ("first", 500) not in notes.events
+    assert [event for event in notes.events if event[0] == "second"] == [
+        ("second", 1),
+        ("second", 2),
+        ("second", "finished"),
+    ]
+    assert free > 1.7

@@ -1,0 +1,185 @@
+"""The real command line through the real Ray, DeepSpeed and MLflow, killed and typed again.
+
+Slow because it starts Ray twice and trains seven models; it is the test of the whole chain.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from pipelines.search.ledger import LEDGER_NAME, read_events
+
+TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
+
+CONFIG = {
+    "name": "tiny",
+    "storage": "runs",
+    "data": {"source": "digits", "path": "data/digits", "image_size": 32},
+    "model": {"patch_size": 8, "depth": 2},
+    "space": {"widths": [{"width": 32, "heads": 2}, {"width": 16, "heads": 2}]},
+    "base": {
+        "max_concurrent": 2,
+        "workers": {"num_workers": 1, "cpus_per_worker": 0.9},
+        "train": {"epochs": 3, "batch_size": 32, "lr": 0.003, "warmup_epochs": 0.5},
+    },
+    "screen": {"schedules": 24, "generations": 2, "actors": 2, "cpus_per_actor": 0.9},
+    "finals": {
+        "trials": 3,
+        "workers": {"num_workers": 2, "cpus_per_worker": 0.9},
+        "grace_epochs": 1,
+        "noise_margin": 1e-6,
+        "train": {"epochs": 2, "batch_size": 32, "lr": 0.001, "warmup_epochs": 0.5},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("search")
+    (place / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    made = tokenpool(place, "prepare", "digits", "data/digits")
+    assert made.returncode == 0, made.stderr
+    return place
+
+
+def tokenpool(place, *words, timeout=400):
+    return subprocess.run(
+        [TOKENPOOL, *words], cwd=place, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def ledger(place):
+    return list(read_events(place / "runs/searches/tiny" / LEDGER_NAME))
+
+
+def kinds(place):
+    return [event["event"] for event in ledger(place)]
+
+
+def kill_when(place, reached):
+    """Runs the search and kills its driver with SIGKILL as soon as `reached` holds."""
+    with open(place / "killed.log", "w") as log:
+        driver = subprocess.Popen(
+            [TOKENPOOL, "search", "tiny.yaml"], cwd=place, stdout=log, stderr=log
+        )
+    family = []
+    deadline = time.monotonic() + 400
+    while not reached(kinds(place)):
+        assert driver.poll() is None, (place / "killed.log").read_text()
+        assert time.monotonic() < deadline
+        family = psutil.Process(driver.pid).children(recursive=True)
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    # Ray ends its processes by itself when their driver is gone.
+    _, alive = psutil.wait_procs(family, timeout=60)
+    names = [p.name() for p in alive]
+    for process in alive:
+        process.kill()
+    return names
+
+
+def test_killed_typed_again_and_browsed(place):
+    left = kill_when(place, lambda seen: "trial_report" in seen)
+    assert left == [], "processes outlived a driver that was killed"
+    before = ledger(place)
+    assert kinds(place).count("base_done") == 2
+
+    done = tokenpool(place, "search", "tiny.yaml")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "Resuming search tiny" in done.stdout
+    after = ledger(place)
+    # Nothing that was finished ran again: the old events are a prefix, and no base came after.
+    assert after[: len(before)] == before
+    new = [event["event"] for event in after[len(before) :]]
+    assert "base_report" not in new and "screened" not in new and "trial_created" not in new
+    finished = [
+        event["trial_id"] for event in after if event["event"] in ("trial_done", "trial_stopped")
+    ]
+    assert sorted(finished) == ["t000", "t001", "t002"]
+    assert kinds(place).count("screened") >= 2
+
+    again = tokenpool(place, "search", "tiny.yaml", timeout=60)
+    assert again.returncode == 0 and "is complete" in again.stdout
+    assert ledger(place) == after
+
+    check_front(place)
+    check_mlflow(place, after)
+
+
+def check_front(place):
+    front = json.loads(tokenpool(place, "front", "tiny", "--json").stdout)
+    points = front["points"]
+    assert points and 0 < front["hypervolume"] <= 1
+    costs = [point["gmacs"] for point in points]
+    tops = [point["top1_minival"] for point in points]
+    assert costs == sorted(costs) and tops == sorted(tops)
+    assert all(point["top1_val"] is not None for point in points)
+    pick = tokenpool(place, "pick", "tiny", "--knee")
+    assert pick.returncode == 0 and "knee" in pick.stdout
+    folder = place / "runs/searches/tiny"
+    assert "<html" in (folder / "front.html").read_text()[:500].lower()
+    assert (folder / "front.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "results.parquet").stat().st_size > 0
+
+
+def check_mlflow(place, events):
+    client = MlflowClient(f"sqlite:///{place}/runs/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1 and all(run.info.status != "RUNNING" for run in runs)
+    created = {event["trial_id"] for event in events if event["event"] == "trial_created"}
+    points = {run.data.tags.get("tokenpool.point") for run in runs if run not in parents}
+    assert created <= points
+    names = {artifact.path for artifact in client.list_artifacts(parents[0].info.run_id)}
+    assert {"front.csv", "front.png", "front.html"} <= names
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["search", "tiny.yaml", "--set", "finals.trails=3"], 2, "did you mean trials?"),
+        (["search", "none.yaml"], 2, "no config file none.yaml"),
+        (["search", "tiny.yaml", "--set", "name=b", "--set", "data.path=nowhere"], 2, "nowhere"),
+        (["search", "tiny.yaml", "--set", "name=b", "--set", "space.method=magic"], 2, "magic"),
+        (
+            ["search", "tiny.yaml", "--set", "name=b", "--set", "space.max_gmacs=1e-9"],
+            2,
+            "GMACs",
+        ),
+        (["front", "tinny"], 2, "no search named tinny"),
+        (["pick", "tiny"], 2, "exactly one"),
+    ],
+)
+def test_bad_input_ends_in_one_line(place, words, code, says):
+    result = tokenpool(place, *words, timeout=60)
+    assert result.returncode == code
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and says in lines[0], result.stderr
+    assert not (place / "runs/searches/b" / LEDGER_NAME).exists()
+
+
+def test_an_altered_beton_is_refused_before_anything_starts(place, tmp_path):
+    copy = tmp_path / "digits"
+    copy.mkdir()
+    for file in (place / "data/digits").iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    beton = copy / "train.beton"
+    content = bytearray(beton.read_bytes())
+    content[len(content) // 2] ^= 1
+    beton.write_bytes(content)
+    result = tokenpool(
+        place, "search", "tiny.yaml", "--set", "name=c", "--set", f"data.path={copy}", timeout=60
+    )
+    assert result.returncode in (1, 2) and "train.beton" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
