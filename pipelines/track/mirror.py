@@ -140,13 +140,22 @@ class LedgerMirror:
         self._cursor.unlink(missing_ok=True)
         return len(self._runs)
 
-    def parent_url(self, base: str) -> str | None:
-        """Address of the parent's page on an MLflow server at `base`; None if there is none."""
+    def parent_url(self, base: str, tab: str = "") -> str | None:
+        """Address of the parent's page on an MLflow server at `base`; None if there is none.
+
+        Args:
+            base: Address of the server.
+            tab: A page below it, e.g. `artifacts/front.html`.
+        """
         if not self.projection.state.exists:
             return None
         self._connect()
         run_id = self._runs.get(PARENT)
-        return run_id and f"{base}/#/experiments/{self._experiment_id}/runs/{run_id}"
+        if run_id is None:
+            return None
+        page = f"{base}/#/experiments/{self._experiment_id}/runs/{run_id}"
+        # Without it MLflow shows its menu for chat models.
+        return f"{page}/{tab}".rstrip("/") + "?workflowType=machine_learning"
 
     # ---------------------------------------------------------------- private
 

@@ -167,6 +167,7 @@ def test_the_front_lies_on_the_parent(folder: Path) -> None:
     base = "http://127.0.0.1:5000"
     assert mirror.parent_url(base) == (
         f"{base}/#/experiments/{experiment.experiment_id}/runs/{parent.info.run_id}"
+        "?workflowType=machine_learning"
     )
 
 

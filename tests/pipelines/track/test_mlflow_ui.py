@@ -44,7 +44,9 @@ def test_a_colleague_browses_the_front(folder: Path) -> None:
         with chromium.browse(folder / "profile") as page:
             page.size(1400, 1000)
             # The runs table under the filter: six models on the front and their parent.
-            page.open(f"{experiment}/runs?searchFilter={quote(FILTER)}")
+            page.open(
+                f"{experiment}/runs?workflowType=machine_learning&searchFilter={quote(FILTER)}"
+            )
             page.wait(f"document.body.innerText.includes('{len(ledgers.FRONT) + 1} matching runs')")
             keep(page, "mlflow-runs")
             # The parent says what was found, and links its children.
@@ -53,7 +55,7 @@ def test_a_colleague_browses_the_front(folder: Path) -> None:
             page.wait("document.body.innerText.includes('t007')")
             keep(page, "mlflow-parent")
             # The interactive front works inside MLflow's sandboxed frame.
-            page.open(f"{parent}/artifacts/front.html")
+            page.open(str(mirror.parent_url(base, "artifacts/front.html")))
             page.wait("document.querySelector('iframe') !== null")
             frame = page.wait_frame("document.querySelectorAll('#chart .point').length > 6")
             assert frame("document.getElementById('model-name').innerText") == "t003 (knee)"
