@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pipelines.config import TrainConfig
+from pipelines.errors import UserError
 from pipelines.train.optim import make_optimizer
 
 
@@ -31,7 +33,12 @@ def make_engine(model: nn.Module, train: TrainConfig, world_size: int) -> Any:
     ZeRO buys nothing at 5 to 90 M parameters, so stage 0 with fp32 weights is the default and
     bf16 is torch's autocast around the forward pass, not DeepSpeed's bf16 optimizer (whose
     first AdamW update at stage 0 is off, ../shared/environment.md).
+
+    Raises:
+        UserError: on a CPU there must be a C++ compiler.
     """
+    if dist.get_backend() != "nccl":
+        _check_compiler()
     import deepspeed
     from deepspeed.utils import logger as deepspeed_logger
 
@@ -52,6 +59,16 @@ def make_engine(model: nn.Module, train: TrainConfig, world_size: int) -> Any:
         dist_init_required=False,
     )
     return engine
+
+
+def _check_compiler() -> None:
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        raise UserError(
+            f"no C++ compiler ({compiler}): DeepSpeed builds its CPU communication with it; "
+            "install g++, as `make install` does",
+            exit_code=1,
+        )
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:

@@ -4,7 +4,6 @@ Slow because it starts Ray twice and trains seven models; it is the test of the 
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -65,31 +64,40 @@ def kinds(place):
     return [event["event"] for event in ledger(place)]
 
 
-def kill_when(place, reached):
-    """Runs the search and kills its driver with SIGKILL as soon as `reached` holds."""
-    with open(place / "killed.log", "w") as log:
+def signal_when(place, number, reached):
+    """Runs the search and sends its driver a signal as soon as `reached` holds.
+
+    Returns:
+        The driver's exit code, what it printed, and the processes that outlived it.
+    """
+    with open(place / "driver.log", "w") as log:
         driver = subprocess.Popen(
             [TOKENPOOL, "search", "tiny.yaml"], cwd=place, stdout=log, stderr=log
         )
     family = []
     deadline = time.monotonic() + 400
     while not reached(kinds(place)):
-        assert driver.poll() is None, (place / "killed.log").read_text()
+        assert driver.poll() is None, (place / "driver.log").read_text()
         assert time.monotonic() < deadline
         family = psutil.Process(driver.pid).children(recursive=True)
         time.sleep(0.05)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    # Ray ends its processes by itself when their driver is gone.
-    _, alive = psutil.wait_procs(family, timeout=60)
-    names = [p.name() for p in alive]
+    driver.send_signal(number)
+    driver.wait(timeout=120)
+    # Ray ends its processes by itself when their driver is gone; its agents take a minute.
+    _, alive = psutil.wait_procs(family, timeout=120)
+    names = [process.name() for process in alive]
     for process in alive:
         process.kill()
-    return names
+    return driver.returncode, (place / "driver.log").read_text(), names
 
 
-def test_killed_typed_again_and_browsed(place):
-    left = kill_when(place, lambda seen: "trial_report" in seen)
+def test_interrupted_killed_typed_again_and_browsed(place):
+    code, said, left = signal_when(place, signal.SIGINT, lambda seen: "base_report" in seen)
+    assert code == 130 and "type the same command to go on" in said and "Traceback" not in said
+    assert left == []
+
+    code, _, left = signal_when(place, signal.SIGKILL, lambda seen: "trial_report" in seen)
+    assert code == -signal.SIGKILL
     assert left == [], "processes outlived a driver that was killed"
     before = ledger(place)
     assert kinds(place).count("base_done") == 2
