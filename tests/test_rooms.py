@@ -42,11 +42,8 @@ def test_the_operator_works_where_nothing_else_is_installed():
     """A schedule is pooled, counted and undone with every other package made unimportable."""
     code = f"""
 import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {sorted(HEAVY | {"pyarrow", "moocore", "pydantic", "sklearn"})}:
-            raise ImportError(name)
-sys.meta_path.insert(0, Refuse())
+for name in {sorted(HEAVY | {"pyarrow", "moocore", "pydantic", "sklearn"})}:
+    sys.modules[name] = None  # importing it raises
 import torch, tokenpool as tp
 model = tp.build_vit(32, 8, 32, 2, 2, 10)
 images = torch.randn(2, 3, 32, 32)
