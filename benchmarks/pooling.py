@@ -8,6 +8,8 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 from tokenpool import benchmark
 
 
@@ -18,11 +20,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="CPU threads; on a busy machine use 1")
     parser.add_argument("--rate", type=float, default=0.93)
     parser.add_argument("--modes", nargs="+", default=list(benchmark.MODES))
     parser.add_argument("--only", default="", help="variants whose name holds one of these, a|b")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
     variants = None
     if given.only:
         variants = [

@@ -99,9 +99,10 @@ def main() -> None:
         "--model", type=Path, help="a saved model; trained and saved there if absent"
     )
     parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--draws", type=int, default=5, help="seeds of the random methods")
     given = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(given.threads)
     train_x, train_y, test_x, test_y = digits()
     if given.model is not None and given.model.exists():
         model: Any = tp.load(given.model)

@@ -5,11 +5,13 @@ Needs torch, timm, numpy and safetensors only. `import tokenpool as tp`.
 
 from tokenpool.clustering import Clustering, kmeans, kmedoids, reconstruction_error
 from tokenpool.cost import MacReport, VitSpec, macs, vit_macs, vit_spec
+from tokenpool.inherit import inherit_width
 from tokenpool.methods import METHODS as _STRATEGIES
 from tokenpool.models import build_vit
 from tokenpool.options import PoolOptions
 from tokenpool.pooling import method_of, options_of, pool, realised_schedule, schedule_of
 from tokenpool.schedule import Schedule
+from tokenpool.softextract import powerbert_schedule
 from tokenpool.storage import load, save
 from tokenpool.trace import Trace, record, trace, unpool
 
@@ -24,6 +26,7 @@ __all__ = [
     "Trace",
     "VitSpec",
     "build_vit",
+    "inherit_width",
     "kmeans",
     "kmedoids",
     "load",
@@ -31,6 +34,7 @@ __all__ = [
     "method_of",
     "options_of",
     "pool",
+    "powerbert_schedule",
     "realised_schedule",
     "reconstruction_error",
     "record",
