@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.data.bench_loader import _facts, make_photos
+from pipelines.data.bench_loader import machine_facts, make_photos
 from pipelines.data.options import PrepareOptions
 from pipelines.data.prepare import prepare
 
@@ -27,7 +27,7 @@ def main(
 ) -> None:
     """Measure and print."""
     cores = len(os.sched_getaffinity(0))
-    result: dict[str, Any] = _facts(cores) | {"images": images, "rows": []}
+    result: dict[str, Any] = machine_facts(cores) | {"images": images, "rows": []}
     with tempfile.TemporaryDirectory(prefix="tokenpool-bench-") as scratch:
         source = Path(scratch) / "photos"
         make_photos(source, images)

@@ -3,7 +3,9 @@
 Decoding threads only crop and flip; all else happens here, per sample, on the device that trains.
 Random numbers come from a CPU generator and are drawn for the global batch, so a step's
 augmentation is the same on every device and for every number of ranks (Mixup and CutMix apart:
-they pair samples that lie on the same rank).
+they pair samples that lie on the same rank). timm's Mixup and RandomErasing draw from global
+random states and loop over samples, so only timm's target encoding is used; tests hold the rest
+against torchvision and timm.
 """
 
 import math

@@ -160,7 +160,7 @@ def _run(
             "times timm": ours / rate["timm"],
             "times FFCV's own loader": ours / rate["ffcv.Loader"],
         },
-        **_facts(cores),
+        **machine_facts(cores),
         "images": images,
         "mean_jpeg_bytes": mean_bytes,
         "image_size": image_size,
@@ -169,7 +169,7 @@ def _run(
     }
 
 
-def _facts(cores: int) -> dict[str, Any]:
+def machine_facts(cores: int) -> dict[str, Any]:
     """What the figures were measured on, with which versions and when."""
     from importlib.metadata import version
 

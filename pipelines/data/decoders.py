@@ -48,7 +48,9 @@ class FfcvDecoder:
 
         self._decode_rows = decode_rows
         self._table = table
-        self._data = np.memmap(table.path, np.uint8, mode="r").view(np.ndarray)
+        # A private mapping that nobody writes to: a read-only one is another type to numba, and
+        # every loop would be compiled twice.
+        self._data = np.memmap(table.path, np.uint8, mode="c").view(np.ndarray)
         self._scratch_bytes = int((table.height * table.width).max()) * 3
         self._local = threading.local()
 

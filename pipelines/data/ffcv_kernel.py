@@ -73,7 +73,7 @@ def _weights(begin, extent, limit, out_size):  # type: ignore[no-untyped-def]
     return first, count, weights
 
 
-@numba.njit(inline="always", **_COMPILED)
+@numba.njit(**_COMPILED)
 def _mix_rows(pixels, stride, begin, first, count, weights, line):  # type: ignore[no-untyped-def]
     """Weighted sum of `count` rows from `first` on into `line`: contiguous, so vectorised."""
     length = len(line)
@@ -192,7 +192,7 @@ def _copy(pixels, columns, top, left, flip, out):  # type: ignore[no-untyped-def
 
 @numba.njit(
     numba.void(
-        types.Array(types.uint8, 1, "C", readonly=True),
+        types.Array(types.uint8, 1, "C"),
         *[types.Array(types.int64, 1, "C")] * 4,
         types.Array(types.uint8, 1, "C"),
         types.Array(types.int64, 2, "C"),
@@ -248,22 +248,12 @@ def decode_rows(  # type: ignore[no-untyped-def]
             left // factor,
             min(-(-(left + box_width) // factor), columns),
         )
-        # Two calls each, since one array is read-only and numba tells their types apart.
-        if mode[i] == _JPG:
-            if same:
-                _copy(scratch, columns, top, left, flips[i], out[i])
-            else:
-                _resample(
-                    scratch, columns, top / factor, left / factor, box_height / factor,
-                    box_width / factor, limits, flips[i], out[i],
-                )  # fmt: skip
+        pixels = scratch if mode[i] == _JPG else data[pointer[i] : pointer[i] + size[i]]
+        if same:
+            _copy(pixels, columns, top, left, flips[i], out[i])
         else:
-            raw = data[pointer[i] : pointer[i] + size[i]]
-            if same:
-                _copy(raw, columns, top, left, flips[i], out[i])
-            else:
-                _resample(
-                    raw, columns, top / 1.0, left / 1.0, box_height / 1.0, box_width / 1.0,
-                    limits, flips[i], out[i],
-                )  # fmt: skip
+            _resample(
+                pixels, columns, top / factor, left / factor, box_height / factor,
+                box_width / factor, limits, flips[i], out[i],
+            )  # fmt: skip
         status[i] = 0

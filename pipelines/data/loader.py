@@ -30,6 +30,8 @@ Implementation = Literal["ffcv", "torchvision", "auto"]
 Batch = tuple["torch.Tensor", "torch.Tensor"]
 _BATCHES_AHEAD = 3
 _CHUNK = 16  # rows per task: small enough to spread one batch over many threads
+# Characters lose their meaning when mirrored, and when much of them is cut off.
+_CHARACTERS = Geometry(crop_scale=(0.7, 1.0), flip=0.0, eval_ratio=1.0)
 
 
 class Loader(Protocol):
@@ -88,9 +90,11 @@ def make_loader(
         implementation: "ffcv"; "torchvision" where FFCV cannot be built; "auto" picks.
         geometry: "stored" gives images as stored; "crop" random-resized crops and flips in
             training and centre crops in evaluation; "auto" is "stored" where all stored images are
-            squares of `image_size`, else "crop"; or a `Geometry` of one's own.
+            squares of `image_size`, else "crop", without mirror images where the source is
+            digits or glyphs; or a `Geometry` of one's own.
         repeats: repeated augmentation, see `order.train_order`.
-        pin_memory: give out page-locked memory, for asynchronous copies to a GPU.
+        pin_memory: give out page-locked memory, for asynchronous copies to a GPU; without a GPU
+            nothing is locked.
         stall_seconds: without a batch for so long, an iteration raises instead of waiting.
 
     Raises:
@@ -118,7 +122,12 @@ def make_loader(
         as_stored = (
             stored is not None and image_size in (None, stored[0]) and stored[0] == stored[1]
         )
-        cut = None if as_stored else Geometry()
+        if as_stored:
+            cut = None
+        elif manifest.source in ("digits", "glyphs"):
+            cut = _CHARACTERS
+        else:
+            cut = Geometry()
     elif geometry in ("stored", "crop"):
         cut = None if geometry == "stored" else Geometry()
     else:
@@ -259,10 +268,9 @@ class _BetonLoader:
         if self._pool is None:
             raise LoaderError("the loader is closed")
         indices, boxes, flips = plan
+        pin = self._pin_memory and torch.cuda.is_available()
         # Page-locked memory comes from torch's caching allocator, so fresh batches stay cheap.
-        images = torch.empty(
-            (len(indices), *self._out_size, 3), dtype=torch.uint8, pin_memory=self._pin_memory
-        )
+        images = torch.empty((len(indices), *self._out_size, 3), dtype=torch.uint8, pin_memory=pin)
         labels = torch.from_numpy(self._labels[indices])
         out = images.numpy()
         futures = [

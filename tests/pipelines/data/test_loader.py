@@ -288,3 +288,16 @@ def test_a_program_that_forgets_to_close_still_exits_cleanly(digits):
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stderr == ""
+
+
+def test_characters_are_never_mirrored_when_resized(digits):
+    """By default: a 2 in a mirror is no 2."""
+    opened = make_loader(digits, "train", batch_size=64, train=True, image_size=48)
+    assert opened._geometry.flip == 0 and opened._geometry.eval_ratio == 1
+    assert next(iter(opened))[0].shape == (64, 3, 48, 48)
+    opened.close()
+
+
+def test_page_locked_memory_is_only_asked_for_where_there_is_a_gpu(digits):
+    images = epoch_of(digits, "val", batch_size=400, train=False, pin_memory=True)[0][0]
+    assert images.is_pinned() == torch.cuda.is_available()
