@@ -13,7 +13,7 @@ from pipelines.search.state import load_state
 from pipelines.track.explain import explain as explain_model
 from pipelines.track.front import build_front, history
 from pipelines.track.outside import import_front, load_outside
-from pipelines.track.page import write_page
+from pipelines.track.page import split_sizes, write_page
 from pipelines.track.store import tracking_store
 
 track = typer.Typer(help="Keep MLflow in step with a search.", no_args_is_help=True)
@@ -35,6 +35,7 @@ def report(
         target,
         history(name, read_events(directory / LEDGER_NAME)),
         load_outside(directory),
+        samples=split_sizes(state),
         footer=f"config {state.config_hash}",
     )
     typer.echo(f"wrote {target}")

@@ -24,7 +24,7 @@ from pipelines.search.ledger import LEDGER_NAME, Event
 from pipelines.track import files
 from pipelines.track.front import build_front, history
 from pipelines.track.outside import load_outside
-from pipelines.track.page import summary, write_page
+from pipelines.track.page import split_sizes, summary, write_page
 from pipelines.track.projection import PARENT, Projection, RunChange
 from pipelines.track.store import TrackingStore
 from pipelines.track.table import compact_schedule, percent
@@ -275,7 +275,9 @@ class LedgerMirror:
             write_png(front, out / "front.png")
             others = load_outside(self.directory)
             footer = f"config {state.config_hash}"
-            write_page(front, out / "front.html", steps, others, footer=footer)
+            samples = split_sizes(state)
+            page = out / "front.html"
+            write_page(front, page, steps, others, samples=samples, footer=footer)
             client.log_artifacts(run_id, folder)
         rows = [
             f"| {point.point_id} | {point.width} | {compact_schedule(point.schedule)} | "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from pipelines.data.manifest import Manifest
 from pipelines.track.front import Point
+from pipelines.track.page import standard_error
 from pipelines.track.table import compact_schedule
 
 _USE = {
@@ -87,11 +87,6 @@ def model_card(point: Point, facts: dict[str, Any], manifest: Manifest) -> str:
             "",
         ]
     )
-
-
-def standard_error(top1: float, images: int) -> float:
-    """Binomial standard error of an accuracy measured on so many images, as a fraction."""
-    return math.sqrt(max(top1 * (1 - top1), 0.0) / images)
 
 
 def _accuracy(top1: float | None, manifest: Manifest, split: str) -> str:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from pipelines.data.manifest import load_manifest
+from pipelines.errors import UserError
+from pipelines.search.state import SearchState
 from pipelines.track.files import write_text
 from pipelines.track.front import Front, Point, Progress
 from pipelines.track.table import compact_schedule, percent
+
+_NO_SAMPLES: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ def render_page(
     history: Sequence[Progress] = (),
     others: Sequence[OutsideFront] = (),
     *,
+    samples: Mapping[str, int] = _NO_SAMPLES,
     footer: str = "",
 ) -> str:
     """The page as HTML text.
@@ -47,12 +55,13 @@ def render_page(
         front: All points of the search.
         history: How the hypervolume grew.
         others: Fronts measured elsewhere.
+        samples: Images in `minival` and `val`; where known, the points get error bars.
         footer: A line about where it comes from, e.g. the config's hash.
     """
     parts = {
         "@@TITLE@@": html.escape(f"Front of {front.name}"),
         "@@CSS@@": _asset("page.css"),
-        "@@DATA@@": _embed(page_data(front, history, others, footer)),
+        "@@DATA@@": _embed(page_data(front, history, others, samples, footer)),
         "@@PLOTLY@@": _plotly(),
         "@@JS@@": _asset("page.js"),
     }
@@ -71,6 +80,7 @@ def write_page(
     history: Sequence[Progress] = (),
     others: Sequence[OutsideFront] = (),
     *,
+    samples: Mapping[str, int] = _NO_SAMPLES,
     footer: str = "",
 ) -> None:
     """Writes the page.
@@ -78,13 +88,14 @@ def write_page(
     Raises:
         UserError: The target cannot be written.
     """
-    write_text(path, render_page(front, history, others, footer=footer))
+    write_text(path, render_page(front, history, others, samples=samples, footer=footer))
 
 
 def page_data(
     front: Front,
     history: Sequence[Progress],
     others: Sequence[OutsideFront],
+    samples: Mapping[str, int],
     footer: str,
 ) -> dict[str, Any]:
     """What the page's script reads, as plain JSON types."""
@@ -104,10 +115,11 @@ def page_data(
         "title": f"Front of {front.name}",
         "summary": summary(front),
         "footer": footer,
+        "note": _error_note(samples),
         "patches": front.patches,
         "costs": costs,
         "qualities": qualities,
-        "points": [_point_data(front.name, point) for point in front.points],
+        "points": [_point_data(front.name, point, samples) for point in front.points],
         "others": [
             {
                 "name": other.name,
@@ -179,7 +191,34 @@ def export_command(name: str, point: Point) -> str | None:
     return f"tokenpool export {shlex.quote(name)} {shlex.quote(point.point_id)} --format timm"
 
 
-def _point_data(name: str, point: Point) -> dict[str, Any]:
+def split_sizes(state: SearchState) -> dict[str, int]:
+    """Images per split of the data a search used; empty where the data is gone."""
+    try:
+        manifest = load_manifest(Path(state.config["data"]["path"]))
+    except (KeyError, UserError):
+        return {}
+    return {name: split.samples for name, split in manifest.splits.items()}
+
+
+def standard_error(top1: float, images: int) -> float:
+    """Binomial standard error of an accuracy measured on so many images, as a fraction."""
+    return math.sqrt(max(top1 * (1 - top1), 0.0) / images)
+
+
+def _error_note(samples: Mapping[str, int]) -> str:
+    if not samples:
+        return ""
+    counts = ", ".join(
+        f"{samples[name]} on {name}" for name in ("minival", "val") if name in samples
+    )
+    return f"Bars: ± one binomial standard error over the images ({counts})."
+
+
+def _error(top1: float | None, images: int | None) -> float | None:
+    return standard_error(top1, images) if top1 is not None and images else None
+
+
+def _point_data(name: str, point: Point, samples: Mapping[str, int]) -> dict[str, Any]:
     return {
         "id": point.point_id,
         "kind": point.kind,
@@ -192,6 +231,8 @@ def _point_data(name: str, point: Point) -> dict[str, Any]:
         "percent_of_dense": 100 * point.dense_share,
         "top1_minival": point.top1_minival,
         "top1_val": point.top1_val,
+        "minival_error": _error(point.top1_minival, samples.get("minival")),
+        "val_error": _error(point.top1_val, samples.get("val")),
         "pareto": point.on_front,
         "knee": point.is_knee,
         "finished": point.finished,

@@ -213,6 +213,7 @@ function fillSelect(select, options) {
 byId("title").textContent = data.title;
 byId("summary").textContent = data.summary;
 byId("footer").textContent = data.footer;
+byId("note").textContent = data.note;
 fillSelect(byId("cost"), Object.fromEntries(Object.entries(COSTS).map(([k, c]) => [k, c.title])));
 fillSelect(byId("quality"), QUALITIES);
 fillTable();

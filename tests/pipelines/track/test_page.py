@@ -55,6 +55,17 @@ def test_the_summary_says_what_pooling_saves(state: SearchState) -> None:
     assert summary(build_front(SearchState("new"))) == "No model is finished yet."
 
 
+def test_points_get_error_bars_where_the_images_are_counted(state: SearchState) -> None:
+    data = page_json(render(state, samples={"minival": 100, "val": 400}))
+    by_id = {point["id"]: point for point in data["points"]}
+    # sqrt(0.8 * 0.2 / 100) and sqrt(0.961 * 0.039 / 400).
+    assert by_id["t004"]["minival_error"] == pytest.approx(0.04)
+    assert by_id["t001"]["val_error"] == pytest.approx(0.00968, abs=1e-5)
+    assert by_id["t004"]["val_error"] is None
+    assert "100 on minival, 400 on val" in data["note"]
+    assert page_json(render(state))["points"][0]["minival_error"] is None
+
+
 def test_the_picture_is_written(state: SearchState, tmp_path: Path) -> None:
     for name, shown in (("full", state), ("empty", SearchState("new"))):
         write_png(build_front(shown), tmp_path / f"{name}.png")
