@@ -315,3 +315,8 @@ class _BetonLoader:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+
+    def __del__(self) -> None:
+        # The threads hold the pool and not the loader, so a forgotten loader can end them.
+        if getattr(self, "_pool", None) is not None:
+            self.close()

@@ -111,3 +111,36 @@ def test_the_oracle_itself_is_pillow(prepared_photos):
     box = np.array([[0, 0, side, side]])
     TorchvisionDecoder(table).decode(np.array([0]), box, np.zeros(1, bool), out, 0, 1)
     np.testing.assert_array_equal(out[0], plain[:side, :side])
+
+
+def test_odd_files_end_up_the_same_in_both_decoders(tmp_path):
+    """Grey, progressive, 4:4:4, CMYK, turned, palette and 16 bit, from file to batch."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture = photo(5, 60, 60)
+    ramp = np.linspace(0, 65535, 60).astype(np.uint16)[None].repeat(60, 0)
+    files = {
+        "a.jpg": (picture.convert("L"), {}),
+        "b.jpg": (picture, {"progressive": True, "quality": 95}),
+        "c.jpg": (picture, {"subsampling": 0, "quality": 95}),
+        "d.jpg": (picture.convert("CMYK"), {"quality": 95}),
+        "e.jpg": (picture.transpose(Image.Transpose.ROTATE_90), {"exif": turned, "quality": 95}),
+        "f.png": (picture.quantize(64), {}),
+        "g.png": (Image.fromarray(ramp), {}),
+    }
+    folder = tmp_path / "source" / "train" / "only"
+    folder.mkdir(parents=True)
+    for name, (image, options) in files.items():
+        image.save(folder / name, **options)
+    out = tmp_path / "out"
+    prepare(str(tmp_path / "source"), out, PrepareOptions(val=0, minival=0, workers=1))
+    table = read_table(out / "train.beton")
+    indices, boxes = np.arange(7), np.array([[0, 0, 60, 60]] * 7)
+    ours, oracle = _both(table, indices, boxes, np.zeros(7, bool), 60)
+    assert np.abs(ours - oracle).mean() < 2.5
+    expected = np.asarray(picture).astype(int)
+    for i in (1, 2, 3, 4):  # colour: as the picture was
+        assert np.abs(ours[i] - expected).mean() < 8, i
+    assert np.abs(ours[5] - np.asarray(picture.quantize(64).convert("RGB"))).mean() < 8
+    assert np.abs(ours[0] - np.asarray(picture.convert("L"))[..., None]).mean() < 4
+    assert np.abs(ours[6, 0, :, 0] - (ramp[0] >> 8)).mean() < 3

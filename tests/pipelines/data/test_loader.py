@@ -1,5 +1,6 @@
 """What a training loop sees: order, shards, resuming, early exits, failures."""
 
+import gc
 import threading
 import time
 
@@ -301,3 +302,12 @@ def test_characters_are_never_mirrored_when_resized(digits):
 def test_page_locked_memory_is_only_asked_for_where_there_is_a_gpu(digits):
     images = epoch_of(digits, "val", batch_size=400, train=False, pin_memory=True)[0][0]
     assert images.is_pinned() == torch.cuda.is_available()
+
+
+def test_a_forgotten_loader_ends_its_threads(digits):
+    before = set(threading.enumerate())
+    opened = make_loader(digits, "train", batch_size=64, train=True, num_threads=2)
+    assert len(next(iter(opened))[0]) == 64
+    del opened
+    gc.collect()
+    assert set(threading.enumerate()) == before

@@ -13,6 +13,7 @@ def tree(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+@pytest.mark.slow  # starts a Ray cluster of its own
 def test_a_cluster_writes_the_same_bytes_as_this_process(tmp_path):
     from cluster.session import ray_session
 
