@@ -23,6 +23,25 @@ _LEAST_DROP = 1e-3
 
 
 @dataclass(frozen=True)
+class Limit:
+    """A hard upper bound on something other than GMACs, known or predicted before training.
+
+    Attributes:
+        name: What is bounded, for messages: "latency_ms", "parameters".
+        measure: The quantity for a width with a schedule; must not fall with more tokens.
+        maximum: The most that is allowed.
+    """
+
+    name: str
+    measure: Cost
+    maximum: float
+
+    def allows(self, width: int, schedule: Schedule) -> bool:
+        """Whether the bound is kept."""
+        return self.measure(width, schedule) <= self.maximum
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One point of the space: a model width, the patch tokens kept per block, and their cost."""
 
@@ -48,6 +67,7 @@ class ScheduleSpace:
         step: Counts are multiples of this, and `patches` itself; 1 allows all integers.
         max_gmacs: Hard upper bound on the cost; None for none.
         min_gmacs: Hard lower bound on the cost.
+        limits: Further hard bounds: latency, parameters, memory.
 
     Raises:
         ValueError: A size is impossible, or no schedule of any width is within the bounds.
@@ -64,6 +84,7 @@ class ScheduleSpace:
         step: int = 1,
         max_gmacs: float | None = None,
         min_gmacs: float = 0.0,
+        limits: Sequence[Limit] = (),
     ) -> None:
         if depth < 1 or patches < 1 or step < 1:
             raise ValueError(
@@ -78,6 +99,7 @@ class ScheduleSpace:
         self.cost = cost
         self.max_gmacs = math.inf if max_gmacs is None else float(max_gmacs)
         self.min_gmacs = float(min_gmacs)
+        self.limits = tuple(limits)
         grid = [count for count in range(step, patches, step) if count >= min_tokens]
         self.levels: NDArray[np.int64] = np.array([*grid, patches], dtype=np.int64)
         ranges = {width: self._cost_range(width) for width in sorted(set(widths))}
@@ -92,8 +114,8 @@ class ScheduleSpace:
                 f"no schedule costs {self.min_gmacs:g} to {self.max_gmacs:g} GMACs: width {width} "
                 f"costs {low:.4g} at {self.levels[0]} tokens per block and {high:.4g} when dense"
             )
-        self.widths = tuple(feasible)
-        self.cost_ranges = feasible
+        self.cost_ranges = self._within_limits(feasible)
+        self.widths = tuple(self.cost_ranges)
 
     # ------------------------------------------------------------------ facts
 
@@ -132,6 +154,7 @@ class ScheduleSpace:
             and len(counts) == self.depth
             and bool(np.isin(counts, self.levels).all())
             and self.min_gmacs <= candidate.gmacs <= self.max_gmacs
+            and all(limit.allows(candidate.width, counts) for limit in self.limits)
         )
 
     def describe(self) -> str:
@@ -139,6 +162,7 @@ class ScheduleSpace:
         bounds = ""
         if self.min_gmacs > 0 or self.max_gmacs < math.inf:
             bounds = f", {self.min_gmacs:g} to {self.max_gmacs:g} GMACs"
+        bounds += "".join(f", {limit.name} up to {limit.maximum:g}" for limit in self.limits)
         return (
             f"widths {', '.join(map(str, self.widths))}; {self.depth} blocks of "
             f"{self.levels[0]} to {self.patches} tokens, {len(self.levels)} levels{bounds}"
@@ -197,7 +221,8 @@ class ScheduleSpace:
 
     def _sample_at(self, rng: np.random.Generator, width: int, target: float) -> Candidate:
         """A random curve over the layers, scaled to the dearest schedule within `target`."""
-        for _ in range(_ATTEMPTS):
+        floor = self.cost_ranges[width][0]
+        for attempt in range(_ATTEMPTS):
             # A small concentration gives a few abrupt drops, a large one a smooth decline.
             concentration = float(np.exp(rng.uniform(np.log(0.15), np.log(3.0))))
             drops = np.cumsum(rng.dirichlet(np.full(self.depth, concentration)))
@@ -205,6 +230,9 @@ class ScheduleSpace:
             candidate = self._scaled(np.maximum(drops, _LEAST_DROP), width, target)
             if self.contains(candidate):
                 return candidate
+            if self.limits and attempt >= _ATTEMPTS // 8:
+                # Another bound than the cost binds up here: come down to where it does not.
+                target = floor + 0.9 * (target - floor)
         raise ValueError(
             f"found no schedule of width {width} within {self.min_gmacs:g} to "
             f"{self.max_gmacs:g} GMACs: widen the bounds or use a finer step than the present one"
@@ -305,6 +333,25 @@ class ScheduleSpace:
             float(self.cost(width, self.smallest())),
             float(self.cost(width, self.dense())),
         )
+
+    def _within_limits(
+        self, ranges: dict[int, tuple[float, float]]
+    ) -> dict[int, tuple[float, float]]:
+        """Leaves out widths of which even the smallest schedule breaks a limit."""
+        smallest = self.smallest()
+        kept = {
+            width: bounds
+            for width, bounds in ranges.items()
+            if all(limit.allows(width, smallest) for limit in self.limits)
+        }
+        if not kept:
+            width = min(ranges)
+            broken = next(limit for limit in self.limits if not limit.allows(width, smallest))
+            raise ValueError(
+                f"no schedule keeps {broken.name} within {broken.maximum:g}: width {width} has "
+                f"{broken.measure(width, smallest):.4g} at {self.levels[0]} tokens per block"
+            )
+        return kept
 
     @staticmethod
     def _nearest_width(target: float, ranges: dict[int, tuple[float, float]]) -> int:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_spaces.space import Candidate, ScheduleSpace
+from tune_spaces.space import Candidate, Limit, ScheduleSpace
 
 PATCHES = 64
 
@@ -22,6 +22,11 @@ def cost(width: int, schedule: Sequence[int]) -> float:
     return total / 1e9
 
 
+def latency(width: int, schedule: Sequence[int]) -> float:
+    """Milliseconds of a machine that is slow where there are many tokens early on."""
+    return width / 96 * (1 + schedule[0] / PATCHES + schedule[1] / PATCHES)
+
+
 def make_space(**options: object) -> ScheduleSpace:
     defaults: dict = {"depth": 6, "patches": PATCHES, "widths": (64, 96), "cost": cost}
     return ScheduleSpace(**(defaults | options))
@@ -33,6 +38,7 @@ SPACES = [
     make_space(step=7, min_tokens=5),
     make_space(max_gmacs=0.012),
     make_space(step=8, min_gmacs=0.01, max_gmacs=0.03),
+    make_space(limits=[Limit("latency_ms", latency, 2.5)]),
 ]
 SEEDS = st.integers(0, 2**32 - 1)
 SPACE = st.sampled_from(SPACES)
@@ -46,6 +52,8 @@ def assert_in_space(candidate: Candidate, space: ScheduleSpace) -> None:
     assert candidate.width in space.widths
     assert candidate.gmacs == pytest.approx(cost(candidate.width, counts))
     assert space.min_gmacs <= candidate.gmacs <= space.max_gmacs
+    for limit in space.limits:
+        assert limit.measure(candidate.width, candidate.schedule) <= limit.maximum
 
 
 @settings(max_examples=60, deadline=None)
@@ -176,3 +184,21 @@ def test_impossible_sizes_are_refused(options: dict, message: str) -> None:
 def test_a_candidate_off_the_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="not in the space"):
         make_space(step=8).candidate(64, [60] * 6)
+
+
+def test_a_limit_binds_without_emptying_the_space() -> None:
+    space = make_space(widths=(96,), limits=[Limit("latency_ms", latency, 2.0)])
+    samples = space.sample(np.random.default_rng(0), 100)
+    for candidate in samples:
+        assert_in_space(candidate, space)
+    # Dear schedules are still found: they keep their tokens late instead of early.
+    assert max(c.gmacs for c in samples) > 0.4 * cost(96, [PATCHES] * 6)
+    with pytest.raises(ValueError, match="latency_ms up to 2"):
+        space.candidate(96, space.dense())
+
+
+def test_widths_beyond_a_limit_are_left_out() -> None:
+    parameters = Limit("parameters", lambda width, _: 12 * 6 * width**2, 4e5)
+    assert make_space(limits=[parameters]).widths == (64,)
+    with pytest.raises(ValueError, match=r"parameters within 100: width 64 has 2\.949e\+05"):
+        make_space(limits=[Limit("parameters", parameters.measure, 100)])
