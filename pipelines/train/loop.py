@@ -84,9 +84,13 @@ class _Training:
         train_loader = self._loader("train", train=True)
         minival_loader = self._loader("minival", train=False)
         self.steps_per_epoch = len(train_loader)
-        first_epoch, self.spent, metrics = self._resume()
+        checkpoint, progress = self._resume()
+        self.spent, metrics = progress.device_seconds, progress.metrics
+        if checkpoint is not None and progress.epoch >= self.train.epochs:
+            # It was killed after its last checkpoint and before anybody heard of that.
+            self.reporter.report_again(metrics, checkpoint)
         try:
-            for epoch in range(first_epoch, self.train.epochs):
+            for epoch in range(progress.epoch, self.train.epochs):
                 metrics = self._train_epoch(train_loader, epoch)
                 scores = self._evaluate(minival_loader)
                 metrics |= {"top1_minival": scores["top1"], "loss_minival": scores["loss"]}
@@ -191,15 +195,15 @@ class _Training:
             write_progress(folder, progress)
         seal(folder, self.rank)
 
-    def _resume(self) -> tuple[int, float, dict[str, Any]]:
-        """Loads the newest undamaged checkpoint: (first epoch to run, cost so far, its report)."""
+    def _resume(self) -> tuple[Path | None, JobProgress]:
+        """Loads the newest undamaged checkpoint, if there is one, and says how far it was."""
         folder = self.reporter.newest_checkpoint()
         if folder is None:
-            return 0, 0.0, {}
+            return None, JobProgress(epoch=0, num_manifests=0, device_seconds=0.0)
         self.engine.load_checkpoint(str(folder), tag=ENGINE_NAME)
         if self.ema is not None:
             averaged = tp.load(folder / MODEL_NAME)
             self.ema.module.load_state_dict(averaged.state_dict())
         progress = read_progress(folder)
         logger.info("resuming %s after epoch %d", self.job.job_id, progress.epoch)
-        return progress.epoch, progress.device_seconds, progress.metrics
+        return folder, progress

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from pipelines.train.checkpoint import damage, read_progress
+from pipelines.train.checkpoint import damage
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,9 @@ class Reporter(Protocol):
 
     def report(self, metrics: dict[str, Any], epoch: int, write: WriteCheckpoint) -> None:
         """Called by every rank at the same points: stores the checkpoint, hands on the metrics."""
+
+    def report_again(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+        """Hands on the last report of a job that had finished before, with its checkpoint."""
 
 
 def _newest_undamaged(folders: list[Path]) -> Path | None:
@@ -79,6 +82,9 @@ class FolderReporter:
                 shutil.rmtree(old)
         dist.barrier()
 
+    def report_again(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+        """See `Reporter`: the report is on disk already."""
+
 
 class RayReporter:
     """Checkpoints and reports through Ray Train, which stores them under its run's folder.
@@ -111,8 +117,9 @@ class RayReporter:
                 checkpoint_dir_name=f"epoch-{epoch:04d}",
             )
 
+    def report_again(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+        """See `Reporter`. The checkpoint is stored and must not be stored twice."""
+        from ray import train
+        from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 
-def progress_of(folder: Path) -> tuple[int, float]:
-    """Epochs completed and device-seconds spent, of an undamaged checkpoint."""
-    progress = read_progress(folder)
-    return progress.epoch, progress.device_seconds
+        train.report({**metrics, CHECKPOINT_PATH_KEY: str(checkpoint)})

@@ -3,6 +3,8 @@
 Slow because two real training jobs start; without the State API the second waits for ever.
 """
 
+from pathlib import Path
+
 import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
@@ -72,3 +74,33 @@ def test_a_stopped_trial_leaves_its_cpus_to_the_next(tmp_path):
         ("second", "finished"),
     ]
     assert free > 1.7
+
+
+def test_a_job_that_had_finished_unheard_is_finished_and_not_stopped(tmp_path):
+    """The driver died between a job's last checkpoint and its own record of it."""
+    prepare("digits", tmp_path / "digits")
+    job = TrainJob(
+        job_id="only",
+        storage=tmp_path / "jobs",
+        data=DataConfig(source="digits", path=tmp_path / "digits", image_size=32),
+        model=ModelSpec(width=16, heads=2, depth=1, patch_size=8, image_size=32, num_classes=10),
+        train=TrainConfig(epochs=1, batch_size=64, lr=1e-3, warmup_epochs=0.5),
+        workers=WorkersConfig(num_workers=1, cpus_per_worker=0.9),
+    )
+
+    class Ends(Notes):
+        def finished(self, job_id, report, checkpoint):
+            self.events.append((report["epoch"], report["top1_minival"], checkpoint))
+
+    first, second = Ends(), Ends()
+    with ray_session(num_cpus=2):
+        for notes in (first, second):
+            run_trials(
+                [TrialRequest(job, gmacs=0.001)],
+                max_concurrent=1,
+                listener=notes,
+                directory=tmp_path / "tune",
+                name="again",
+            )
+    assert first.events == second.events and first.events[-1][0] == 1
+    assert Path(first.events[-1][2], "model", "model.safetensors").is_file()
