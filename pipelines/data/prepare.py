@@ -21,6 +21,7 @@ from pipelines.data.manifest import (
     load_manifest,
     verify_beton,
 )
+from pipelines.data.native import ffcv_available
 from pipelines.data.options import PrepareOptions, options_hash
 from pipelines.data.parallel import make_shards
 from pipelines.data.shards import shard_paths, write_durably
@@ -182,7 +183,14 @@ def _prepare(
         out.rmdir()  # an empty directory the user made
     partial.rename(out)
     _sync_directory(out.parent)
+    _compile_loader()
     return manifest
+
+
+def _compile_loader() -> None:
+    """Have numba compile the loader's loop now, once per machine, and not in every first worker."""
+    if ffcv_available():
+        import pipelines.data.ffcv_kernel  # noqa: F401
 
 
 def _match_plan(partial: Path, shards: Path, source: Source, options: PrepareOptions) -> None:
