@@ -86,6 +86,15 @@ class SpaceConfig(StrictModel):
         return widths
 
 
+class DistillConfig(StrictModel):
+    """Learning from a teacher as well as from the labels."""
+
+    teacher: str = Field(description="A saved model's folder, or the name of a timm model.")
+    kind: Literal["soft", "hard"] = "soft"
+    weight: float = Field(default=0.5, gt=0, le=1, description="Share of the loss.")
+    temperature: float = Field(default=1.0, gt=0, description="Of the soft kind.")
+
+
 class TrainConfig(StrictModel):
     """One training job: DeiT's recipe (Touvron 2021), scaled to the data at hand."""
 
@@ -96,6 +105,15 @@ class TrainConfig(StrictModel):
     lr: float = Field(default=1e-3, gt=0, description="Peak learning rate of AdamW.")
     min_lr: float = Field(default=1e-5, ge=0)
     warmup_epochs: float = Field(default=5.0, ge=0)
+    lr_schedule: Literal["cosine", "wsd"] = Field(
+        default="cosine", description="wsd: warmup, stable, then a linear decay at the end."
+    )
+    decay_fraction: float = Field(
+        default=0.2, gt=0, le=1, description="Share of the steps in which wsd decays."
+    )
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="Rate of each block against the one after it."
+    )
     weight_decay: float = Field(default=0.05, ge=0, description="Not applied to biases and norms.")
     clip_grad: float = Field(
         default=1.0, ge=0, description="Largest gradient norm; 0 for no clipping."
@@ -104,7 +122,15 @@ class TrainConfig(StrictModel):
     ema_decay: float = Field(
         default=0.0, ge=0, lt=1, description="Of the weights per step; 0 for none."
     )
+    accumulate: Positive = Field(
+        default=1, description="Micro-batches a worker's share of a batch is computed in."
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = Field(default=False, description="Compile the model (torch.compile).")
+    checkpoint_activations: bool = Field(
+        default=False, description="Compute activations again in the backward pass, to save memory."
+    )
+    distill: DistillConfig | None = None
     zero_stage: Literal[0, 1, 2] = 0
     augment: AugmentConfig = AugmentConfig()
 
@@ -189,10 +215,11 @@ class SearchConfig(StrictModel):
             ("base", self.base.train, self.base.workers),
             ("finals", self.finals.train, self.finals.workers),
         ):
-            if train.batch_size % workers.num_workers:
+            if train.batch_size % (workers.num_workers * train.accumulate):
                 raise ValueError(
                     f"{stage}.train.batch_size {train.batch_size} is not divisible by "
-                    f"{stage}.workers.num_workers {workers.num_workers}"
+                    f"{stage}.workers.num_workers {workers.num_workers} × "
+                    f"{stage}.train.accumulate {train.accumulate}"
                 )
         return self
 

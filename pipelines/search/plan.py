@@ -93,7 +93,7 @@ def final_job(config: SearchConfig, trial: TrialState, base: str, num_classes: i
         model=_model_spec(config, trial.width, trial.num_heads, num_classes),
         schedule=trial.schedule,
         method=trial.method,
-        init=Path(base),
+        init=base,
         train=stage.train,
         workers=stage.workers,
         seed=config.seed,

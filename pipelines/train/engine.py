@@ -45,8 +45,8 @@ def make_engine(model: nn.Module, train: TrainConfig, world_size: int) -> Any:
     deepspeed_logger.setLevel(logging.WARNING)
     config: dict[str, Any] = {
         "train_batch_size": train.batch_size,
-        "train_micro_batch_size_per_gpu": train.batch_size // world_size,
-        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": train.batch_size // (world_size * train.accumulate),
+        "gradient_accumulation_steps": train.accumulate,
         "zero_optimization": {"stage": train.zero_stage},
         "zero_allow_untested_optimizer": True,
         "gradient_clipping": train.clip_grad,
@@ -72,6 +72,6 @@ def _check_compiler() -> None:
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:
-    """Sets the rate of every parameter group."""
+    """Sets the rate of every parameter group, each at its own scale."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 
 import tokenpool as tp
@@ -27,7 +26,8 @@ from pipelines.errors import UserError
 from pipelines.train.checkpoint import MODEL_NAME, JobProgress, read_progress, seal, write_progress
 from pipelines.train.engine import make_engine, set_learning_rate, use_right_accelerator
 from pipelines.train.evaluate import evaluate
-from pipelines.train.model import build_model
+from pipelines.train.losses import training_loss
+from pipelines.train.model import build_model, build_teacher
 from pipelines.train.optim import learning_rate
 from pipelines.train.reporter import Reporter
 from pipelines.train.spec import TrainJob
@@ -69,7 +69,10 @@ class _Training:
             )
         self.mean, self.std = manifest.mean, manifest.std
         model = build_model(job).to(self.device)
+        self.teacher = build_teacher(job, self.device)
         self.ema = ModelEmaV3(model, decay=self.train.ema_decay) if self.train.ema_decay else None
+        if self.train.compile:
+            model.compile()  # in place: the names of the weights stay
         self.engine = make_engine(model, self.train, self.world_size)
         self.augment = DeviceAugment(
             self.train.augment,
@@ -135,6 +138,9 @@ class _Training:
                 warmup_steps=warmup_steps,
                 peak=self.train.lr,
                 low=self.train.min_lr,
+                decay_fraction=(
+                    self.train.decay_fraction if self.train.lr_schedule == "wsd" else None
+                ),
             )
             set_learning_rate(self.engine, lr)
             loss_sum += self._train_step(images, labels, epoch, index)
@@ -166,16 +172,30 @@ class _Training:
             labels.to(self.device, non_blocking=True),
             generator,
         )
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"
-        ):
-            logits = self.engine(images)
-        loss = F.cross_entropy(logits.float(), targets)
-        self.engine.backward(loss)
-        self.engine.step()
+        total = torch.zeros((), device=self.device)
+        parts = self.train.accumulate
+        for some, wanted in zip(images.chunk(parts), targets.chunk(parts), strict=True):
+            with self._autocast():
+                logits = self.engine(some).float()
+            loss = training_loss(logits, wanted, self._teach(some), self.train.distill)
+            self.engine.backward(loss)
+            self.engine.step()  # DeepSpeed steps at the last part
+            total += loss.detach() / parts
         if self.ema is not None:
             self.ema.update(self.engine.module)
-        return loss.detach()
+        return total
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"
+        )
+
+    def _teach(self, images: torch.Tensor) -> torch.Tensor | None:
+        if self.teacher is None:
+            return None
+        with torch.no_grad(), self._autocast():
+            logits: torch.Tensor = self.teacher(images)
+            return logits.float()
 
     @property
     def _scored(self) -> torch.nn.Module:

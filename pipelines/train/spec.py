@@ -35,7 +35,10 @@ class TrainJob(StrictModel):
         default=None, description="Tokens kept per block, or dense."
     )
     method: str = "wkmedoids"
-    init: Path | None = Field(default=None, description="A saved model to start from (`tp.save`).")
+    init: str | None = Field(
+        default=None,
+        description="Weights to start from: a `tp.save` folder, a file, or a timm name.",
+    )
     train: TrainConfig
     workers: WorkersConfig
     seed: int = 0

@@ -32,7 +32,7 @@ def test_warmup_then_cosine_as_timm_does_it():
 
 def test_every_parameter_is_in_one_group_and_biases_do_not_decay():
     model = tiny()
-    decayed, plain = parameter_groups(model, 0.05)
+    plain, decayed = sorted(parameter_groups(model, 0.05), key=lambda g: g["weight_decay"])
     names = {id(p): name for name, p in model.named_parameters()}
     in_decayed = {names[id(p)] for p in decayed["params"]}
     in_plain = {names[id(p)] for p in plain["params"]}
@@ -40,6 +40,30 @@ def test_every_parameter_is_in_one_group_and_biases_do_not_decay():
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
     assert "blocks.0.attn.qkv.weight" in in_decayed
     assert {"pos_embed", "cls_token", "norm.weight", "blocks.0.attn.qkv.bias"} <= in_plain
+
+
+def test_layer_decay_slows_the_early_blocks():
+    model = tiny()
+    scale = {}
+    for group in parameter_groups(model, 0.05, layer_decay=0.5):
+        for name, parameter in model.named_parameters():
+            if any(parameter is p for p in group["params"]):
+                scale[name] = group["lr_scale"]
+    assert scale.keys() == dict(model.named_parameters()).keys()
+    assert scale["head.weight"] == 1.0
+    assert scale["blocks.0.mlp.fc1.weight"] == 0.5 * scale["blocks.1.mlp.fc1.weight"]
+    assert scale["patch_embed.proj.weight"] < scale["blocks.0.mlp.fc1.weight"]
+
+
+def test_warmup_stable_decay():
+    def rate(step):
+        return learning_rate(
+            step, num_steps=100, warmup_steps=10, peak=1.0, low=0.0, decay_fraction=0.2
+        )
+
+    assert rate(4) == pytest.approx(0.5)
+    assert [rate(step) for step in (10, 50, 79, 80)] == [1.0] * 4
+    assert rate(90) == pytest.approx(0.5) and rate(99) == pytest.approx(0.05)
 
 
 def test_positions_differ_and_neighbours_are_alike():

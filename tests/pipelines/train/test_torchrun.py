@@ -100,7 +100,7 @@ def plain_training(job):
             total = 0.0
             for index, (images, labels) in enumerate(loader):
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(
+                    group["lr"] = group["lr_scale"] * learning_rate(
                         epoch * steps + index,
                         num_steps=train.epochs * steps,
                         warmup_steps=round(train.warmup_epochs * steps),
@@ -122,7 +122,8 @@ def plain_training(job):
 
 
 def test_two_workers_train_what_a_plain_loop_trains(digits, tmp_path):
-    job = make_job(digits, tmp_path / "jobs", 2)
+    # In two micro-batches each and with rates by depth; the plain loop takes whole batches.
+    job = make_job(digits, tmp_path / "jobs", 2, accumulate=2, layer_decay=0.8)
     report = run(job, tmp_path)
     expected, losses = plain_training(job)
     assert report["loss"] == pytest.approx(losses[-1], abs=2e-4)

@@ -1,0 +1,98 @@
+"""Initial weights of a model: from where they come, and made to fit its shape.
+
+Nothing here unpickles: safetensors, or `torch.load` with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
+
+import tokenpool as tp
+from pipelines.errors import UserError
+
+logger = logging.getLogger(__name__)
+_PICKLES = (".pth", ".pt", ".bin")
+_HEADS = ("head.", "head_dist.")
+
+
+def read_weights(source: str) -> dict[str, Tensor]:
+    """The state dict behind a `tp.save` folder, a safetensors or `.pth` file, or a timm name.
+
+    Raises:
+        UserError: there is nothing of these, or the file cannot be read safely.
+    """
+    path = Path(source)
+    if path.is_dir():
+        try:
+            return tp.load(path).state_dict()
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    if path.is_file():
+        return _read_file(path)
+    if timm.is_model(source):
+        return timm.create_model(source, pretrained=True).state_dict()
+    raise UserError(
+        f"no weights at {source}: give a saved model's folder, a .safetensors or .pth file, "
+        "or the name of a timm model"
+    )
+
+
+def load_into(model: VisionTransformer, source: str) -> VisionTransformer:
+    """Loads weights into a model of another class count, image size or patch size.
+
+    Position and patch embeddings are resampled (by timm); a head for other classes stays as
+    the model has it. Everything else must fit.
+
+    Raises:
+        UserError: a tensor has another shape, or is missing.
+    """
+    state = checkpoint_filter_fn(read_weights(source), model)
+    own = model.state_dict()
+    fresh = {
+        name
+        for name, value in state.items()
+        if name.startswith(_HEADS) and name in own and own[name].shape != value.shape
+    }
+    for name, value in state.items():
+        if name in own and name not in fresh and own[name].shape != value.shape:
+            raise UserError(
+                f"{source} does not fit: {name} is {tuple(value.shape)} there and "
+                f"{tuple(own[name].shape)} in the model"
+            )
+    kept = {name: value for name, value in state.items() if name in own and name not in fresh}
+    missing = sorted(own.keys() - kept.keys() - fresh)
+    missing = [name for name in missing if not name.startswith(_HEADS)]
+    if missing:
+        raise UserError(f"{source} does not fit: it has no {missing[0]}")
+    if fresh:
+        logger.info("%s is for other classes: the head starts anew", source)
+    model.load_state_dict(kept, strict=False)
+    return model
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix in _PICKLES:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise UserError(f"{path}: weights are read from .safetensors and {', '.join(_PICKLES)}")
+    except UserError:
+        raise
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} cannot be read as weights alone: {first}") from None
+    for key in ("model", "state_dict", "model_ema"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            return dict(loaded[key])
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} holds no state dict")
+    return loaded
