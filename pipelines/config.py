@@ -238,9 +238,14 @@ class SearchConfig(StrictModel):
 
 
 def config_hash(resolved: dict[str, Any]) -> str:
-    """Hash of a resolved config; `storage` only says where things lie and is left out."""
-    deciding = {key: value for key, value in resolved.items() if key != "storage"}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
+    """Hash of what decides a search's result."""
+    text = json.dumps(deciding(resolved), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def deciding(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A resolved config without `storage`, which only says where things lie."""
+    return {key: value for key, value in resolved.items() if key != "storage"}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
 from cluster.session import ClusterError, ray_session
-from pipelines.config import SearchConfig, differences
+from pipelines.config import SearchConfig, deciding, differences
 from pipelines.console import Screen
 from pipelines.data.manifest import Manifest, load_manifest, verify_beton
 from pipelines.errors import UserError
@@ -108,12 +109,21 @@ def _create(recorder: Recorder, config: SearchConfig, manifest: Manifest) -> Non
 
 
 def _check_same(state: SearchState, config: SearchConfig) -> None:
-    if state.config_hash == config.config_hash():
+    """Raises UserError unless the search was started with this config.
+
+    What was recorded is read as today's config: settings that came with a later version of
+    the program have their defaults, and a search begun before it goes on.
+    """
+    try:
+        recorded = SearchConfig.model_validate(state.config)
+    except ValidationError:
+        raise UserError(
+            f"search {config.name} was begun by a version of this program that is too different: "
+            "finish it with that one, or choose a new name with --set name=…"
+        ) from None
+    changed = differences(deciding(recorded.resolved()), deciding(config.resolved()))
+    if not changed:
         return
-    changed = differences(
-        {k: v for k, v in state.config.items() if k != "storage"},
-        {k: v for k, v in config.resolved().items() if k != "storage"},
-    )
     more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
     raise UserError(
         f"search {config.name} exists with another config ({changed[0]}{more}): "
