@@ -144,6 +144,8 @@ def _run(
             start = time.perf_counter()
             seen = sum(epoch())
             times[name].append(seen / (time.perf_counter() - start))
+    progress("memory over 20 epochs")
+    resident = _resident_over_epochs(contenders["tokenpool (ffcv)"], 20)
     rows = [
         Row(name, statistics.median(rates), [round(r, 1) for r in rates], round(first[name], 3))
         for name, rates in times.items()
@@ -160,6 +162,7 @@ def _run(
             "times timm": ours / rate["timm"],
             "times FFCV's own loader": ours / rate["ffcv.Loader"],
         },
+        "resident_mib_after_each_epoch": resident,
         **machine_facts(cores),
         "images": images,
         "mean_jpeg_bytes": mean_bytes,
@@ -167,6 +170,18 @@ def _run(
         "batch_size": BATCH_SIZE,
         "cores": cores,
     }
+
+
+def _resident_over_epochs(epoch: Callable[[], Iterator[int]], count: int) -> list[float]:
+    """Resident memory after each of `count` epochs, MiB."""
+    import psutil
+
+    process, sizes = psutil.Process(), []
+    for _ in range(count):
+        for _ in epoch():
+            pass
+        sizes.append(round(process.memory_info().rss / 2**20, 1))
+    return sizes
 
 
 def machine_facts(cores: int) -> dict[str, Any]:
