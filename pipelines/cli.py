@@ -14,6 +14,7 @@ from pipelines.commands.front import front
 from pipelines.commands.pick import pick
 from pipelines.commands.prepare import prepare
 from pipelines.commands.search import search
+from pipelines.commands.train import train
 from pipelines.commands.ui import ui
 from pipelines.errors import UserError
 
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (prepare, search, front, pick, ui, doctor):
+for command in (prepare, search, train, front, pick, ui, doctor):
     app.command()(command)
 
 

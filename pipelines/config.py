@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,7 +15,7 @@ from pipelines.data.augment_config import AugmentConfig
 from pipelines.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 
 class StrictModel(BaseModel):
@@ -188,7 +188,7 @@ class FinalsStageConfig(StrictModel):
 class SearchConfig(StrictModel):
     """A whole search."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    name: str = Field(pattern=_NAME)
     seed: int = 0
     storage: Path = Path("runs")
     data: DataConfig
@@ -261,19 +261,47 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return rows
 
 
+class TrainRunConfig(StrictModel):
+    """One training job alone, for `tokenpool train`."""
+
+    name: str = Field(pattern=_NAME)
+    seed: int = 0
+    storage: Path = Path("runs")
+    data: DataConfig
+    model: ModelConfig
+    width: WidthConfig
+    schedule: tuple[Positive, ...] | None = Field(
+        default=None, description="Patch tokens kept after each block; none for a dense model."
+    )
+    method: str = "wkmedoids"
+    init: str | None = Field(
+        default=None, description="A saved model, a .safetensors or .pth file, or a timm name."
+    )
+    train: TrainConfig
+    workers: WorkersConfig = WorkersConfig()
+
+
+ConfigT = TypeVar("ConfigT", bound=StrictModel)
+
+
 def load_config(path: Path, overrides: list[str] | None = None) -> SearchConfig:
     """Reads a search's YAML file and applies `key.sub=value` overrides.
 
     Raises:
         UserError: no such file, not YAML, an unknown key, a wrong value. One line.
     """
+    return load_as(SearchConfig, path, overrides)
+
+
+def load_as(kind: type[ConfigT], path: Path, overrides: list[str] | None = None) -> ConfigT:
+    """`load_config` for any of the configurations."""
     values = _read_yaml(path)
     for override in overrides or []:
         _apply_override(values, override)
     try:
-        return SearchConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(_first_problem(path, error)) from None
+        raise UserError(_first_problem(kind, path, error)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -307,14 +335,14 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: the value is not YAML") from None
 
 
-def _first_problem(path: Path, error: ValidationError) -> str:
+def _first_problem(kind: type[StrictModel], path: Path, error: ValidationError) -> str:
     problems = error.errors()
     # An unknown key is named first: a misspelt one also shows up as a missing one.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         *parents, leaf = problem["loc"]
-        near = difflib.get_close_matches(str(leaf), _keys_at(parents), n=1)
+        near = difflib.get_close_matches(str(leaf), _keys_at(kind, parents), n=1)
         hint = f": did you mean {near[0]}?" if near else ""
         return f"{path}: unknown key {key}{hint}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -322,8 +350,8 @@ def _first_problem(path: Path, error: ValidationError) -> str:
     return f"{path}: {key}: {message}{more}" if key else f"{path}: {message}{more}"
 
 
-def _keys_at(parents: list[Any]) -> list[str]:
-    model: Any = SearchConfig
+def _keys_at(kind: type[StrictModel], parents: list[Any]) -> list[str]:
+    model: Any = kind
     for parent in parents:
         field = getattr(model, "model_fields", {}).get(parent)
         model = field.annotation if field else None

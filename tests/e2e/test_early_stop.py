@@ -11,8 +11,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from cluster.session import ray_session
 from pipelines.config import DataConfig, TrainConfig, WorkersConfig
 from pipelines.data.prepare import prepare
-from pipelines.search.tuning import TrialRequest, run_trials
 from pipelines.train.spec import ModelSpec, TrainJob
+from pipelines.train.trials import TrialRequest, run_trials
 
 
 class StopFirst(FIFOScheduler):

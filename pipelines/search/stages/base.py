@@ -9,8 +9,8 @@ from pipelines.errors import UserError
 from pipelines.search.plan import base_job, base_job_id
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.context import StageContext
-from pipelines.search.tuning import TrialRequest, run_trials
 from pipelines.train.checkpoint import MODEL_NAME
+from pipelines.train.trials import TrialRequest, run_trials
 
 # A base this near to chance has learned nothing that pooling could keep.
 _LEAST_TIMES_CHANCE = 2.0

@@ -11,8 +11,8 @@ from pipelines.search.recorder import Recorder
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.screen import as_scored
 from pipelines.search.state import SearchState, TrialState
-from pipelines.search.tuning import TrialRequest, run_trials
 from pipelines.train.checkpoint import MODEL_NAME
+from pipelines.train.trials import TrialRequest, run_trials
 from tune_spaces.evolution import Scored, select
 from tune_spaces.scheduler import Decision, ParetoHalving
 

@@ -1,0 +1,38 @@
+"""`tokenpool train CONFIG.yaml`: one training job alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.search import INTERRUPTED
+
+
+def train(
+    config: Annotated[
+        Path, typer.Argument(help="YAML file, e.g. tune_spaces/presets/train-digits.yaml")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting: train.epochs=30. May be repeated."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Running Ray cluster; default: a local one for this job.")
+    ] = None,
+) -> None:
+    """Train one model, dense or pooled; goes on from its newest checkpoint if there is one."""
+    from pipelines.config import TrainRunConfig, load_as
+    from pipelines.console import Screen
+
+    loaded = load_as(TrainRunConfig, config, overrides)
+    screen = Screen()
+    # Imported only now: Ray and torch take seconds that a wrong config need not wait for.
+    from pipelines.train.alone import run_alone
+
+    try:
+        run_alone(loaded, screen, address)
+    except KeyboardInterrupt:
+        screen.say("\ninterrupted: type the same command to go on", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
