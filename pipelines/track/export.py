@@ -102,7 +102,8 @@ def export_point(
             )
         facts = {
             "search": state.name,
-            "model": point.as_dict(),
+            # Where it lay on this machine is nobody else's business.
+            "model": {k: v for k, v in point.as_dict().items() if k != "checkpoint"},
             "format": format_name,
             "config_hash": state.config_hash,
             "preprocessing": preprocessing,
@@ -116,6 +117,8 @@ def export_point(
         }
         (aside / "export.json").write_text(json.dumps(facts, indent=2) + "\n")
         (aside / "README.md").write_text(model_card(point, facts, manifest), encoding="utf-8")
+        for path in aside.iterdir():
+            path.chmod(0o644)
         aside.chmod(0o755)
         aside.rename(out)
     except OSError as error:
