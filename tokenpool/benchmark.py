@@ -157,7 +157,7 @@ def run(
                 "mac_ratio": round(ideal, 3),
                 "realised": round(speedup / ideal, 3),
                 "pooling_ms": None if layer is None else round(layer * 1e3, 2),
-                "peak_mib": round(_peak_bytes(steps[variant.name], device) / 2**20, 1),
+                "peak_mib": round(_peak_bytes(steps[variant.name], device) / 2**20, 3),
             }
 
 

@@ -127,9 +127,14 @@ def _painted(image: Tensor, label: Tensor) -> np.ndarray:
 
 def _draw_borders(axis: Any, label: np.ndarray, height: float, width: float) -> None:
     """Lines between patches of different clusters."""
-    for row, column in zip(*np.nonzero(label[:, 1:] != label[:, :-1]), strict=True):
-        x = (column + 1) * width - 0.5
-        axis.plot([x, x], [row * height - 0.5, (row + 1) * height - 0.5], color="red", lw=0.7)
-    for row, column in zip(*np.nonzero(label[1:] != label[:-1]), strict=True):
-        y = (row + 1) * height - 0.5
-        axis.plot([column * width - 0.5, (column + 1) * width - 0.5], [y, y], color="red", lw=0.7)
+    from matplotlib.collections import LineCollection
+
+    upright = [
+        [((c + 1) * width - 0.5, r * height - 0.5), ((c + 1) * width - 0.5, (r + 1) * height - 0.5)]
+        for r, c in zip(*np.nonzero(label[:, 1:] != label[:, :-1]), strict=True)
+    ]
+    level = [
+        [(c * width - 0.5, (r + 1) * height - 0.5), ((c + 1) * width - 0.5, (r + 1) * height - 0.5)]
+        for r, c in zip(*np.nonzero(label[1:] != label[:-1]), strict=True)
+    ]
+    axis.add_collection(LineCollection(upright + level, colors="red", linewidths=0.7))

@@ -1,0 +1,225 @@
+"""`tokenpool analyze MODEL DATA`: why and where a model can be pooled, measured on its own data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_METHODS = "kmeans,kmedoids,wkmedoids,powerbert,random,grid,tome"
+
+
+def analyze(
+    model: Annotated[str, typer.Argument(help="A saved model's folder, or a timm name.")],
+    data: Annotated[Path, typer.Argument(help="A folder that `tokenpool prepare` made.")],
+    out: Annotated[Path, typer.Option(help="Folder for PNG and CSV files.")] = Path("analysis"),
+    split: Annotated[str, typer.Option(help="train, minival or val.")] = "minival",
+    images: Annotated[int, typer.Option(min=1, help="How many images to measure on.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help='For costs and token maps, "49,40,…"; default the model\'s own, or rate 0.85.'
+        ),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="For the same; default the model's own.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="For the error curves, comma-separated.")] = _METHODS,
+    maps: Annotated[int, typer.Option(min=1, help="Images to draw token maps on.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Cost breakdown, low-pass and redundancy measurements, reconstruction error, token maps."""
+    import tokenpool as tp  # here, as torch takes seconds
+    from tokenpool import analysis, plots
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give another --out folder")
+    vit = open_model(model)
+    side = vit.patch_embed.img_size[0]
+    try:
+        own = tp.schedule_of(vit)
+        depth, patches = len(vit.blocks), vit.patch_embed.num_patches
+        if schedule is not None:
+            own = tp.Schedule.parse(schedule)
+        elif own is None:
+            own = tp.Schedule.constant_rate(depth, patches, 0.85)
+        chosen = method or tp.method_of(vit) or "wkmedoids"
+        named = methods.split(",")
+        dense = tp.macs(vit, tp.Schedule.dense(depth, patches))
+        tp.pool(vit, own, chosen)
+        for name in named:
+            tp.macs(vit, own, name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    pooled = tp.macs(vit)
+    batches = list(open_batches(data, split, side, batch_size, images))
+    pixels = [x for x, _ in batches]
+    low_pass = analysis.low_pass(vit, pixels)
+    grid = tuple(vit.patch_embed.grid_size)
+    ks = sorted({max(1, round(patches * share)) for share in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)})
+    errors = analysis.error_by_k(vit, pixels, ks, named)
+    drawn = pixels[0][:maps]
+    _, found = tp.trace(vit, drawn)
+    shown = sorted({layer.block for layer in found.layers})
+    shown = shown[:: max(1, len(shown) // 4)]
+    assignments = {f"after block {b + 1}": found.assignment(after=b) for b in shown}
+
+    costs = [
+        {"model": name, "component": part, "macs": value, "share": share}
+        for name, report in (("dense", dense), ("pooled", pooled))
+        for part, value, share in report.shares()
+    ]
+    tables: dict[str, list[dict[str, Any]]] = {
+        "costs": costs,
+        "low_pass": [asdict(row) for row in low_pass],
+        "reconstruction_error": [asdict(row) for row in errors],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, rows in tables.items():
+        _write_csv(out / f"{name}.csv", rows)
+    for file, draw in (
+        ("costs.png", lambda path: plots.plot_costs({"dense": dense, chosen: pooled}, path)),
+        ("low_pass.png", lambda path: plots.plot_low_pass(low_pass, path)),
+        ("reconstruction_error.png", lambda path: plots.plot_errors(errors, path)),
+        ("token_maps.png", lambda path: plots.plot_token_maps(drawn, assignments, grid, path)),
+    ):
+        _write_aside(out / file, draw)
+    if as_json:
+        typer.echo(json.dumps({**tables, "schedule": str(own), "method": chosen, "out": str(out)}))
+        return
+    _print(dense, pooled, chosen, own, low_pass, out)
+
+
+def open_model(model: str) -> Any:
+    """A saved model by its folder, or a pretrained timm model by its name, in evaluation mode.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    import timm
+
+    import tokenpool as tp
+
+    if Path(model).exists():
+        try:
+            return tp.load(model)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    if not timm.is_model(model):
+        raise UserError(f"{model!r} is neither a folder with a saved model nor a timm model's name")
+    try:
+        found = timm.create_model(model, pretrained=True).eval()
+        tp.schedule_of(found)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    except Exception as error:  # timm and its hub client raise many kinds when a download fails
+        raise UserError(
+            f"the weights of {model!r} cannot be had ({type(error).__name__}): save them with "
+            "tokenpool.save on a machine that can, and give the folder",
+            exit_code=1,
+        ) from None
+    return found
+
+
+def open_batches(
+    data: Path, split: str, side: int, batch_size: int, images: int, *, train: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised batches and labels of the first `images` images of a prepared split."""
+    from pipelines.data.augment import normalize
+    from pipelines.data.loader import make_loader
+    from pipelines.data.manifest import load_manifest
+
+    manifest = load_manifest(data)
+    loader = make_loader(data, split, batch_size=batch_size, train=train, image_size=side)
+    left = images
+    try:
+        for pixels, labels in loader:
+            if left <= 0:
+                break
+            yield normalize(pixels[:left], manifest.mean, manifest.std), labels[:left]
+            left -= len(labels)
+    finally:
+        loader.close()
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    def write(aside: Path) -> None:
+        with aside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    _write_aside(path, write)
+
+
+def _write_aside(path: Path, write: Any) -> None:
+    """Let `write` make a file under another name, and put it in place when it is whole."""
+    aside = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _print(
+    dense: Any, pooled: Any, method: str, schedule: Any, low_pass: list[Any], out: Path
+) -> None:
+    console = Console()
+    table = Table(title=f"GMACs per image; pooled by {method}: {schedule}")
+    for heading in ("component", "dense", "%", "pooled", "%"):
+        table.add_column(heading, justify="left" if heading == "component" else "right")
+    for (part, before, share), (_, after, rest) in zip(
+        dense.shares(), pooled.shares(), strict=True
+    ):
+        table.add_row(
+            part,
+            f"{before / 1e9:.4f}",
+            f"{100 * share:.1f}",
+            f"{after / 1e9:.4f}",
+            f"{100 * rest:.1f}",
+        )
+    table.add_row("total", f"{dense.gmacs:.4f}", "100.0", f"{pooled.gmacs:.4f}", "100.0")
+    console.print(table)
+    table = Table(title="Attention as a low-pass filter")
+    for heading in (
+        "layer",
+        "high freq. in",
+        "out",
+        "cosine in",
+        "out",
+        "tokens: high freq.",
+        "cosine",
+    ):
+        table.add_column(heading, justify="right")
+    for row in low_pass:
+        table.add_row(
+            str(row.layer),
+            *(
+                f"{value:.3f}"
+                for value in (
+                    row.high_before,
+                    row.high_after,
+                    row.cosine_before,
+                    row.cosine_after,
+                    row.high_tokens,
+                    row.cosine_tokens,
+                )
+            ),
+        )
+    console.print(table)
+    console.print(f"plots and numbers: {out}/")
