@@ -61,7 +61,10 @@ def front_figure(front: Front) -> Figure:
     axes.margins(x=0.06, y=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     if finished:
-        axes.legend(loc="lower right", frameon=False, fontsize=9)
+        # Above the axes: inside them it would cover a point sooner or later.
+        axes.legend(
+            loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, frameon=False, fontsize=9
+        )
     else:
         axes.text(0.5, 0.5, "no finished model yet", ha="center", transform=axes.transAxes)
     return figure
