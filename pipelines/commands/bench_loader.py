@@ -50,11 +50,18 @@ def bench_loader(
     table.add_column("loader")
     table.add_column("images/s", justify="right")
     table.add_column("of bare decoding", justify="right")
+    table.add_column("CPU ms/image", justify="right")
     table.add_column("first batch, s", justify="right")
     limit = result["rows"][0]["images_per_s"]
     for row in result["rows"]:
         share = f"{row['images_per_s'] / limit:.0%}"
-        table.add_row(row["name"], f"{row['images_per_s']:,.0f}", share, f"{row['first_batch_s']}")
+        table.add_row(
+            row["name"],
+            f"{row['images_per_s']:,.0f}",
+            share,
+            f"{row['cpu_ms_per_image']:.2f}",
+            f"{row['first_batch_s']}",
+        )
     console = Console()
     console.print(table)
     for name, ratio in result["ratios"].items():
