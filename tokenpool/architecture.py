@@ -4,6 +4,7 @@ timm does not record them reliably, so they are taken from the modules; `describ
 building the model anew without memory and comparing the two module by module.
 """
 
+import inspect
 import math
 from typing import Any
 
@@ -98,7 +99,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 
 def build(described: dict[str, Any], device: str | torch.device | None = None) -> VisionTransformer:
-    """A model of that architecture, with fresh weights (none on the "meta" device)."""
+    """A model of that architecture, with fresh weights ("meta": none, where timm can do that)."""
     arguments = dict(described)
     kind = _CLASSES[arguments.pop("class")]
     norm, eps = _NORMS[arguments.pop("norm_layer")], arguments.pop("norm_eps")
@@ -113,8 +114,22 @@ def build(described: dict[str, Any], device: str | torch.device | None = None) -
 
     if kind is VisionTransformerDistilled:
         arguments.pop("pool_include_prefix")
-    with torch.device(device or "cpu"):
-        return kind(norm_layer=norm_layer, act_layer=activation, **arguments)
+    # Older timm does not know the newest switches: leaving out one that is off changes nothing.
+    known = inspect.signature(VisionTransformer).parameters
+    arguments = {name: value for name, value in arguments.items() if value or name in known}
+
+    def construct(place: str | torch.device) -> VisionTransformer:
+        # What initial weights draw, on any device, is nobody else's chance.
+        with torch.random.fork_rng(devices=[]), torch.device(place):
+            return kind(norm_layer=norm_layer, act_layer=activation, **arguments)
+
+    if device is None or torch.device(device).type != "meta":
+        return construct(device or "cpu")
+    try:
+        return construct("meta")
+    except (RuntimeError, NotImplementedError):
+        # Older timm (1.0.20 does) reads tensors while it builds.
+        return construct("cpu")
 
 
 def _name_of(module: nn.Module, known: dict[str, type[nn.Module]]) -> str:
