@@ -4,6 +4,7 @@ Both fill rows of a batch from a beton's bytes on given boxes and flips. The sec
 FFCV cannot be built, and is what the first is tested against.
 """
 
+import ctypes
 import io
 import threading
 from typing import Protocol
@@ -48,9 +49,12 @@ class FfcvDecoder:
 
         self._decode_rows = decode_rows
         self._table = table
-        # A private mapping that nobody writes to: a read-only one is another type to numba, and
-        # every loop would be compiled twice.
-        self._data = np.memmap(table.path, np.uint8, mode="c").view(np.ndarray)
+        self._mapping = np.memmap(table.path, np.uint8, mode="r")
+        # The same bytes under a writable type, though nobody writes: numba tells the types apart
+        # and would compile every loop twice. A writable mapping instead would have the kernel
+        # set memory aside for a whole data set.
+        address = ctypes.c_uint8 * len(self._mapping)
+        self._data = np.ctypeslib.as_array(address.from_address(self._mapping.ctypes.data))
         self._scratch_bytes = int((table.height * table.width).max()) * 3
         self._local = threading.local()
 
