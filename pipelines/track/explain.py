@@ -54,7 +54,8 @@ def explain(state: SearchState, point_id: str) -> str:
 
 
 def _fate(point: Point) -> str:
-    trained = f"after {point.epochs} epochs, {point.device_seconds:.0f} device-seconds"
+    epochs = "1 epoch" if point.epochs == 1 else f"{point.epochs} epochs"
+    trained = f"after {epochs}, {point.device_seconds:.0f} device-seconds"
     if point.status == "done":
         text = f"Trained to its end, {trained}; top-1 {percent(point.top1_minival)} % on minival"
         return text + (f", {percent(point.top1_val)} % on val." if point.top1_val else ".")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
+import os
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,15 +146,21 @@ def _save_pyfunc(state: SearchState, point: Point, folder: Path, data: Path | No
         inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, 3), name=None)]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(manifest.classes)), name=None)]),
     )
-    mlflow.pyfunc.save_model(
-        path=folder / "model",
-        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-        artifacts={"model": str(saved)},
-        code_paths=[str(_operator_only(folder / "code"))],
-        signature=signature,
-        input_example=example_images(source, config),
-        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS],
-    )
+    requirements = [f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS]
+    # Bars over three files, and a warning of type hints where a signature is given.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.pyfunc.save_model(
+            path=folder / "model",
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"model": str(saved)},
+            code_paths=[str(_operator_only(folder / "code"))],
+            signature=signature,
+            input_example=example_images(source, config),
+            pip_requirements=requirements,
+        )
 
 
 def example_images(source: Path, config: dict[str, Any]) -> np.ndarray:

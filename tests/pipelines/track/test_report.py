@@ -22,7 +22,7 @@ from pipelines.track.outside import import_front, load_outside
         ("t001", "Trained to its end, after 3 epochs, 60 device-seconds; top-1 96.50 % on minival"),
         ("t001", "top-1 on minival, epoch by epoch: 90.0 95.0 96.5"),
         ("t003", "On the front, its knee."),
-        ("t005", "Stopped early after 1 epochs, 20 device-seconds: 0.05 below the front"),
+        ("t005", "Stopped early after 1 epoch, 20 device-seconds: 0.05 below the front"),
         # 70 % at 0.034 GMACs, where t001 has 96.5 % at 0.030.
         ("t005", "26.50 points of top-1 below the front at its own cost: t001 has 96.50 %"),
         ("t006", "2.00 points of top-1 below the front at its own cost: t003 has 92.00 %"),
