@@ -80,7 +80,7 @@ def check_package(name: str, modules: str) -> Check:
 
 def check_compiler() -> Check:
     """DeepSpeed and Triton build code on first use."""
-    compiler = os.environ.get("CXX", "g++")
+    compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         return Check("compiler", "fail", f"no {compiler}", "install g++ (`make install` does)")
     return Check("compiler", "ok", compiler)

@@ -32,6 +32,9 @@ for package in "${system_packages[@]}"; do
     fi
 done
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+"$python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' ||
+    missing+=(python3-dev)
 if ((${#missing[@]})); then
     say "system packages: ${missing[*]}"
     command -v apt-get >/dev/null ||

@@ -58,7 +58,7 @@ class Cluster:
                 f"one job needs {num_workers} workers of {cpus_per_worker:g} CPU{gpus} each, but "
                 f"the cluster has {self.cpus:g} CPUs and {self.gpus:g} GPUs of which "
                 f"{_SPARE_CPUS:g} CPU is kept for drivers: lower workers.num_workers or "
-                "workers.cpus_per_worker"
+                "workers.cpus_per_worker (for screening: screen.cpus_per_actor)"
             )
         return jobs
 
@@ -82,15 +82,18 @@ def free_port(preferred: int) -> int:
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Sets what is not set yet, and leaves the environment as it was."""
-    before = dict(os.environ)
-    os.environ.update({name: value for name, value in values.items() if name not in before})
+    """Sets variables and puts back what there was."""
+    names = (*values, "RAY_AUTH_MODE")  # Ray sets the last one itself
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for name in (*values, "RAY_AUTH_MODE"):  # Ray sets the last one itself
-            if name not in before:
+        for name, value in before.items():
+            if value is None:
                 os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _local_environment(port: int) -> dict[str, str]:

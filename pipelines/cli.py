@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import sysconfig
+from collections.abc import Callable
 
 import typer
 
+from pipelines.commands import report as reports
+from pipelines.commands import schedule
+from pipelines.commands.analyze import analyze
+from pipelines.commands.bench_loader import bench_loader
+from pipelines.commands.bench_pooling import pooling
 from pipelines.commands.doctor import doctor
+from pipelines.commands.export import export
 from pipelines.commands.front import front
 from pipelines.commands.pick import pick
 from pipelines.commands.prepare import prepare
 from pipelines.commands.search import search
 from pipelines.commands.train import train
 from pipelines.commands.ui import ui
+from pipelines.console import use_own_scripts
 from pipelines.errors import UserError
 
 app = typer.Typer(
@@ -26,18 +32,30 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (prepare, search, train, front, pick, ui, doctor):
-    app.command()(command)
+bench = typer.Typer(help="Measure speed against peers, in one run.", no_args_is_help=True)
+bench.command("loader")(bench_loader)
+bench.command("pooling")(pooling)
+
+_SEARCH, _RESULT, _MODEL, _MACHINE = "Search", "Look and choose", "Models", "Machine"
+_PANELS: dict[str, list[Callable[..., None]]] = {
+    _SEARCH: [prepare, search, train],
+    _RESULT: [front, pick, ui, reports.report, reports.explain, export, reports.register],
+}
+for panel, commands in _PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.command("import", rich_help_panel=_RESULT)(reports.import_results)
+app.add_typer(reports.track, name="track", rich_help_panel=_RESULT)
+app.command(rich_help_panel=_MODEL)(analyze)
+app.add_typer(schedule.app, name="schedule", rich_help_panel=_MODEL)
+app.command(rich_help_panel=_MACHINE)(doctor)
+app.add_typer(bench, name="bench", rich_help_panel=_MACHINE)
 
 
 def main() -> None:
     """Runs a command; a `UserError` ends in one line and its exit code, without a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # DeepSpeed builds an op with ninja, which lies beside this interpreter and not on the PATH
-    # when `.venv/bin/tokenpool` is called without activating the environment.
-    scripts = sysconfig.get_path("scripts")
-    if scripts not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", "")])
+    use_own_scripts()
     try:
         app()
     except UserError as error:

@@ -21,13 +21,12 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 class StrictModel(BaseModel):
     """A frozen model that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(StrictModel):
     """Where the images come from."""
 
-    source: str = Field(description="What `tokenpool prepare` reads: digits, glyphs or a folder.")
     path: Path = Field(description="The prepared folder (betons and manifest.json).")
     image_size: Positive = Field(description="Side of the square the model sees, in pixels.")
     loader: Literal["auto", "ffcv", "torchvision"] = "auto"
@@ -131,6 +130,17 @@ class TrainConfig(StrictModel):
         default=False, description="Compute activations again in the backward pass, to save memory."
     )
     distill: DistillConfig | None = None
+
+    @model_validator(mode="after")
+    def _rates_and_warmup_fit(self) -> TrainConfig:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs"
+            )
+        return self
+
     zero_stage: Literal[0, 1, 2] = 0
     augment: AugmentConfig = AugmentConfig()
 
@@ -189,7 +199,7 @@ class SearchConfig(StrictModel):
     """A whole search."""
 
     name: str = Field(pattern=_NAME)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     storage: Path = Path("runs")
     data: DataConfig
     model: ModelConfig
@@ -244,8 +254,9 @@ def config_hash(resolved: dict[str, Any]) -> str:
 
 
 def deciding(resolved: dict[str, Any]) -> dict[str, Any]:
-    """A resolved config without `storage`, which only says where things lie."""
-    return {key: value for key, value in resolved.items() if key != "storage"}
+    """A resolved config without what only says where things lie."""
+    data = {key: value for key, value in resolved.get("data", {}).items() if key != "path"}
+    return {key: value for key, value in resolved.items() if key != "storage"} | {"data": data}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -265,7 +276,7 @@ class TrainRunConfig(StrictModel):
     """One training job alone, for `tokenpool train`."""
 
     name: str = Field(pattern=_NAME)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     storage: Path = Path("runs")
     data: DataConfig
     model: ModelConfig
@@ -308,7 +319,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no config file {path}: give the path of a YAML file")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

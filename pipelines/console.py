@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +22,28 @@ from rich.progress import (
 from rich.rule import Rule
 
 _PLAIN_STEPS = 10
+_USERS_PATH = os.environ.get("PATH", "")  # as it was, before `use_own_scripts`
+
+
+def program() -> str:
+    """How to call this program from where the user is: by name, or by its path."""
+    name = Path(sys.argv[0]).name
+    if shutil.which(name, path=_USERS_PATH) is not None:
+        return name
+    path = Path(sys.argv[0]).absolute()
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def use_own_scripts() -> None:
+    """Puts this interpreter's scripts on the PATH.
+
+    DeepSpeed builds an op with ninja, which lies there, and not on the PATH of somebody who calls
+    `.venv/bin/tokenpool` without activating the environment.
+    """
+    scripts = sysconfig.get_path("scripts")
+    if scripts not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", "")])
 
 
 class Screen:
@@ -28,14 +55,12 @@ class Screen:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
 
-    def heading(self, title: str, detail: str = "") -> None:
+    def heading(self, title: str) -> None:
         """Begins a stage."""
         if self.console.is_terminal:
             self.console.print(Rule(f"[bold]{title}[/bold]", align="left"))
-            if detail:
-                self.console.print(detail, style="dim")
         else:
-            self.say(f"== {title}" + (f": {detail}" if detail else ""))
+            self.say(f"== {title}")
 
     def say(self, text: str, style: str | None = None) -> None:
         """Prints one line; brackets in it mean nothing special."""

@@ -98,7 +98,12 @@ def split_rows(rows: Rows, source: Source, options: PrepareOptions) -> np.ndarra
 
 
 def assemble(
-    source: Source, options: PrepareOptions, rows: Rows, splits: np.ndarray, folder: Path
+    source: Source,
+    options: PrepareOptions,
+    rows: Rows,
+    splits: np.ndarray,
+    folder: Path,
+    rejected: int = 0,
 ) -> Manifest:
     """Write the betons, `index.parquet` and `manifest.json` of the given good rows to `folder`.
 
@@ -107,7 +112,8 @@ def assemble(
         options: what they were prepared with.
         rows: N good rows.
         splits: [N] split of each.
-        folder: where shards lie (in `shards/`) and results go.
+        folder: where shards lie (in `shards/`) and results go; the manifest comes last.
+        rejected: how many images were refused, for the manifest.
     """
     parts: dict[str, SplitManifest] = {}
     pointers = np.zeros(len(rows), np.int64)
@@ -156,6 +162,7 @@ def assemble(
         mean=mean,
         std=std,
         splits=parts,
+        rejected=rejected,
         options=options.content(),
         options_hash=options_hash(source.name, options),
     )

@@ -144,6 +144,10 @@ def _prepare(
     options: PrepareOptions,
     progress: Progress | None,
 ) -> Manifest:
+    assembled = _assembled(source_name, partial, options)
+    if assembled is not None:
+        _publish(partial, out)
+        return assembled
     source = open_source(source_name, options)
     if not source.units:
         raise UserError(f"{source_name} holds no images")
@@ -172,19 +176,33 @@ def _prepare(
     good = reasons == ""
     if not good.any():
         raise UserError(f"{source_name} holds no usable image: see {partial / REJECTED_NAME}")
-    manifest = assemble(source, options, rows.keep(good), splits[good], partial)
-    if rejected:
-        manifest = manifest.model_copy(update={"rejected": len(rejected)})
-        write_durably(partial / MANIFEST_NAME, [manifest.model_dump_json(indent=2).encode()])
-    shutil.rmtree(shards)
-    (partial / "plan.json").unlink()
-    (partial / ".lock").unlink()
+    manifest = assemble(source, options, rows.keep(good), splits[good], partial, len(rejected))
+    _publish(partial, out)
+    return manifest
+
+
+def _assembled(source_name: str, partial: Path, options: PrepareOptions) -> Manifest | None:
+    """The manifest of a run that was killed after its last file was written, else None."""
+    try:
+        manifest = load_manifest(partial)
+        for split in manifest.splits:
+            verify_beton(partial, split, manifest, use_cache=False)
+    except UserError:
+        return None
+    same = manifest.options_hash == options_hash(_canonical(source_name), options)
+    return manifest if same and (options.skip_bad or not manifest.rejected) else None
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Clear what only the work needed, and let `out` appear."""
+    shutil.rmtree(partial / "shards", ignore_errors=True)
+    for name in ("plan.json", ".lock"):
+        (partial / name).unlink(missing_ok=True)
     if out.is_dir():
         out.rmdir()  # an empty directory the user made
     partial.rename(out)
     _sync_directory(out.parent)
     _compile_loader()
-    return manifest
 
 
 def _compile_loader() -> None:
@@ -206,6 +224,8 @@ def _match_plan(partial: Path, shards: Path, source: Source, options: PrepareOpt
         same = False
     if not same:
         shutil.rmtree(shards, ignore_errors=True)
+        for stale in (*partial.glob("*.beton"), partial / MANIFEST_NAME):
+            stale.unlink(missing_ok=True)
         write_durably(path, [json.dumps(plan).encode()])
     shards.mkdir(exist_ok=True)
 

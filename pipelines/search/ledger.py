@@ -36,13 +36,16 @@ def read_events(path: Path) -> Iterator[Event]:
             if not line.endswith(b"\n"):
                 return  # torn by a crash: this event never happened
             try:
-                yield json.loads(line)
+                event = json.loads(line)
             except ValueError:
+                event = None
+            if not (isinstance(event, dict) and "event" in event and "time" in event):
                 raise UserError(
                     f"{path} line {number} is damaged: restore the file from a backup, "
                     "or start the search again under another name",
                     exit_code=1,
-                ) from None
+                )
+            yield event
 
 
 class Ledger:
@@ -53,7 +56,13 @@ class Ledger:
     """
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {directory} ({error.strerror}): set storage to a folder that can "
+                "be written"
+            ) from None
         self.path = directory / LEDGER_NAME
         self._lock = FileLock(directory / "driver.lock")
         try:

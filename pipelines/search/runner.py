@@ -8,10 +8,11 @@ from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
+from ray.exceptions import RayError
 
 from cluster.session import ClusterError, ray_session
 from pipelines.config import SearchConfig, deciding, differences
-from pipelines.console import Screen
+from pipelines.console import Screen, program
 from pipelines.data.manifest import Manifest, load_manifest, verify_beton
 from pipelines.errors import UserError
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
@@ -30,6 +31,10 @@ from pipelines.track.page import write_page
 from pipelines.track.plot import write_png
 from pipelines.track.store import tracking_store
 from pipelines.track.table import front_table
+from pipelines.train.engine import check_compiler
+from pipelines.train.trials import short_reason
+
+LAST_RESULT = "front.html"
 
 _STAGES: tuple[tuple[str, str, Callable[[StageContext], None]], ...] = (
     ("base", "base models: one dense model per width", run_base),
@@ -47,18 +52,24 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
             the cluster is too small, or a stage failed.
     """
     check_method(config.space.method)
-    manifest = load_manifest(config.data.path)
-    make_space(config, len(manifest.classes))  # bounds that nothing meets are said now
     directory = config.directory
     state = fold(config.name, read_events(directory / LEDGER_NAME))
     if state.exists:
         _check_same(state, config)
     if state.complete:
         screen.say(f"Search {config.name} is complete: nothing is left to run.")
+        if not (directory / LAST_RESULT).exists():  # killed before they were written
+            write_results(state, directory)
         show_front(state, config.storage, screen)
         return
+    manifest = load_manifest(config.data.path)
+    make_space(config, len(manifest.classes))  # bounds that nothing meets are said now
     for split in manifest.splits:
         verify_beton(config.data.path, split, manifest)
+    if state.exists:
+        _check_same_data(state, config, manifest)
+    if address is None:
+        check_compiler()
     with Ledger(directory) as ledger:
         # Read again: only what is read under the lock is sure to be the whole of it.
         state = fold(config.name, read_events(directory / LEDGER_NAME))
@@ -90,6 +101,10 @@ def _run_stages(
                     run(context)
     except ClusterError as error:
         raise UserError(str(error), exit_code=1) from None
+    except RayError as error:
+        raise UserError(
+            f"Ray failed ({short_reason(error)}): type the same command to go on", exit_code=1
+        ) from error
 
 
 def _create(recorder: Recorder, config: SearchConfig, manifest: Manifest) -> None:
@@ -103,6 +118,7 @@ def _create(recorder: Recorder, config: SearchConfig, manifest: Manifest) -> Non
         config=config.resolved(),
         config_hash=config.config_hash(),
         num_classes=num_classes,
+        data={name: split.sha256 for name, split in manifest.splits.items()},
         bases=[asdict(base) for base in bases],
     )
     files.write_text(config.directory / "config.yaml", yaml.safe_dump(config.resolved()))
@@ -131,6 +147,16 @@ def _check_same(state: SearchState, config: SearchConfig) -> None:
     )
 
 
+def _check_same_data(state: SearchState, config: SearchConfig, manifest: Manifest) -> None:
+    """Raises UserError if the betons are not those the search began with."""
+    for name, split in manifest.splits.items():
+        if state.data.get(name) != split.sha256:
+            raise UserError(
+                f"{config.data.path}/{split.file} is not what search {config.name} began with: "
+                "bring that data back, or choose a new name with --set name=…"
+            )
+
+
 def write_results(state: SearchState, directory: Path) -> None:
     """The search's results beside its ledger: Parquet, CSV, picture and page."""
     front = build_front(state)
@@ -139,7 +165,7 @@ def write_results(state: SearchState, directory: Path) -> None:
     write_png(front, directory / "front.png")
     write_page(
         front,
-        directory / "front.html",
+        directory / LAST_RESULT,
         history(state.name, read_events(directory / LEDGER_NAME)),
     )
 
@@ -151,5 +177,8 @@ def show_front(state: SearchState, storage: Path, screen: Screen) -> None:
     option = "" if storage == Path("runs") else f" --storage {storage}"
     screen.say(f"picture and page: {storage}/searches/{state.name}/front.png, front.html")
     screen.say("next:")
-    screen.say(f"  tokenpool ui{option}                      browse the runs in MLflow")
-    screen.say(f"  tokenpool pick {state.name} --knee{option}       choose a model")
+    for words, what in (
+        (f"ui{option}", "browse the runs in MLflow"),
+        (f"pick {state.name} --knee{option}", "choose a model"),
+    ):
+        screen.say(f"  {program()} {words:<{30 + len(option)}} {what}")

@@ -82,6 +82,7 @@ class SearchState:
     name: str
     config: dict[str, Any] = field(default_factory=dict)
     config_hash: str = ""
+    data: dict[str, str] = field(default_factory=dict)
     created: float = 0.0
     updated: float = 0.0
     stages: dict[str, Literal["pending", "done"]] = field(
@@ -124,6 +125,7 @@ class SearchState:
         self.config = event["config"]
         self.config_hash = event["config_hash"]
         self.num_classes = event["num_classes"]
+        self.data = event.get("data", {})
         self.bases = [BaseState(**base) for base in event["bases"]]
 
     def _on_stage_done(self, event: Event) -> None:
@@ -193,10 +195,21 @@ class SearchState:
 
 
 def fold(name: str, events: Iterable[Event]) -> SearchState:
-    """The state that a sequence of events adds up to."""
+    """The state that a sequence of events adds up to.
+
+    Raises:
+        UserError: an event is not of the form its kind has.
+    """
     state = SearchState(name)
-    for event in events:
-        state.apply(event)
+    for number, event in enumerate(events, start=1):
+        try:
+            state.apply(event)
+        except (KeyError, TypeError, AttributeError, StopIteration, ValueError):
+            raise UserError(
+                f"the ledger of search {name} is damaged in line {number}: restore it from a "
+                "backup, or start the search again under another name",
+                exit_code=1,
+            ) from None
     return state
 
 

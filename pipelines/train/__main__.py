@@ -1,4 +1,4 @@
-"""One training job without Ray: `torchrun --nproc-per-node N -m pipelines.train JOB.json`."""
+"""One training job without Ray: `torchrun --nproc-per-node N -m pipelines.train CONFIG.yaml`."""
 
 from __future__ import annotations
 
@@ -8,36 +8,29 @@ import sys
 import time
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from pipelines.config import TrainRunConfig, load_as
+from pipelines.console import use_own_scripts
 from pipelines.errors import UserError
-from pipelines.train.spec import TrainJob
-
-
-def read_job(path: Path) -> TrainJob:
-    """Reads a job's JSON file.
-
-    Raises:
-        UserError: the file is missing or does not describe a job.
-    """
-    try:
-        return TrainJob.model_validate_json(path.read_text())
-    except OSError:
-        raise UserError(f"no job file {path}") from None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{path}: {key}: {problem['msg']}") from None
+from pipelines.train.run_config import job_of
 
 
 def main() -> int:
-    """Trains the job named on the command line; rank 0 prints the last report as JSON."""
+    """Trains what the YAML file describes, as `tokenpool train` would under Ray.
+
+    Settings can be overridden by further arguments, `train.epochs=3`. The number of workers is
+    torchrun's. Rank 0 prints the last report as JSON.
+    """
     started = time.monotonic()
-    if len(sys.argv) != 2:
-        sys.stderr.write("usage: torchrun --nproc-per-node N -m pipelines.train JOB.json\n")
+    if len(sys.argv) < 2:
+        sys.stderr.write(
+            "usage: torchrun --nproc-per-node N -m pipelines.train CONFIG.yaml [KEY=VALUE ...]\n"
+        )
         return 2
+    use_own_scripts()
+    workers = f"workers.num_workers={os.environ.get('WORLD_SIZE', '1')}"
     try:
-        job = read_job(Path(sys.argv[1]))
+        config = load_as(TrainRunConfig, Path(sys.argv[1]), [*sys.argv[2:], workers])
+        job = job_of(config)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -5,53 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import tokenpool as tp
 from cluster.session import ClusterError, ray_session
 from pipelines.config import TrainRunConfig
 from pipelines.console import Bar, Screen
-from pipelines.data.manifest import load_manifest
 from pipelines.errors import UserError
 from pipelines.train.checkpoint import MODEL_NAME
-from pipelines.train.spec import ModelSpec, TrainJob
+from pipelines.train.run_config import job_of
 from pipelines.train.trials import TrialRequest, run_trials
-
-
-def job_of(config: TrainRunConfig) -> TrainJob:
-    """The job a configuration describes.
-
-    Raises:
-        UserError: the data is not prepared, or the schedule does not fit the model.
-    """
-    manifest = load_manifest(config.data.path)
-    if config.schedule is not None:
-        try:
-            schedule = tp.Schedule(config.schedule)
-        except ValueError as error:
-            raise UserError(f"schedule: {error}") from None
-        patches = config.model.num_patches(config.data.image_size)
-        if len(schedule) != config.model.depth or schedule[0] > patches:
-            raise UserError(
-                f"schedule {schedule} does not fit {config.model.depth} blocks of {patches} tokens"
-            )
-    return TrainJob(
-        job_id=config.name,
-        storage=(config.storage / "trains").resolve(),
-        data=config.data.model_copy(update={"path": config.data.path.resolve()}),
-        model=ModelSpec(
-            width=config.width.width,
-            heads=config.width.heads,
-            depth=config.model.depth,
-            patch_size=config.model.patch_size,
-            image_size=config.data.image_size,
-            num_classes=len(manifest.classes),
-        ),
-        schedule=config.schedule,
-        method=config.method,
-        init=config.init,
-        train=config.train,
-        workers=config.workers,
-        seed=config.seed,
-    )
 
 
 def run_alone(config: TrainRunConfig, screen: Screen, address: str | None = None) -> Path:

@@ -38,7 +38,7 @@ def make_engine(model: nn.Module, train: TrainConfig, world_size: int) -> Any:
         UserError: on a CPU there must be a C++ compiler.
     """
     if dist.get_backend() != "nccl":
-        _check_compiler()
+        check_compiler()
     import deepspeed
     from deepspeed.utils import logger as deepspeed_logger
 
@@ -61,7 +61,8 @@ def make_engine(model: nn.Module, train: TrainConfig, world_size: int) -> Any:
     return engine
 
 
-def _check_compiler() -> None:
+def check_compiler() -> None:
+    """Raises UserError where DeepSpeed could not build what it needs on a CPU."""
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         raise UserError(

@@ -93,6 +93,9 @@ class RayReporter:
     it. The ranks' folders are named by epoch, so those before the newest can be found too.
     """
 
+    def __init__(self) -> None:
+        self._suffix = ""
+
     def newest_checkpoint(self) -> Path | None:
         """See `Reporter`."""
         from ray import train
@@ -102,8 +105,14 @@ class RayReporter:
             return None
         with newest.as_directory() as folder:
             committed = Path(folder)
-        earlier = [f for f in checkpoint_folders(committed.parent) if f.name < committed.name]
-        return _newest_undamaged([committed, *earlier])
+        folders = checkpoint_folders(committed.parent)
+        earlier = [folder for folder in folders if folder.name < committed.name]
+        chosen = _newest_undamaged([committed, *earlier])
+        if chosen != committed:
+            # Epochs are done again under new names: Ray keeps a list of the old ones, and would
+            # delete a folder that is on it twice.
+            self._suffix = f"-r{len(folders)}"
+        return chosen
 
     def report(self, metrics: dict[str, Any], epoch: int, write: WriteCheckpoint) -> None:
         """See `Reporter`."""
@@ -114,7 +123,7 @@ class RayReporter:
             train.report(
                 metrics,
                 checkpoint=train.Checkpoint.from_directory(aside),
-                checkpoint_dir_name=f"epoch-{epoch:04d}",
+                checkpoint_dir_name=f"epoch-{epoch:04d}{self._suffix}",
             )
 
     def report_again(self, metrics: dict[str, Any], checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ REPORT_KEYS = (
     "loss_minival",
     "device_seconds",
 )
+
+
+_ERROR_NAME = re.compile(r"^[\w.]*(RuntimeError|UserError): ")
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def short_reason(error: BaseException | None) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error" in line.split(":")[0] and ": " in line]
     line = telling[-1] if telling else (lines[-1] if lines else type(error).__name__)
-    return line.removeprefix("RuntimeError: ")
+    return _ERROR_NAME.sub("", line)
 
 
 def run_trials(

@@ -45,7 +45,7 @@ def test_a_stopped_trial_leaves_its_cpus_to_the_next(tmp_path):
             TrainJob(
                 job_id=name,
                 storage=tmp_path / "jobs",
-                data=DataConfig(source="digits", path=tmp_path / "digits", image_size=32),
+                data=DataConfig(path=tmp_path / "digits", image_size=32),
                 model=ModelSpec(
                     width=16, heads=2, depth=1, patch_size=8, image_size=32, num_classes=10
                 ),
@@ -82,7 +82,7 @@ def test_a_job_that_had_finished_unheard_is_finished_and_not_stopped(tmp_path):
     job = TrainJob(
         job_id="only",
         storage=tmp_path / "jobs",
-        data=DataConfig(source="digits", path=tmp_path / "digits", image_size=32),
+        data=DataConfig(path=tmp_path / "digits", image_size=32),
         model=ModelSpec(width=16, heads=2, depth=1, patch_size=8, image_size=32, num_classes=10),
         train=TrainConfig(epochs=1, batch_size=64, lr=1e-3, warmup_epochs=0.5),
         workers=WorkersConfig(num_workers=1, cpus_per_worker=0.9),

@@ -32,10 +32,16 @@ class StageContext:
         Raises:
             UserError: the cluster cannot hold one.
         """
+        fits = self.fits(workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker)
+        return min(wanted, fits)
+
+    def fits(self, num_processes: int, cpus: float, gpus: float) -> int:
+        """How many groups of processes, each with so many CPUs and GPUs, fit side by side.
+
+        Raises:
+            UserError: the cluster cannot hold one.
+        """
         try:
-            fits = self.cluster.concurrent_jobs(
-                workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker
-            )
+            return self.cluster.concurrent_jobs(num_processes, cpus, gpus)
         except ClusterError as error:
             raise UserError(str(error)) from None
-        return min(wanted, fits)

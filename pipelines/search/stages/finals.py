@@ -18,7 +18,9 @@ from tune_spaces.scheduler import Decision, ParetoHalving
 
 
 def run_finals(context: StageContext) -> None:
-    """Creates the trials once, then runs those that are neither done, stopped nor failed.
+    """Creates the trials once, then runs those that are neither done nor stopped.
+
+    A trial that failed is tried again when the search is typed again.
 
     Raises:
         UserError: every trial failed.
@@ -26,7 +28,7 @@ def run_finals(context: StageContext) -> None:
     config, state = context.config, context.state
     if not state.trials:
         _create_trials(context)
-    open_trials = [t for t in state.trials.values() if t.status in ("pending", "running")]
+    open_trials = [t for t in state.trials.values() if t.status not in ("done", "stopped")]
     if open_trials:
         scheduler = _make_scheduler(context)
         epochs = config.finals.train.epochs
@@ -53,7 +55,8 @@ def run_finals(context: StageContext) -> None:
             context.screen.say(f"{trial.trial_id} {trial.status}: {trial.reason}", style="dim")
     if not counts["done"]:
         raise UserError(
-            f"no final was trained to its end: {next(iter(state.trials.values())).reason}",
+            f"no final was trained to its end ({next(iter(state.trials.values())).reason}): put "
+            "that right and type the same command to try them again",
             exit_code=1,
         )
     context.recorder.add("stage_done", stage="finals")
@@ -81,7 +84,14 @@ def choose_finalists(state: SearchState, count: int) -> list[Scored]:
 
 def _create_trials(context: StageContext) -> None:
     heads = {w.width: w.heads for w in context.config.space.widths}
-    for number, entry in enumerate(choose_finalists(context.state, context.config.finals.trials)):
+    finalists = choose_finalists(context.state, context.config.finals.trials)
+    if not finalists:
+        raise UserError(
+            "screening left no schedule that is cheaper than its dense model: lower "
+            "space.min_tokens or space.token_step, or raise space.max_gmacs",
+            exit_code=1,
+        )
+    for number, entry in enumerate(finalists):
         candidate = entry.candidate
         context.recorder.add(
             "trial_created",
@@ -126,12 +136,12 @@ def _make_scheduler(context: StageContext) -> ParetoHalving:
 class _FinalsListener:
     def __init__(self, recorder: Recorder, epochs: int, bar: Bar) -> None:
         self._recorder, self._epochs, self._bar = recorder, epochs, bar
-        self._stop_reasons: dict[str, str] = {}
+        self._stopping: dict[str, str] = {}
 
     def decided(self, decision: Decision) -> None:
-        """The scheduler judged a trial."""
+        """The scheduler judged a trial by a report that is handed to `report` right after."""
         if not decision.verdict.kept:
-            self._stop_reasons[decision.trial_id] = (
+            self._stopping[decision.trial_id] = (
                 f"at epoch {decision.rung}: {decision.verdict.reason}"
             )
 
@@ -142,21 +152,24 @@ class _FinalsListener:
             note=f"{job_id} width {trial.width} {trial.gmacs:.4f} GMACs "
             f"top-1 {report['top1_minival']:.1%}"
         )
+        if job_id in self._stopping:
+            # Final from here on: Tune takes seconds to end the trial's processes, and a driver
+            # killed within them must not start it again.
+            self._recorder.add("trial_stopped", trial_id=job_id, reason=self._stopping[job_id])
+            self._bar.advance(self._epochs - report["epoch"])
 
     def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
-        if report.get("epoch", 0) < self._epochs:
-            reason = self._stop_reasons.get(job_id, "stopped by the scheduler")
-            self._recorder.add("trial_stopped", trial_id=job_id, reason=reason)
-            self._bar.advance(self._epochs - report.get("epoch", 0))
-        elif checkpoint is None:
-            self.failed(job_id, "it ended without a checkpoint")
-        else:
-            self._recorder.add(
-                "trial_done",
-                trial_id=job_id,
-                checkpoint=f"{checkpoint}/{MODEL_NAME}",
-                top1_minival=report["top1_minival"],
-            )
+        if job_id in self._stopping:
+            return
+        if checkpoint is None or report.get("epoch", 0) < self._epochs:
+            self.failed(job_id, f"it ended after epoch {report.get('epoch', 0)} without an error")
+            return
+        self._recorder.add(
+            "trial_done",
+            trial_id=job_id,
+            checkpoint=f"{checkpoint}/{MODEL_NAME}",
+            top1_minival=report["top1_minival"],
+        )
 
     def failed(self, job_id: str, reason: str) -> None:
         self._recorder.add("trial_failed", trial_id=job_id, reason=reason)

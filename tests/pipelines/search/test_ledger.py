@@ -112,3 +112,26 @@ def test_an_unknown_search_offers_near_matches(tmp_path):
         load_state(tmp_path, "digit")
     with pytest.raises(UserError, match="tokenpool search"):
         load_state(tmp_path / "empty", "digits")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event":"trial_report","time":1,"trial_id":"t009","report":{}}',
+        '{"event":"created","time":1}',
+        "5",
+        "{}",
+    ],
+)
+def test_an_event_that_makes_no_sense_is_one_line_and_not_a_traceback(tmp_path, line):
+    folder = tmp_path / "searches" / "s"
+    folder.mkdir(parents=True)
+    (folder / LEDGER_NAME).write_text(line + "\n")
+    with pytest.raises(UserError, match="damaged"):
+        load_state(tmp_path, "s")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write to .*file"):
+        Ledger(tmp_path / "file" / "searches" / "s")

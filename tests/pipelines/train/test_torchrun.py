@@ -12,16 +12,25 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 import tokenpool as tp
-from pipelines.config import AugmentConfig, DataConfig, TrainConfig, WorkersConfig
+from pipelines.config import (
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    TrainRunConfig,
+    WidthConfig,
+    WorkersConfig,
+)
 from pipelines.data.augment import normalize
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
 from pipelines.data.prepare import prepare
 from pipelines.train.model import build_model
 from pipelines.train.optim import learning_rate, make_optimizer
-from pipelines.train.spec import ModelSpec, TrainJob
+from pipelines.train.run_config import job_of
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +42,36 @@ def digits(tmp_path_factory):
 
 def make_job(digits, storage, num_workers, **train):
     settings = {"epochs": 2, "batch_size": 64, "lr": 1e-3, "warmup_epochs": 0.5, **train}
-    return TrainJob(
-        job_id="job",
-        storage=storage,
-        data=DataConfig(source="digits", path=digits, image_size=32),
-        model=ModelSpec(width=32, heads=2, depth=2, patch_size=8, image_size=32, num_classes=10),
-        schedule=(8, 4),
-        train=TrainConfig(**settings),
-        workers=WorkersConfig(num_workers=num_workers),
-        seed=3,
+    return job_of(
+        TrainRunConfig(
+            name="job",
+            storage=storage,
+            data=DataConfig(path=digits, image_size=32),
+            model=ModelConfig(patch_size=8, depth=2),
+            width=WidthConfig(width=32, heads=2),
+            schedule=(8, 4),
+            train=TrainConfig(**settings),
+            workers=WorkersConfig(num_workers=num_workers),
+            seed=3,
+        )
     )
 
 
-def launch(job, tmp_path):
-    file = tmp_path / "job.json"
-    file.write_text(job.model_dump_json())
+def launch(job, tmp_path, **changes):
+    """The job as a user types it: torchrun over the YAML of `tokenpool train`."""
+    file = tmp_path / f"{job.storage.parent.name}.yaml"
+    width = {"width": job.model.width, "heads": job.model.heads}
+    values = {
+        "name": job.job_id,
+        "seed": job.seed,
+        "storage": str(job.storage.parent),
+        "data": job.data.model_dump(mode="json"),
+        "model": {"patch_size": job.model.patch_size, "depth": job.model.depth},
+        "width": width,
+        "schedule": list(job.schedule),
+        "train": job.train.model_dump(mode="json"),
+    }
+    file.write_text(yaml.safe_dump(values | changes))
     command = [
         str(Path(sys.executable).parent / "torchrun"),
         "--standalone",
@@ -57,7 +81,6 @@ def launch(job, tmp_path):
         str(file),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -160,10 +183,11 @@ def test_a_killed_job_goes_on_bit_for_bit(digits, tmp_path):
     assert curve(killed) == curve(straight)
 
 
-def test_a_job_that_does_not_fit_its_data_ends_in_one_line(digits, tmp_path):
+def test_a_schedule_that_grows_ends_in_one_line(digits, tmp_path):
     job = make_job(digits, tmp_path / "jobs", 1)
-    job = job.model_copy(update={"model": job.model.model_copy(update={"num_classes": 7})})
-    process = launch(job, tmp_path)
+    process = launch(job, tmp_path, schedule=[4, 8])
     _, err = process.communicate(timeout=200)
     assert process.returncode != 0
-    assert "the job has 7 classes but" in err
+    assert "schedule: layer 2 keeps 8 tokens but layer 1 keeps only 4" in err
+    assert "Traceback" not in err.split("torch.distributed.elastic")[0]
+    assert not job.directory.exists()

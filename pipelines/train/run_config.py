@@ -1,0 +1,47 @@
+"""From the YAML of one training run to its job."""
+
+from __future__ import annotations
+
+import tokenpool as tp
+from pipelines.config import TrainRunConfig
+from pipelines.data.manifest import load_manifest
+from pipelines.errors import UserError
+from pipelines.train.spec import ModelSpec, TrainJob
+
+
+def job_of(config: TrainRunConfig) -> TrainJob:
+    """The job a configuration describes.
+
+    Raises:
+        UserError: the data is not prepared, or the schedule does not fit the model.
+    """
+    manifest = load_manifest(config.data.path)
+    if config.schedule is not None:
+        try:
+            schedule = tp.Schedule(config.schedule)
+        except ValueError as error:
+            raise UserError(f"schedule: {error}") from None
+        patches = config.model.num_patches(config.data.image_size)
+        if len(schedule) != config.model.depth or schedule[0] > patches:
+            raise UserError(
+                f"schedule {schedule} does not fit {config.model.depth} blocks of {patches} tokens"
+            )
+    return TrainJob(
+        job_id=config.name,
+        storage=(config.storage / "trains").resolve(),
+        data=config.data.model_copy(update={"path": config.data.path.resolve()}),
+        model=ModelSpec(
+            width=config.width.width,
+            heads=config.width.heads,
+            depth=config.model.depth,
+            patch_size=config.model.patch_size,
+            image_size=config.data.image_size,
+            num_classes=len(manifest.classes),
+        ),
+        schedule=config.schedule,
+        method=config.method,
+        init=config.init,
+        train=config.train,
+        workers=config.workers,
+        seed=config.seed,
+    )

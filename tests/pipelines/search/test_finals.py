@@ -1,0 +1,78 @@
+import pytest
+
+from pipelines.console import Bar, Screen
+from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.recorder import Recorder
+from pipelines.search.stages.finals import _FinalsListener, choose_finalists
+from pipelines.search.state import BaseState, ScreenedSchedule, SearchState, fold
+from tune_spaces.halving import Verdict
+from tune_spaces.scheduler import Decision
+
+
+def screened(width, gmacs, loss):
+    return ScreenedSchedule(width, (int(gmacs * 1000),), gmacs, 1 - loss, loss)
+
+
+def test_each_width_gets_its_share_of_its_own_front_and_dense_is_left_out():
+    state = SearchState("s", bases=[BaseState(8, 2, 0.05), BaseState(16, 2, 0.1)])
+    state.screened = [
+        *(screened(8, 0.01 * k, 0.9 - 0.1 * k) for k in range(1, 6)),  # the last one is dense
+        *(screened(16, 0.01 * k + 0.001, 2.0 - 0.1 * k) for k in range(1, 9)),  # all dominated
+        screened(8, 0.035, 5.0),  # dominated within its own width
+    ]
+    chosen = [entry.candidate for entry in choose_finalists(state, 6)]
+    assert [c.width for c in chosen].count(8) == 3 and [c.width for c in chosen].count(16) == 3
+    assert [c.gmacs for c in chosen] == sorted(c.gmacs for c in chosen)
+    own = [c.gmacs for c in chosen if c.width == 8]
+    assert 0.05 not in own and 0.035 not in own and {0.01, 0.04} <= set(own)
+
+
+def test_nothing_to_choose_from_gives_nothing():
+    state = SearchState("s", bases=[BaseState(8, 2, 0.05)])
+    state.screened = [screened(8, 0.05, 0.1)]
+    assert choose_finalists(state, 4) == []
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    with Ledger(tmp_path / "s") as ledger:
+        recorder = Recorder(ledger, SearchState("s"))
+        for trial_id in ("t000", "t001"):
+            recorder.add(
+                "trial_created",
+                trial_id=trial_id,
+                width=8,
+                num_heads=2,
+                schedule=[4],
+                method="kmedoids",
+                gmacs=0.01,
+            )
+        yield recorder
+
+
+def report(epoch, top1):
+    return {"epoch": epoch, "top1_minival": top1, "loss": 1.0}
+
+
+def test_a_stop_is_on_disk_with_the_report_it_came_from(recorder, tmp_path):
+    listener = _FinalsListener(recorder, 6, Bar(Screen(), "x", 12))
+    listener.decided(Decision("t000", 2, Verdict(False, 0.1, 3, 1, "0.1 below the front")))
+    listener.report("t000", report(2, 0.5))
+    # A driver killed here, before Tune has ended the trial, must not start it again.
+    state = fold("s", read_events(tmp_path / "s" / LEDGER_NAME))
+    assert state.trials["t000"].status == "stopped"
+    assert state.trials["t000"].reason == "at epoch 2: 0.1 below the front"
+    listener.finished("t000", report(2, 0.5), "/x")
+    assert recorder.state.trials["t000"].status == "stopped"
+
+
+def test_a_trial_that_ends_early_by_itself_is_a_failure(recorder):
+    listener = _FinalsListener(recorder, 6, Bar(Screen(), "x", 12))
+    listener.report("t001", report(3, 0.5))
+    listener.finished("t001", report(3, 0.5), "/x")
+    assert recorder.state.trials["t001"].status == "failed"
+    listener.report("t001", report(6, 0.7))
+    listener.finished("t001", report(6, 0.7), "/x/epoch-0006")
+    trial = recorder.state.trials["t001"]
+    assert (trial.status, trial.top1_minival, trial.reason) == ("done", 0.7, "")
+    assert trial.checkpoint == "/x/epoch-0006/model"
