@@ -160,6 +160,25 @@ def test_killed_half_way_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
     assert not (tmp_path / "cut.partial").exists()
 
 
+@pytest.mark.parametrize("step", ["before", "amid"])
+def test_killed_while_finishing_nothing_is_made_again(photos, prepared_photos, tmp_path, step):
+    """Betons and manifest are whole, but OUT has not appeared yet."""
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(str(photos), out, ONE)
+    assert not out.exists()
+    if step == "amid":
+        shutil.rmtree(tmp_path / "out.partial" / "shards")
+        (tmp_path / "out.partial" / "plan.json").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "make_shards", lambda *_: pytest.fail("made again"))
+        manifest = prepare(str(photos), out, ONE)
+    assert manifest == load_manifest(out)
+    assert tree(out) == tree(prepared_photos)
+
+
 def test_a_full_disk_ends_in_one_line_and_the_next_run_succeeds(photos, tmp_path, monkeypatch):
     original, calls = shards.write_durably, []
 
