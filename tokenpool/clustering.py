@@ -183,6 +183,49 @@ def top_indices(scores: Tensor, k: int) -> Tensor:
     return order[:, :k].sort(dim=-1).values
 
 
+def matched_indices(features: Tensor, k: int) -> Tensor:
+    """The k tokens `[B, k]`, ascending, left when those most like another one are dropped.
+
+    Rounds of bipartite matching as in ToMe (arXiv 2210.09461): the tokens left are split
+    alternately in two sets, and those of the first set that are nearest to the second are dropped;
+    a round can drop half. The rounds depend on N and k alone.
+
+    Args:
+        features: centred tokens `[B, N, F]`.
+        k: how many, at least 1.
+    """
+    batch, count, _ = features.shape
+    left = torch.arange(count, device=features.device).expand(batch, -1)
+    for drop in matching_rounds(count, k):
+        first, second = left[:, ::2], left[:, 1::2]
+        a, b = gather_tokens(features, first), gather_tokens(features, second)
+        with torch.autocast(features.device.type, enabled=False):
+            product = torch.bmm(a, b.transpose(1, 2))
+        distance = b.square().sum(-1).unsqueeze(1) - 2 * product
+        nearest_distance = distance.amin(-1) + a.square().sum(-1)
+        kept = top_indices(nearest_distance, first.shape[1] - drop)
+        left = torch.cat((first.gather(1, kept), second), 1).sort(dim=-1).values
+    return left
+
+
+def matching_rounds(tokens: int, k: int) -> list[int]:
+    """How many tokens each round of `matched_indices` drops, from `tokens` to k."""
+    rounds = []
+    while tokens > k:
+        rounds.append(min(tokens - k, tokens // 2))
+        tokens -= rounds[-1]
+    return rounds
+
+
+def matching_macs(tokens: int, k: int, features: int) -> int:
+    """Multiply-accumulates of `matched_indices` for one image."""
+    total = 0
+    for drop in matching_rounds(tokens, k):
+        total += (tokens - tokens // 2) * (tokens // 2) * features
+        tokens -= drop
+    return total
+
+
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index [B, k]` of `x [B, N, C]`, as `[B, k, C]`."""
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from tokenpool import kernels
-from tokenpool.clustering import gather_tokens, segment_means, top_indices, work_features
+from tokenpool.clustering import (
+    gather_tokens,
+    matched_indices,
+    matching_macs,
+    segment_means,
+    top_indices,
+    work_features,
+)
 from tokenpool.methods.base import Pooled, Reducer, TokenSet
 from tokenpool.methods.represent import cluster_means, medoids_near_means
 from tokenpool.options import PoolOptions
@@ -26,8 +33,15 @@ class _Clusters(Reducer):
         return options.features
 
     def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """N²·F for the Gram matrix or distances; the rest is additions and gathers."""
-        return tokens * tokens * features
+        """N²·F for the Gram matrix or distances, and the matching; the rest is additions."""
+        matching = matching_macs(tokens, k, features) if options.start == "matching" else 0
+        return tokens * tokens * features + matching
+
+    def _start(self, features: Tensor, scores: Tensor, k: int, options: PoolOptions) -> Tensor:
+        """The tokens `[B, k]` that clustering starts at."""
+        if options.start == "matching":
+            return matched_indices(features, k)
+        return top_indices(scores, k)
 
     def _inputs(self, given: TokenSet) -> tuple[Tensor, Tensor, Tensor | None]:
         """Centred features, significance, and the weights if there are any."""
@@ -38,7 +52,7 @@ class _Clusters(Reducer):
 
 
 class KMedoids(_Clusters):
-    """K-Medoids from the k most significant tokens (arXiv 2110.03860).
+    """K-Medoids, by default from the k most significant tokens (arXiv 2110.03860).
 
     Minimises Σᵢ wᵢ minⱼ ‖fᵢ − cⱼ‖² with every cⱼ one of the tokens; wᵢ is the significance, or 1
     in the unweighted form. The medoids are kept as they are, at full width.
@@ -52,7 +66,7 @@ class KMedoids(_Clusters):
         with torch.no_grad():
             features, scores, weights = self._inputs(given)
             assignment, medoids = kernels.kmedoids(
-                features, top_indices(scores, k), weights, options.iterations
+                features, self._start(features, scores, k, options), weights, options.iterations
             )
         if options.representative in (None, "medoid"):
             return Pooled(gather_tokens(given.tokens, medoids), assignment)
@@ -61,7 +75,7 @@ class KMedoids(_Clusters):
 
 
 class KMeans(_Clusters):
-    """K-Means from the k most significant tokens (arXiv 2110.03860).
+    """K-Means, by default from the k most significant tokens (arXiv 2110.03860).
 
     Lloyd's algorithm on Σᵢ wᵢ minⱼ ‖fᵢ − cⱼ‖²; puts out the (weighted) means.
     """
@@ -75,7 +89,7 @@ class KMeans(_Clusters):
         kept = options.representative or own
         with torch.no_grad():
             features, scores, weights = self._inputs(given)
-            start = top_indices(scores, k)
+            start = self._start(features, scores, k, options)
             assignment, members = kernels.kmeans(features, start, weights, options.iterations)
             if kept == "medoid":
                 medoids = medoids_near_means(features, assignment, start)
