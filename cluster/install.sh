@@ -63,8 +63,8 @@ say "the rest; FFCV and DeepSpeed are built here"
 "${pip[@]}" --no-build-isolation --editable '.[search,dev]'
 python -m pip --disable-pip-version-check check
 
-say "DeepSpeed's CPU communication op (built once, kept in the user's cache)"
-DS_ACCELERATOR=cpu python - >/dev/null <<'PYTHON'
+say "DeepSpeed's CPU communication op (built once, kept in $venv)"
+TORCH_EXTENSIONS_DIR=$PWD/$venv/torch_extensions DS_ACCELERATOR=cpu python - >/dev/null <<'PYTHON'
 from deepspeed.accelerator import get_accelerator
 
 get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ def make_engine(model: nn.Module, train: TrainConfig, world_size: int) -> Any:
     """
     if dist.get_backend() != "nccl":
         check_compiler()
+        _keep_built_ops_with_the_interpreter()
     import deepspeed
     from deepspeed.utils import logger as deepspeed_logger
 
@@ -59,6 +62,17 @@ def make_engine(model: nn.Module, train: TrainConfig, world_size: int) -> Any:
         dist_init_required=False,
     )
     return engine
+
+
+def _keep_built_ops_with_the_interpreter() -> None:
+    """Where torch keeps what DeepSpeed builds: beside this interpreter's packages.
+
+    By default it is one folder for all of a user's environments, whose paths are part of the
+    build, so that two of them (two clones) build it anew in turns, a minute each time.
+    """
+    folder = Path(sys.prefix) / "torch_extensions"
+    if folder.is_dir() or os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder))
 
 
 def check_compiler() -> None:
