@@ -12,6 +12,7 @@ from sklearn.cluster import KMeans
 
 import tokenpool as tp
 from tokenpool import kernels
+from tokenpool.clustering import matched_indices
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -325,6 +326,34 @@ def test_bad_input_is_refused_by_name():
         tp.reconstruction_error(x, torch.randn(2, 2, 4))
     with pytest.raises(ValueError, match="not be negative"):
         tp.reconstruction_error(x, x, -torch.ones(2, 5))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.data())
+def test_matching_drops_the_tokens_nearest_to_another(seed, count, data):
+    """Round by round against a plain loop; k distinct tokens, in order."""
+    k = data.draw(st.integers(1, count))
+    x = np.random.default_rng(seed).normal(size=(count, 3))
+    left = list(range(count))
+    while len(left) > k:
+        first, second = left[::2], left[1::2]
+        near = {i: min(np.square(x[i] - x[j]).sum() for j in second) for i in first}
+        dropped = sorted(first, key=near.__getitem__)[: min(len(left) - k, len(left) // 2)]
+        left = [i for i in left if i not in dropped]
+    assert matched_indices(torch.tensor(x)[None], k)[0].tolist() == left
+
+
+def test_starting_by_matching_loses_less_at_high_keep_rates():
+    """Pairs of near twins: matching drops one of each; a start at the loudest cannot recover."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(8, 16, 32, generator=generator)
+    x = torch.stack((first, first + 0.01 * torch.randn(8, 16, 32, generator=generator)), 2)
+    x = x.flatten(1, 2)
+    start = torch.zeros(8, 32).scatter(1, matched_indices(x, 16), 1)
+    matched = tp.kmedoids(x, 16, init=start)
+    loudest = tp.kmedoids(x, 16, init=torch.rand(8, 32, generator=generator))
+    errors = [tp.reconstruction_error(x, r.centers).sum() for r in (matched, loudest)]
+    assert errors[0] < 0.01 * errors[1]
 
 
 def test_autocast_does_not_reach_the_distances():

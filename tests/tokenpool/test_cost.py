@@ -91,6 +91,7 @@ OPTIONS = [
     {"cls_only_last": True},
     {"position": "attention"},
     {"iterations": 2},
+    {"start": "matching"},
 ]
 
 
