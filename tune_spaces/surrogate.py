@@ -1,0 +1,132 @@
+"""A cheap stand-in for scoring: predicts a schedule's quality from those scored already.
+
+Ridge regression on what a schedule keeps: per layer the log keep-rate against the dense count and
+its square, and the products of neighbouring layers, since what one layer drops the next one
+cannot. Each width has its own model. Qualities go in as normal scores of their ranks: only the
+order of schedules matters, and the loss of schedules that keep almost nothing has no bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+LEAST_PER_WIDTH = 12
+
+
+class ScheduleSurrogate:
+    """Predicts qualities of schedules, as normal scores among those it was fitted to.
+
+    Args:
+        patches: Patch tokens that enter the first block.
+        widths: `[n]`, the width of each scored candidate.
+        schedules: `[n, depth]`, patch tokens kept after each block.
+        qualities: `[n]`, more is better.
+
+    Attributes:
+        scores: `[n]`, the fitted candidates' own normal scores.
+        reliability: Rank correlation (Spearman) of leave-one-out predictions with the truth, over
+            all widths; 1 is perfect, 0 is useless.
+
+    Raises:
+        ValueError: Lengths differ, or a width has too few candidates to learn from.
+    """
+
+    def __init__(
+        self,
+        patches: int,
+        widths: Sequence[int],
+        schedules: Sequence[Sequence[int]],
+        qualities: Sequence[float],
+    ) -> None:
+        if not len(widths) == len(schedules) == len(qualities):
+            raise ValueError(
+                f"{len(widths)} widths, {len(schedules)} schedules and {len(qualities)} qualities"
+            )
+        self._patches = patches
+        self.scores = normal_scores(np.asarray(qualities, dtype=np.float64))
+        every = np.asarray(widths)
+        features = self._features(schedules)
+        left_out = np.empty(len(every))
+        self._models: dict[int, tuple[NDArray[np.float64], float]] = {}
+        for width in sorted(set(widths)):
+            mine = every == width
+            if mine.sum() < LEAST_PER_WIDTH:
+                raise ValueError(
+                    f"width {width} has {mine.sum()} scored schedules: at least "
+                    f"{LEAST_PER_WIDTH} are needed"
+                )
+            scale = np.maximum(np.abs(features[mine]).max(axis=0), 1e-9)
+            weights, mean, predicted = _fit(features[mine] / scale, self.scores[mine])
+            self._models[width] = (weights / scale, mean)
+            left_out[mine] = predicted
+        self.reliability = rank_correlation(left_out, self.scores)
+
+    def predict(
+        self, widths: Sequence[int], schedules: Sequence[Sequence[int]]
+    ) -> NDArray[np.float64]:
+        """Normal scores expected of schedules; -inf for a width that was never scored."""
+        features = self._features(schedules)
+        found = np.full(len(features), -np.inf)
+        for width, (weights, mean) in self._models.items():
+            mine = np.asarray(widths) == width
+            found[mine] = features[mine] @ weights + mean
+        return found
+
+    def _features(self, schedules: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        kept = np.log(np.asarray(schedules, dtype=np.float64) / self._patches)
+        return np.concatenate([kept, kept**2, kept[:, 1:] * kept[:, :-1]], axis=1)
+
+
+def normal_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each value's rank as a quantile of the standard normal; equal values get equal scores."""
+    normal = NormalDist()
+    ranks = _mean_ranks(values)
+    return np.array([normal.inv_cdf((rank + 0.5) / len(values)) for rank in ranks])
+
+
+def rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Spearman's ρ; 0 where one of the two does not vary."""
+    a, b = _mean_ranks(first), _mean_ranks(second)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 0; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    first = np.cumsum(counts) - counts
+    ranks: NDArray[np.float64] = (first + (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def _fit(
+    features: NDArray[np.float64], targets: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
+    """Ridge regression with the penalty that predicts best with each row left out in turn.
+
+    Returns:
+        Weights `[f]`, intercept, and the left-out predictions `[n]`, all in closed form: the
+        residual without row i is that with it, divided by 1 - the hat matrix's i-th diagonal.
+    """
+    centre = features.mean(axis=0)
+    inputs, mean = features - centre, float(targets.mean())
+    left, singular, right = np.linalg.svd(inputs, full_matrices=False)
+    projected = left.T @ (targets - mean)
+    best: tuple[float, NDArray[np.float64], NDArray[np.float64]] | None = None
+    for penalty in _PENALTIES:
+        shrink = singular**2 / (singular**2 + penalty)
+        residual = targets - mean - left @ (shrink * projected)
+        leverage = (left**2 @ shrink) + 1.0 / len(targets)
+        residual = residual / np.maximum(1.0 - leverage, 1e-3)
+        error = float((residual**2).mean())
+        if best is None or error < best[0]:
+            weights = right.T @ (singular / (singular**2 + penalty) * projected)
+            best = (error, weights, targets - residual)
+    assert best is not None
+    return best[1], mean - float(centre @ best[1]), best[2]
