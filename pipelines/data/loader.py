@@ -1,6 +1,7 @@
 """Batches of decoded images from a prepared directory, for one rank of a training job."""
 
 import logging
+import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -46,7 +47,7 @@ class Loader(Protocol):
     def __iter__(self) -> Iterator[Batch]:
         """Yield (images uint8 [B, 3, H, W] in channels_last memory, labels int64 [B]) on the host.
 
-        Batches are fresh memory: keeping one is safe.
+        Keeping a batch is safe: its memory is used again only once nothing refers to it.
         """
 
     def close(self) -> None:
@@ -212,6 +213,7 @@ class _BetonLoader:
         self._seed, self._repeats = seed, repeats
         self._pin_memory = pin_memory
         self._epoch = self._start_step = 0
+        self._buffers: list[np.ndarray] = []
         self._pool: WorkerPool | None = WorkerPool(num_threads, stall_seconds=stall_seconds)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
@@ -268,11 +270,15 @@ class _BetonLoader:
         if self._pool is None:
             raise LoaderError("the loader is closed")
         indices, boxes, flips = plan
-        pin = self._pin_memory and torch.cuda.is_available()
-        # Page-locked memory comes from torch's caching allocator, so fresh batches stay cheap.
-        images = torch.empty((len(indices), *self._out_size, 3), dtype=torch.uint8, pin_memory=pin)
+        shape = (len(indices), *self._out_size, 3)
+        if self._pin_memory and torch.cuda.is_available():
+            # torch's own allocator recycles page-locked memory.
+            images = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            out = images.numpy()
+        else:
+            out = self._free_buffer(shape)
+            images = torch.from_numpy(out)
         labels = torch.from_numpy(self._labels[indices])
-        out = images.numpy()
         futures = [
             self._pool.submit(
                 partial(
@@ -288,6 +294,22 @@ class _BetonLoader:
             for start in range(0, len(indices), _CHUNK)
         ]
         return images.permute(0, 3, 1, 2), labels, futures
+
+    def _free_buffer(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Memory that no batch lives in any more; the kernel takes long over handing out new.
+
+        A tensor made from an array holds a reference to it as long as its storage lives, views
+        included, so an array with no other reference than ours is free.
+        """
+        for buffer in self._buffers:
+            # Ours, the loop's and the argument's.
+            if buffer.shape == shape and sys.getrefcount(buffer) == 3:
+                return buffer
+        if len(self._buffers) > 2 * _BATCHES_AHEAD:
+            del self._buffers[0]  # its batch was kept: leave it to whoever holds it
+        buffer = np.empty(shape, np.uint8)
+        self._buffers.append(buffer)
+        return buffer
 
     def __iter__(self) -> Iterator[Batch]:
         if self._pool is None:

@@ -159,6 +159,29 @@ def test_a_kept_batch_is_not_overwritten(digits):
     assert torch.equal(first, copy)
 
 
+def test_memory_is_used_again_only_once_nothing_refers_to_it(digits):
+    """Views, slices and NumPy arrays of a batch keep it; a dropped batch is recycled."""
+    opened = make_loader(digits, "train", batch_size=32, train=True)
+    kept = []
+    for epoch in range(3):
+        opened.set_epoch(epoch)
+        for step, (images, _) in enumerate(opened):
+            if step % 5 == 0:
+                view = (images[3], images.permute(0, 2, 3, 1).numpy(), images)[step // 5 % 3]
+                kept.append((view, view.copy() if isinstance(view, np.ndarray) else view.clone()))
+            del images
+    for view, copy in kept:
+        assert (view == copy).all()
+    assert len(kept) > 10 and len(opened._buffers) <= 8
+    before = {id(buffer) for buffer in opened._buffers}
+    kept.clear()
+    view = None
+    for _ in opened:
+        pass
+    assert {id(buffer) for buffer in opened._buffers} & before
+    opened.close()
+
+
 class _Failing:
     def __init__(self, table, error):
         self._inner, self._error, self._calls = decoders.FfcvDecoder(table), error, 0
