@@ -27,7 +27,8 @@ from pipelines.search.state import BaseState, SearchState, fold
 from pipelines.track import files
 from pipelines.track.front import build_front, history
 from pipelines.track.mlflow_tracker import MlflowTracker
-from pipelines.track.page import write_page
+from pipelines.track.outside import load_outside
+from pipelines.track.page import split_sizes, write_page
 from pipelines.track.plot import write_png
 from pipelines.track.store import tracking_store
 from pipelines.track.table import front_table
@@ -167,6 +168,8 @@ def write_results(state: SearchState, directory: Path) -> None:
         front,
         directory / LAST_RESULT,
         history(state.name, read_events(directory / LEDGER_NAME)),
+        load_outside(directory),
+        samples=split_sizes(state),
     )
 
 
