@@ -187,8 +187,9 @@ def _step(model: nn.Module, variant: Variant, mode: str, images: Tensor) -> Call
     if variant.schedule is not None and variant.method is not None:
         pool(ours, variant.schedule, variant.method, **variant.options)
     if mode == "fp32-compiled":
-        # Each variant has shapes of its own: none may push another out of dynamo's cache.
-        torch._dynamo.reset()
+        # All variants share one forward: dynamo must keep a graph for each of them.
+        dynamo: Any = torch._dynamo.config
+        dynamo.recompile_limit = max(64, dynamo.recompile_limit)
         ours = torch.compile(ours, fullgraph=True, dynamic=False)
 
     def step() -> object:
