@@ -79,6 +79,8 @@ def signal_when(place, number, reached):
             stdout=log,
             stderr=log,
             start_new_session=True,
+            # A shell starts what runs in the background (this test, perhaps) deaf to Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     family = []
     deadline = time.monotonic() + 400
