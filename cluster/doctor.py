@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cluster.session import DASHBOARD_PORT
-
 Status = Literal["ok", "warn", "fail"]
 
 _MIN_DISK_GB = 5.0
@@ -50,7 +48,6 @@ def run_checks(storage: Path, *, ui_port: int) -> list[Check]:
         check_gpu(),
         check_disk(storage),
         check_shared_memory(),
-        check_port("Ray dashboard", DASHBOARD_PORT, "a search takes another port by itself"),
         check_port("tokenpool ui", ui_port, "use `tokenpool ui --port` with a free one"),
     ]
 

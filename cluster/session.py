@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import socket
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been s
 
 import ray
 
-DASHBOARD_PORT = 8265
+DASHBOARD_PORTS = range(8265, 9265)
 _TOKEN = secrets.token_hex(32)  # Ray reads it once a process
 _SETTINGS = {
     # How often a Train controller looks at its workers; Ray's 2 s shows in trials of seconds.
@@ -67,17 +68,20 @@ class Cluster:
 _SPARE_CPUS = 0.1
 
 
-def free_port(preferred: int) -> int:
-    """`preferred` if nothing listens there on loopback, else any free port."""
-    for port in (preferred, 0):
+def free_port() -> int:
+    """A port for a dashboard, free on loopback.
+
+    Drawn at random, so that two sessions that start at the same moment do not both find the same
+    one free; below the range from which Ray's own processes are given theirs.
+    """
+    for port in random.SystemRandom().sample(DASHBOARD_PORTS, len(DASHBOARD_PORTS)):
         with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return int(probe.getsockname()[1])
-    raise ClusterError("no free port on loopback")
+            return port
+    raise ClusterError(f"no free port on loopback among {DASHBOARD_PORTS}")
 
 
 @contextmanager
@@ -122,7 +126,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     """
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     local = address is None
-    port = free_port(DASHBOARD_PORT)
+    port = free_port()
     with _environment(_SETTINGS | (_local_environment(port) if local else {})):
         if local:
             ray.init(

@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import pytest
 import ray
 import requests
 
+from cluster import session
 from cluster.session import Cluster, ClusterError, free_port, ray_session
 
 
@@ -50,12 +52,12 @@ def test_concurrency_leaves_room_for_drivers():
         gpus.concurrent_jobs(9, 1.0, 1.0)
 
 
-def test_a_busy_port_is_passed_over():
-    import socket
-
+def test_a_busy_port_is_passed_over(monkeypatch):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
         busy = server.getsockname()[1]
-        assert free_port(busy) != busy
-    assert free_port(busy) == busy
+        monkeypatch.setattr(session, "DASHBOARD_PORTS", range(busy, busy + 1))
+        with pytest.raises(ClusterError, match="no free port"):
+            free_port()
+    assert free_port() == busy

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from ray import tune
 
+from cluster.session import ray_session
 from tune_spaces.scheduler import Decision, ParetoHalving, geometric_rungs
 
 
@@ -160,9 +160,8 @@ def test_a_decision_takes_under_20_ms_at_a_thousand_trials() -> None:
 
 @pytest.fixture(scope="module")
 def _ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield
-    ray.shutdown()
+    with ray_session(num_cpus=2):
+        yield
 
 
 @pytest.mark.usefixtures("_ray")

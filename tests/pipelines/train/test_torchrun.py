@@ -188,6 +188,10 @@ def test_a_schedule_that_grows_ends_in_one_line(digits, tmp_path):
     process = launch(job, tmp_path, schedule=[4, 8])
     _, err = process.communicate(timeout=200)
     assert process.returncode != 0
-    assert "schedule: layer 2 keeps 8 tokens but layer 1 keeps only 4" in err
-    assert "Traceback" not in err.split("torch.distributed.elastic")[0]
+    # The rest is torchrun's own report of a worker that failed.
+    lines = [line for line in err.splitlines() if "schedule:" in line]
+    assert lines == [
+        "schedule: layer 2 keeps 8 tokens but layer 1 keeps only 4: a schedule never grows"
+    ]
+    assert "pipelines/train" not in err
     assert not job.directory.exists()
