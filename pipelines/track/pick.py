@@ -162,7 +162,7 @@ def _top1(point: Point) -> float:
 def _finished_front(front: Front) -> tuple[Point, ...]:
     if not front.on_front:
         raise UserError(
-            f"no model of {front.name} is finished yet: see `tokenpool status {front.name}`",
+            f"no model of {front.name} is finished yet: see `tokenpool front {front.name} --all`",
             exit_code=1,
         )
     return front.on_front

@@ -26,8 +26,7 @@ def run_finals(context: StageContext) -> None:
         UserError: every trial failed.
     """
     config, state = context.config, context.state
-    if not state.trials:
-        _create_trials(context)
+    _create_trials(context)
     open_trials = [t for t in state.trials.values() if t.status not in ("done", "stopped")]
     if open_trials:
         scheduler = _make_scheduler(context)
@@ -75,7 +74,7 @@ def choose_finalists(state: SearchState, count: int) -> list[Scored]:
         share = count // len(widths) + (index < count % len(widths))
         own = [
             entry
-            for entry in as_scored(state)
+            for entry in as_scored(state.screened)
             if entry.candidate.width == width and entry.candidate.gmacs < dense[width]
         ]
         chosen += select(own, share)
@@ -83,6 +82,10 @@ def choose_finalists(state: SearchState, count: int) -> list[Scored]:
 
 
 def _create_trials(context: StageContext) -> None:
+    """Records the trials that are not recorded yet: a kill may have come between two of them.
+
+    Who the finalists are follows from what was screened, which is complete by now.
+    """
     heads = {w.width: w.heads for w in context.config.space.widths}
     finalists = choose_finalists(context.state, context.config.finals.trials)
     if not finalists:
@@ -92,10 +95,12 @@ def _create_trials(context: StageContext) -> None:
             exit_code=1,
         )
     for number, entry in enumerate(finalists):
-        candidate = entry.candidate
+        candidate, trial_id = entry.candidate, f"t{number:03d}"
+        if trial_id in context.state.trials:
+            continue
         context.recorder.add(
             "trial_created",
-            trial_id=f"t{number:03d}",
+            trial_id=trial_id,
             width=candidate.width,
             num_heads=heads[candidate.width],
             schedule=list(candidate.schedule),

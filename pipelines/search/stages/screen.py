@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ from pipelines.console import Bar
 from pipelines.search.plan import make_space
 from pipelines.search.scorer import Scorer
 from pipelines.search.stages.context import StageContext
-from pipelines.search.state import SearchState
+from pipelines.search.state import ScreenedSchedule
 from tokenpool import Schedule
 from tune_spaces.evolution import Scored, first_generation, next_generation
-from tune_spaces.space import Candidate
+from tune_spaces.space import Candidate, ScheduleSpace
 
 _SCHEDULES_PER_TASK = 4
 
@@ -26,20 +26,11 @@ def run_screen(context: StageContext) -> None:
     stage = config.screen
     space = make_space(config, state.num_classes)
     wanted = stage.schedules
-    per_generation = -(-wanted // stage.generations)
     with context.screen.progress("schedules scored", wanted) as bar:
         bar.advance(len(state.screened), note="from before" if state.screened else "")
         actors = make_scorers(context, stage.actors) if len(state.screened) < wanted else []
         while len(state.screened) < wanted:
-            # A generation is a function of the seed and of what was scored before it.
-            rng = np.random.default_rng([config.seed, len(state.screened)])
-            count = min(per_generation, wanted - len(state.screened))
-            scored = as_scored(state)
-            candidates = (
-                next_generation(space, rng, scored, count)
-                if scored
-                else first_generation(space, rng, count)
-            )
+            candidates = due(space, state.screened, config.seed, wanted, stage.generations)
             if not candidates:
                 break  # the space has no more schedules
             _score(context, actors, candidates, bar)
@@ -49,14 +40,45 @@ def run_screen(context: StageContext) -> None:
     context.recorder.add("stage_done", stage="screen")
 
 
-def as_scored(state: SearchState) -> list[Scored]:
+def due(
+    space: ScheduleSpace,
+    screened: Sequence[ScreenedSchedule],
+    seed: int,
+    wanted: int,
+    generations: int,
+) -> list[Candidate]:
+    """What is to be scored next: the rest of the generation that was begun, or a new one.
+
+    A generation is a function of the seed and of the generations before it. So a search killed
+    in the midst of one goes on with the same candidates as if nothing had happened.
+    """
+    size = -(-wanted // generations)
+    begun = len(screened) - len(screened) % size
+    count = min(size, wanted - begun)
+    rng = np.random.default_rng([seed, begun])
+    before = as_scored(screened[:begun])
+    generation = (
+        next_generation(space, rng, before, count)
+        if before
+        else first_generation(space, rng, count)
+    )
+    known = {(row.width, tuple(row.schedule)) for row in screened}
+    rest = [candidate for candidate in generation if candidate.key not in known]
+    if rest or not screened:
+        return rest
+    # A small space gave fewer than a whole generation: the neighbours of all that is known.
+    missing = wanted - len(screened)
+    return next_generation(space, rng, as_scored(screened), missing, oversample=1)
+
+
+def as_scored(screened: Sequence[ScreenedSchedule]) -> list[Scored]:
     """What was screened, for the evolution: the lower the cross-entropy the better.
 
     Cross-entropy tells apart schedules whose top-1 is equal on a small minival.
     """
     return [
         Scored(Candidate(row.width, Schedule(row.schedule), row.gmacs), -row.loss)
-        for row in state.screened
+        for row in screened
     ]
 
 
