@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 
 from pipelines.console import Bar, Screen
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
 from pipelines.search.recorder import Recorder
-from pipelines.search.stages.finals import _FinalsListener, choose_finalists
+from pipelines.search.stages.finals import _create_trials, _FinalsListener, choose_finalists
 from pipelines.search.state import BaseState, ScreenedSchedule, SearchState, fold
 from tune_spaces.halving import Verdict
 from tune_spaces.scheduler import Decision
@@ -76,3 +78,23 @@ def test_a_trial_that_ends_early_by_itself_is_a_failure(recorder):
     trial = recorder.state.trials["t001"]
     assert (trial.status, trial.top1_minival, trial.reason) == ("done", 0.7, "")
     assert trial.checkpoint == "/x/epoch-0006/model"
+
+
+def test_a_kill_between_two_records_loses_no_trial(recorder):
+    config = SimpleNamespace(
+        space=SimpleNamespace(widths=[SimpleNamespace(width=8, heads=2)], method="kmedoids"),
+        finals=SimpleNamespace(trials=3),
+    )
+    state = recorder.state
+    state.trials.clear()
+    state.bases = [BaseState(8, 2, 0.05)]
+    state.screened = [screened(8, 0.01 * k, 0.9 - 0.1 * k) for k in range(1, 5)]
+    context = SimpleNamespace(config=config, state=state, recorder=recorder)
+    _create_trials(context)
+    straight = {name: trial.schedule for name, trial in state.trials.items()}
+    assert sorted(straight) == ["t000", "t001", "t002"]
+    for lost in (["t002"], ["t001", "t002"], sorted(straight)):
+        for name in lost:
+            del state.trials[name]
+        _create_trials(context)
+        assert {name: trial.schedule for name, trial in state.trials.items()} == straight
