@@ -195,14 +195,19 @@ class FinalsStageConfig(StrictModel):
     )
 
 
-class SearchConfig(StrictModel):
-    """A whole search."""
+class RunConfig(StrictModel):
+    """What a search and a single training run have in common."""
 
     name: str = Field(pattern=_NAME)
     seed: int = Field(default=0, ge=0, lt=2**31)
     storage: Path = Path("runs")
     data: DataConfig
     model: ModelConfig
+
+
+class SearchConfig(RunConfig):
+    """A whole search."""
+
     space: SpaceConfig
     base: BaseStageConfig
     screen: ScreenStageConfig
@@ -272,14 +277,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return rows
 
 
-class TrainRunConfig(StrictModel):
+class TrainRunConfig(RunConfig):
     """One training job alone, for `tokenpool train`."""
 
-    name: str = Field(pattern=_NAME)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    storage: Path = Path("runs")
-    data: DataConfig
-    model: ModelConfig
     width: WidthConfig
     schedule: tuple[Positive, ...] | None = Field(
         default=None, description="Patch tokens kept after each block; none for a dense model."
