@@ -124,15 +124,37 @@ class TrainConfig(StrictModel):
     accumulate: Positive = Field(
         default=1, description="Micro-batches a worker's share of a batch is computed in."
     )
+    micro_batch: Positive | None = Field(
+        default=None,
+        description="Images a worker computes at a time: `accumulate` said as a size. Out of "
+        "memory halves it, with either of them or none.",
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = Field(default=False, description="Compile the model (torch.compile).")
     checkpoint_activations: bool = Field(
         default=False, description="Compute activations again in the backward pass, to save memory."
     )
     distill: DistillConfig | None = None
+    checkpoint_every_steps: Positive | None = Field(
+        default=None, description="Checkpoints within an epoch too; none: at its end alone."
+    )
+    keep_checkpoints: Positive = Field(
+        default=2, description="The newest that are kept; the best epoch's is kept beside them."
+    )
+    max_bad_steps: Positive = Field(
+        default=10,
+        description="Steps in a row without a finite loss and gradient, each skipped, after which "
+        "the job goes back to its last checkpoint.",
+    )
+    max_rollbacks: int = Field(default=2, ge=0, description="Times it may go back; then it fails.")
 
     @model_validator(mode="after")
     def _rates_and_warmup_fit(self) -> TrainConfig:
+        if self.micro_batch is not None and self.accumulate > 1:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} and accumulate {self.accumulate} say the same "
+                "thing: give one of them"
+            )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
         if self.warmup_epochs >= self.epochs:
@@ -258,10 +280,29 @@ def config_hash(resolved: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+# Of a training job: they change when it is saved and what it does in distress, not its result.
+_SAFEGUARDS = (
+    "micro_batch",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "max_bad_steps",
+    "max_rollbacks",
+)
+
+
 def deciding(resolved: dict[str, Any]) -> dict[str, Any]:
-    """A resolved config without what only says where things lie."""
+    """A resolved config without what only says where things lie, and without safeguards."""
     data = {key: value for key, value in resolved.get("data", {}).items() if key != "path"}
-    return {key: value for key, value in resolved.items() if key != "storage"} | {"data": data}
+    kept = {key: value for key, value in resolved.items() if key != "storage"} | {"data": data}
+    return _without_safeguards(kept)
+
+
+def _without_safeguards(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_safeguards(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in _SAFEGUARDS
+    }
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
