@@ -15,6 +15,7 @@ from torch import nn
 
 from pipelines.config import TrainConfig
 from pipelines.errors import UserError
+from pipelines.train.imports import import_deepspeed
 from pipelines.train.optim import make_optimizer
 
 
@@ -42,7 +43,7 @@ def make_engine(model: nn.Module, train: TrainConfig, world_size: int) -> Any:
     if dist.get_backend() != "nccl":
         check_compiler()
         _keep_built_ops_with_the_interpreter()
-    import deepspeed
+    deepspeed = import_deepspeed()
     from deepspeed.utils import logger as deepspeed_logger
 
     deepspeed_logger.setLevel(logging.WARNING)
