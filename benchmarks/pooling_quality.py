@@ -1,9 +1,9 @@
 """What each method loses on a trained model without fine-tuning.
 
-`python benchmarks/pooling_quality.py` trains a small DeiT on scikit-learn's handwritten digits (or
-takes `--model`, a saved one), pools it by every method at the same schedules, and writes top-1 and
-reconstruction error as JSON rows and as a Markdown table under `benchmarks/results/`. The split is
-fixed; the test images are not trained on.
+`python benchmarks/pooling_quality.py` trains small DeiTs on scikit-learn's handwritten digits,
+pools them by every method at the same schedules, and writes top-1 and reconstruction error as JSON
+rows and as Markdown tables under `benchmarks/results/`. The split is fixed; the test images are not
+trained on.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import tokenpool as tp
-from tokenpool.analysis import error_by_k
+from tokenpool.analysis import paired_errors
 from tokenpool.benchmark import hardware
 from tokenpool.trace import record
 
@@ -34,6 +34,14 @@ VARIANTS = [
     ),
 ]
 CLUSTERING = ("kmeans", "kmedoids", "wkmeans", "wkmedoids", "dpc", "agglomerative")
+BASELINES = ("powerbert", "importance", "random", "grid", "tome")
+DRAWN = ("random", "importance")
+# How the clustering methods are set for the comparison on equal tokens.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "the paper's: start at the most significant tokens": {},
+    "start=matching": {"start": "matching"},
+    "start=matching, representative=mean": {"start": "matching", "representative": "mean"},
+}
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -48,19 +56,10 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[train], labels[train], images[test], labels[test]
 
 
-def validation(data: Path) -> tuple[Tensor, Tensor]:
-    """The validation images of a prepared data set, normalised, and labels."""
-    # Here, as the script does without FFCV where it trains its own model.
-    from pipelines.commands.analyze import open_batches
-
-    batches = list(open_batches(data, "val", 32, 100, 2**62))
-    return torch.cat([x for x, _ in batches]).contiguous(), torch.cat([y for _, y in batches])
-
-
-def train(epochs: int, images: Tensor, labels: Tensor) -> Any:
-    """A DeiT of width 96 and depth 6 on 64 patches, trained from scratch."""
+def train(width: int, epochs: int, images: Tensor, labels: Tensor) -> Any:
+    """A DeiT of depth 6 on 64 patches, trained from scratch."""
     torch.manual_seed(0)
-    model = tp.build_vit(32, 4, 96, 6, 3, 10, drop_path=0.05)
+    model = tp.build_vit(32, 4, width, 6, width // 32, 10, drop_path=0.05)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     steps = epochs * math.ceil(len(images) / 100)
     warmup = steps // 12
@@ -110,130 +109,178 @@ def evaluate(model: Any, images: Tensor, labels: Tensor) -> tuple[float, float |
     return correct / len(labels), sum(lost) / len(lost) if lost else None
 
 
-def on_dense(model: Any, images: Tensor, schedule: tp.Schedule) -> dict[str, float | None]:
-    """For each variant the mean over layers of the error of pooling the dense model's tokens.
+def paired(model: Any, images: Tensor, schedule: tp.Schedule, draws: int) -> list[dict[str, Any]]:
+    """For each baseline what each clustering method loses of the very tokens the baseline pools.
 
-    None where a method cannot make one of the schedule's counts in one step.
+    Errors are means over layers, and over draws where the baseline is random.
     """
-    errors: dict[str, list[float | None]] = {name: [] for name, _, _ in VARIANTS}
-    for layer, k in enumerate(schedule, start=1):
-        for extra in ({}, {"start": "matching"}):
-            names = {method: name for name, method, options in VARIANTS if options == extra}
-            points = error_by_k(model, [images], [k], list(names), layers=[layer], **extra)
-            for point in points:
-                errors[names[point.method]].append(point.error if point.k == k else None)
-    return {
-        name: None if None in found else sum(e for e in found if e is not None) / len(found)
-        for name, found in errors.items()
-    }
+    rows = []
+    for baseline in BASELINES:
+        drawn = baseline in DRAWN
+        for setting, extra in SETTINGS.items():
+            for rival in CLUSTERING[:4]:
+                points = []
+                for seed in range(draws if drawn else 1):
+                    tp.pool(model, None)
+                    options = {"generator": generator(seed)} if drawn else {}
+                    tp.pool(model, schedule, baseline, **options)
+                    points += paired_errors(model, [images], rival, **extra)
+                rows.append(
+                    {
+                        "baseline": baseline,
+                        "method": rival,
+                        "setting": setting,
+                        "baseline_error": sum(p.own for p in points) / len(points),
+                        "error": sum(p.rival for p in points) / len(points),
+                    }
+                )
+    tp.pool(model, None)
+    return rows
+
+
+def generator(seed: int) -> torch.Generator:
+    """What a random method draws from."""
+    return torch.Generator().manual_seed(seed)
+
+
+def measure(model: Any, images: Tensor, labels: Tensor, draws: int) -> list[dict[str, Any]]:
+    """The rows of one trained model: of kind "pooled" (each variant) and "paired"."""
+    tp.pool(model, None)
+    dense_top1, _ = evaluate(model, images, labels)
+    dense = tp.macs(model).total
+    facts = {"width": model.embed_dim, "dense_top1": dense_top1, "images": len(labels)}
+    rows: list[dict[str, Any]] = []
+    for share, schedule in schedules(model).items():
+        where = {**facts, "share": share, "schedule": str(schedule)}
+        for name, method, extra in VARIANTS:
+            results = []
+            for seed in range(draws if method in DRAWN else 1):
+                options: dict[str, Any] = dict(extra)
+                if method in DRAWN:
+                    options["generator"] = generator(seed)
+                tp.pool(model, schedule, method, **options)
+                results.append(evaluate(model, images, labels))
+            rows.append(
+                {
+                    "kind": "pooled",
+                    **where,
+                    "method": method,
+                    "variant": name,
+                    "kept": str(tp.realised_schedule(model)),
+                    "macs_share": tp.macs(model).total / dense,
+                    "top1": sum(r[0] for r in results) / len(results),
+                    "reconstruction_error": sum(r[1] or 0.0 for r in results) / len(results),
+                }
+            )
+        rows += [
+            {"kind": "paired", **where, **row}
+            for row in paired(model, images[:100], schedule, draws)
+        ]
+        print(f"width {model.embed_dim}, {100 * share:.0f} % of the MACs: done", flush=True)
+    tp.pool(model, None)
+    return rows
 
 
 def main() -> None:
-    """Train or load, measure, write."""
+    """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", type=Path, help="a saved model; trained and saved there if absent"
-    )
+    parser.add_argument("--widths", type=int, nargs="+", default=[96, 64])
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--data", type=Path, help="prepared digits that --model was trained on")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--draws", type=int, default=5, help="seeds of the random methods")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     train_x, train_y, test_x, test_y = digits()
-    if given.data is not None:
-        test_x, test_y = validation(given.data)
-    if given.model is not None and given.model.exists():
-        model: Any = tp.load(given.model)
-    else:
-        start = time.perf_counter()
-        model = train(given.epochs, train_x, train_y)
-        print(f"trained in {time.perf_counter() - start:.0f} s", flush=True)
-        if given.model is not None:
-            tp.save(model, given.model)
-    dense_top1, _ = evaluate(tp.pool(model, None), test_x, test_y)
-    dense = tp.macs(model).total
-    facts = {**hardware("cpu"), "dense_top1": dense_top1, "images": len(test_y)}
     rows = []
-    for share, schedule in schedules(model).items():
-        tp.pool(model, None)
-        dense_errors = on_dense(model, test_x[:100], schedule)
-        for name, method, extra in VARIANTS:
-            drawn = method in ("random", "importance")
-            results = []
-            for seed in range(given.draws if drawn else 1):
-                options: dict[str, Any] = dict(extra)
-                if drawn:
-                    options["generator"] = torch.Generator().manual_seed(seed)
-                tp.pool(model, schedule, method, **options)
-                results.append(evaluate(model, test_x, test_y))
-            top1 = sum(r[0] for r in results) / len(results)
-            error = sum(r[1] or 0.0 for r in results) / len(results)
-            rows.append(
-                {
-                    **facts,
-                    "method": method,
-                    "variant": name,
-                    "share": share,
-                    "schedule": str(schedule),
-                    "kept": str(tp.realised_schedule(model)),
-                    "macs_share": tp.macs(model).total / dense,
-                    "top1": top1,
-                    "reconstruction_error": error,
-                    "error_on_dense": dense_errors[name],
-                }
-            )
-            print(f"{share} {name:24} top-1 {100 * top1:.1f} error {error:.4f}", flush=True)
-    tp.pool(model, None)
-    RESULTS.mkdir(exist_ok=True)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (RESULTS / "methods-digits.jsonl").write_text(lines)
-    (RESULTS / "methods-digits.md").write_text(table(rows, facts))
+    for width in given.widths:
+        start = time.perf_counter()
+        model = train(width, given.epochs, train_x, train_y)
+        print(f"width {width}: trained in {time.perf_counter() - start:.0f} s", flush=True)
+        rows += measure(model, test_x, test_y, given.draws)
+    facts = hardware("cpu")
+    given.out.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps({**facts, **row}) + "\n" for row in rows)
+    (given.out / "methods-digits.jsonl").write_text(lines)
+    (given.out / "methods-digits.md").write_text(report(rows, facts))
 
 
-def table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    """Both measures, methods down and schedules across."""
-    shares = sorted({row["share"] for row in rows})
-    found = {(row["variant"], row["share"]): row for row in rows}
+def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+    """Every measure, methods down and schedules across, for each width."""
     text = (
         "# What each method loses without fine-tuning, on digits\n\n"
-        f"DeiT of width 96, depth 6, 64 patches; dense "
-        f"top-1 {100 * facts['dense_top1']:.1f} % on {facts['images']} test images. Schedules are "
-        "of constant rate, at the share of the dense MACs that pruning by them leaves; every "
-        "method is given the same K (`grid` and `tome` keep what they can: `kept` in the rows of "
-        f"`methods-digits.jsonl`). {facts['hardware']}, torch {facts['torch']}, "
-        f"timm {facts['timm']}, {facts['date']}.\n"
+        "DeiT of depth 6, 64 patches. Schedules are of constant rate, at the share of the dense "
+        "MACs that pruning by them leaves; every method is given the same K (`grid` and `tome` "
+        "keep what they can: `kept` in the rows of `methods-digits.jsonl`). "
+        f"{facts['hardware']}, torch {facts['torch']}, timm {facts['timm']}, {facts['date']}. "
+        "Made by `python benchmarks/pooling_quality.py`.\n"
     )
-    heading = "".join(f" {100 * share:.0f} % |" for share in shares)
-    for title, key, scale in (
-        ("Top-1, %", "top1", 100.0),
+    for width in dict.fromkeys(row["width"] for row in rows):
+        mine = [row for row in rows if row["width"] == width]
+        shares = sorted({row["share"] for row in mine})
+        first = mine[0]
+        text += (
+            f"\n# Width {width}\n\nDense top-1 {100 * first['dense_top1']:.1f} % on "
+            f"{first['images']} test images. Schedules: "
+            + "; ".join(
+                f"{100 * share:.0f} %: "
+                + next(row["schedule"] for row in mine if row["share"] == share)
+                for share in shares
+            )
+            + ".\n"
+        )
+        text += pooled_tables(mine, shares) + paired_tables(mine, shares)
+    return text
+
+
+def heading(first: str, shares: list[float]) -> str:
+    """The head of a Markdown table with a column for each share."""
+    columns = "".join(f" {100 * share:.0f} % |" for share in shares)
+    return f"\n| {first} |{columns}\n|{'---|' * (len(shares) + first.count('|') + 1)}\n"
+
+
+def pooled_tables(rows: list[dict[str, Any]], shares: list[float]) -> str:
+    """Top-1 and error of the pooled models."""
+    found = {(r["variant"], r["share"]): r for r in rows if r["kind"] == "pooled"}
+    text = ""
+    for title, key in (
+        ("Top-1, %", "top1"),
         (
             "Reconstruction error at each layer of the pooled model, % of the variance of what "
-            "comes into it, mean over layers",
+            "comes into it, mean over layers (each method pools tokens of its own making)",
             "reconstruction_error",
-            100.0,
-        ),
-        (
-            "Reconstruction error of the dense model's tokens pooled to the schedule's K, % of "
-            "their variance, mean over layers (the same tokens for all; `tome` and `grid` where "
-            "they can)",
-            "error_on_dense",
-            100.0,
         ),
     ):
-        text += f"\n## {title}\n\n| method |{heading}\n|---|{'---|' * len(shares)}\n"
+        text += f"\n## {title}\n" + heading("method", shares)
         for name, method, _ in VARIANTS:
-            values = [found[name, share][key] for share in shares]
             shown = f"**{name}**" if method in CLUSTERING else name
-            text += (
-                f"| {shown} |"
-                + "".join(" – |" if v is None else f" {scale * v:.2f} |" for v in values)
-                + "\n"
-            )
-    text += "\nSchedules: " + "; ".join(
-        f"{100 * share:.0f} %: {found[tp.METHODS[0], share]['schedule']}" for share in shares
+            values = (100 * found[name, share][key] for share in shares)
+            text += f"| {shown} |" + "".join(f" {v:.2f} |" for v in values) + "\n"
+    return text
+
+
+def paired_tables(rows: list[dict[str, Any]], shares: list[float]) -> str:
+    """Error of clustering over error of the baseline on the same tokens; above 1 in bold."""
+    found = {
+        (r["setting"], r["method"], r["baseline"], r["share"]): r["error"] / r["baseline_error"]
+        for r in rows
+        if r["kind"] == "paired"
+    }
+    text = (
+        "\n## Reconstruction error on equal terms\n\nIn a model pooled by each baseline, every "
+        "clustering method pools the very tokens the baseline pools, to the same count. Its error "
+        "over the baseline's, means over layers; below 1 clustering loses less, **above 1** more. "
+        "`powerbert`, `importance`, `random` keep tokens as K-Medoids does; `grid` and `tome` "
+        "average, as K-Means does.\n"
     )
-    return text + ".\n"
+    for setting in SETTINGS:
+        text += f"\n### {setting}\n" + heading("method | baseline", shares)
+        for method in CLUSTERING[:4]:
+            for baseline in BASELINES:
+                ratios = (found[setting, method, baseline, share] for share in shares)
+                cells = "".join(f" {r:.2f} |" if r < 1 else f" **{r:.2f}** |" for r in ratios)
+                text += f"| {method} | {baseline} |{cells}\n"
+    return text
 
 
 if __name__ == "__main__":

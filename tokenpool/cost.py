@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from tokenpool.methods import method as method_named
+from tokenpool.methods.base import PoolingMethod
 from tokenpool.options import PoolOptions
 from tokenpool.pooling import (
     check_model,
@@ -25,7 +26,7 @@ from tokenpool.pooling import (
 )
 from tokenpool.schedule import Schedule
 
-__all__ = ["MacReport", "VitSpec", "macs", "vit_macs", "vit_spec"]
+__all__ = ["MacReport", "VitSpec", "block_macs", "macs", "vit_macs", "vit_spec"]
 
 
 @dataclass(frozen=True)
@@ -141,33 +142,68 @@ def _vit_macs(spec: VitSpec, schedule: Schedule, method: str, options: PoolOptio
     strategy = method_named(method)
     if len(schedule) != spec.depth:
         schedule.check(spec.depth, None)
-    patches, width, inner = spec.patches, spec.width, spec.attention_width
-    _, counts = realise(strategy, schedule, patches, spec.grid)
-    scores_row = strategy.needs_scores(options) and options.significance == "cls"
-    feature_width = width
-    if strategy.features(options) == "keys":
-        feature_width = inner // spec.heads
-    early = options.position == "attention"
+    _, counts = realise(strategy, schedule, spec.patches, spec.grid)
     clustering = attention = qkvo = mlp = 0
-    incoming = patches
+    incoming = spec.patches
     for layer, kept in enumerate(counts, start=1):
-        kept = min(kept, incoming)
-        tokens = incoming + spec.prefix
-        rows = tokens
-        pools = kept < incoming
-        if options.cls_only_last and layer == spec.depth and spec.reads is not None:
-            rows, pools = spec.reads, False
-        attention += 2 * rows * tokens * inner
-        qkvo += 2 * rows * width * inner + 2 * tokens * width * inner
-        mlp += 2 * (rows - incoming + kept if pools and early else rows) * width * spec.hidden
-        if pools:
-            clustering += strategy.macs(incoming, kept, width, feature_width, options)
-            clustering += tokens * inner if scores_row else 0
-        incoming = kept
-    embed = patches * spec.patch_in * width
-    head = width * spec.classes + (incoming + spec.prefix) * spec.pool_in[0] + spec.pool_in[1]
+        block = _block_macs(spec, layer, incoming, kept, strategy, options)
+        clustering += block.clustering
+        attention += block.attention
+        qkvo += block.qkvo
+        mlp += block.mlp
+        incoming = min(kept, incoming)
+    embed = spec.patches * spec.patch_in * spec.width
+    head = spec.width * spec.classes + (incoming + spec.prefix) * spec.pool_in[0] + spec.pool_in[1]
     total = clustering + attention + qkvo + mlp + embed + head
     return MacReport(total, clustering, attention, qkvo, mlp, embed, head)
+
+
+def block_macs(
+    spec: VitSpec,
+    layer: int,
+    incoming: int,
+    kept: int,
+    method: str = "wkmedoids",
+    options: PoolOptions | None = None,
+) -> MacReport:
+    """What one block and the pooling layer after it cost: a model's cost is the sum over blocks.
+
+    Args:
+        spec: shapes of the model.
+        layer: which block, from 1.
+        incoming: patch tokens that enter it.
+        kept: patch tokens that leave its pooling layer, as the method really keeps them.
+        method: of `tp.METHODS`.
+        options: of the method.
+    """
+    return _block_macs(spec, layer, incoming, kept, method_named(method), options or PoolOptions())
+
+
+def _block_macs(
+    spec: VitSpec,
+    layer: int,
+    incoming: int,
+    kept: int,
+    strategy: PoolingMethod,
+    options: PoolOptions,
+) -> MacReport:
+    width, inner = spec.width, spec.attention_width
+    scores_row = strategy.needs_scores(options) and options.significance == "cls"
+    feature_width = inner // spec.heads if strategy.features(options) == "keys" else width
+    kept = min(kept, incoming)
+    tokens = rows = incoming + spec.prefix
+    pools = kept < incoming
+    if options.cls_only_last and layer == spec.depth and spec.reads is not None:
+        rows, pools = spec.reads, False
+    early = options.position == "attention"
+    clustering = 0
+    if pools:
+        clustering += strategy.macs(incoming, kept, width, feature_width, options)
+        clustering += tokens * inner if scores_row else 0
+    attention = 2 * rows * tokens * inner
+    qkvo = 2 * rows * width * inner + 2 * tokens * width * inner
+    mlp = 2 * (rows - incoming + kept if pools and early else rows) * width * spec.hidden
+    return MacReport(clustering + attention + qkvo + mlp, clustering, attention, qkvo, mlp, 0, 0)
 
 
 def vit_spec(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> VitSpec:
