@@ -29,12 +29,17 @@ class Scored:
     quality: float
 
 
-def first_generation(space: ScheduleSpace, rng: np.random.Generator, count: int) -> list[Candidate]:
-    """`count` different candidates, each width spread over its own cost range.
+def first_generation(
+    space: ScheduleSpace,
+    rng: np.random.Generator,
+    count: int,
+    seeds: Sequence[Candidate] = (),
+) -> list[Candidate]:
+    """`count` different candidates: the seeds, then each width spread over its own cost range.
 
     A space with fewer candidates gives fewer.
     """
-    chosen: dict[tuple[int, tuple[int, ...]], Candidate] = {}
+    chosen = {candidate.key: candidate for candidate in seeds}
     for _ in range(_ATTEMPTS_PER_CHILD):
         missing = count - len(chosen)
         if missing <= 0:
@@ -76,7 +81,7 @@ def next_generation(
 def _breed(
     space: ScheduleSpace, rng: np.random.Generator, scored: Sequence[Scored], count: int
 ) -> list[Candidate]:
-    parents = select(scored, max(8, len(scored) // 4))
+    parents = _parents(scored, max(8, len(scored) // 4))
     known = {entry.candidate.key for entry in scored}
     children: list[Candidate] = []
     for _ in range(count * _ATTEMPTS_PER_CHILD):
@@ -92,6 +97,17 @@ def _breed(
             known.add(child.key)
             children.append(child)
     return children
+
+
+def _parents(scored: Sequence[Scored], count: int) -> list[Scored]:
+    """As many of each width: a width that looks worse untrained would not be bred any more."""
+    widths = sorted({entry.candidate.width for entry in scored})
+    share = -(-count // len(widths))
+    return [
+        parent
+        for width in widths
+        for parent in select([e for e in scored if e.candidate.width == width], share)
+    ]
 
 
 def _reliable_surrogate(space: ScheduleSpace, scored: Sequence[Scored]) -> ScheduleSurrogate | None:

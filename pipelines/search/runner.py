@@ -19,8 +19,10 @@ from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
 from pipelines.search.plan import check_method, dense_gmacs, make_space
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.base import run_base
+from pipelines.search.stages.calibrate import run_calibrate
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.finals import run_finals
+from pipelines.search.stages.plan import run_plan
 from pipelines.search.stages.publish import run_publish
 from pipelines.search.stages.screen import run_screen
 from pipelines.search.state import BaseState, SearchState, fold
@@ -39,6 +41,8 @@ LAST_RESULT = "front.html"
 
 _STAGES: tuple[tuple[str, str, Callable[[StageContext], None]], ...] = (
     ("base", "base models: one dense model per width", run_base),
+    ("calibrate", "calibration: what pooling costs at each layer", run_calibrate),
+    ("plan", "plan: the best schedules by what was calibrated", run_plan),
     ("screen", "screening: schedules scored without training", run_screen),
     ("finals", "finals: the best candidates fine-tuned", run_finals),
     ("publish", "publishing: validation top-1 of the front", run_publish),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 import tokenpool as tp
 from pipelines.config import DataConfig
@@ -46,6 +47,7 @@ class Scorer:
             width: tp.load(Path(path)).eval().to(self._device) for width, path in bases.items()
         }
         self._splits: dict[str, Batches] = {}
+        self._dense: dict[int, list[torch.Tensor]] = {}
 
     def score(
         self, width: int, schedules: Sequence[tuple[int, ...]], method: str
@@ -61,6 +63,43 @@ class Scorer:
             scores = evaluate(pooled, self._batches("minival"), lambda x: x, self._device)
             results.append((scores["top1"], scores["loss"]))
         return results
+
+    def divergence(
+        self, width: int, schedules: Sequence[tuple[int, ...]], method: str, images: int
+    ) -> list[float]:
+        """Mean KL divergence (nats) of each schedule's predictions from the dense model's.
+
+        Args:
+            width: which model.
+            schedules: how to pool it.
+            method: of `tp.METHODS`.
+            images: of minival, the first so many.
+        """
+        model = self._models[width]
+        pixels = list(self._first("minival", images))
+        if width not in self._dense:
+            tp.pool(model, None)
+            self._dense[width] = [_log_probabilities(model, batch) for batch in pixels]
+        found = []
+        for schedule in schedules:
+            tp.pool(model, schedule, method=method)
+            total = sum(
+                float(
+                    F.kl_div(
+                        _log_probabilities(model, batch), dense, reduction="sum", log_target=True
+                    )
+                )
+                for batch, dense in zip(pixels, self._dense[width], strict=True)
+            )
+            found.append(total / sum(len(batch) for batch in pixels))
+        return found
+
+    def _first(self, split: str, images: int) -> Iterator[torch.Tensor]:
+        for batch, _ in self._batches(split):
+            if images <= 0:
+                return
+            yield batch[:images]
+            images -= len(batch)
 
     def evaluate_saved(self, path: str, split: str) -> dict[str, float]:
         """Top-1, top-5 and loss of a saved model on a split."""
@@ -86,3 +125,9 @@ class Scorer:
             finally:
                 loader.close()
         return self._splits[split]
+
+
+@torch.inference_mode()
+def _log_probabilities(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(images)
+    return logits.float().log_softmax(-1)

@@ -12,7 +12,7 @@ from pipelines.errors import UserError
 from pipelines.search.ledger import LEDGER_NAME, Event, read_events
 
 TrialStatus = Literal["pending", "running", "done", "stopped", "failed"]
-STAGES = ("base", "screen", "finals", "publish")
+STAGES = ("base", "calibrate", "plan", "screen", "finals", "publish")
 
 
 @dataclass
@@ -38,6 +38,30 @@ class BaseState:
     reason: str = ""
     reports: list[dict[str, Any]] = field(default_factory=list)
     device_seconds: float = 0.0
+
+
+@dataclass
+class Calibration:
+    """What was measured on one width's model: the divergence (nats) of each probe.
+
+    Attributes:
+        counts: token counts the probes are made of, ascending.
+        divergence: mean KL divergence from the dense model of each schedule.
+    """
+
+    width: int
+    counts: tuple[int, ...]
+    divergence: dict[tuple[int, ...], float]
+
+
+@dataclass
+class PlannedCandidate:
+    """A schedule the plan expects the least damage (nats) of, for its cost."""
+
+    width: int
+    schedule: tuple[int, ...]
+    gmacs: float
+    damage: float
 
 
 @dataclass
@@ -90,6 +114,8 @@ class SearchState:
     )
     num_classes: int = 0
     bases: list[BaseState] = field(default_factory=list)
+    calibrations: dict[int, Calibration] = field(default_factory=dict)
+    planned: list[PlannedCandidate] = field(default_factory=list)
     screened: list[ScreenedSchedule] = field(default_factory=list)
     trials: dict[str, TrialState] = field(default_factory=dict)
 
@@ -129,7 +155,9 @@ class SearchState:
         self.bases = [BaseState(**base) for base in event["bases"]]
 
     def _on_stage_done(self, event: Event) -> None:
-        self.stages[event["stage"]] = "done"
+        # Stages before it are done too: a search begun before a stage existed goes on without it.
+        for name in STAGES[: STAGES.index(event["stage"]) + 1]:
+            self.stages[name] = "done"
 
     def _on_base_report(self, event: Event) -> None:
         self._add_report(self.base(event["width"]), event)
@@ -142,6 +170,19 @@ class SearchState:
     def _on_base_failed(self, event: Event) -> None:
         base = self.base(event["width"])
         base.status, base.reason = "failed", event["reason"]
+
+    def _on_calibrated(self, event: Event) -> None:
+        self.calibrations[event["width"]] = Calibration(
+            event["width"],
+            tuple(event["counts"]),
+            {tuple(schedule): value for schedule, value in event["rows"]},
+        )
+
+    def _on_planned(self, event: Event) -> None:
+        self.planned = [
+            PlannedCandidate(width, tuple(schedule), gmacs, damage)
+            for width, schedule, gmacs, damage in event["rows"]
+        ]
 
     def _on_screened(self, event: Event) -> None:
         self.screened += [

@@ -30,7 +30,9 @@ def run_screen(context: StageContext) -> None:
         bar.advance(len(state.screened), note="from before" if state.screened else "")
         actors = make_scorers(context, stage.actors) if len(state.screened) < wanted else []
         while len(state.screened) < wanted:
-            candidates = due(space, state.screened, config.seed, wanted, stage.generations)
+            candidates = due(
+                space, state.screened, config.seed, wanted, stage.generations, seeds(context, space)
+            )
             if not candidates:
                 break  # the space has no more schedules
             _score(context, actors, candidates, bar)
@@ -46,6 +48,7 @@ def due(
     seed: int,
     wanted: int,
     generations: int,
+    planned: Sequence[Candidate] = (),
 ) -> list[Candidate]:
     """What is to be scored next: the rest of the generation that was begun, or a new one.
 
@@ -60,7 +63,7 @@ def due(
     generation = (
         next_generation(space, rng, before, count)
         if before
-        else first_generation(space, rng, count)
+        else first_generation(space, rng, count, planned)
     )
     known = {(row.width, tuple(row.schedule)) for row in screened}
     rest = [candidate for candidate in generation if candidate.key not in known]
@@ -69,6 +72,11 @@ def due(
     # A small space gave fewer than a whole generation: the neighbours of all that is known.
     missing = wanted - len(screened)
     return next_generation(space, rng, as_scored(screened), missing, oversample=1)
+
+
+def seeds(context: StageContext, space: ScheduleSpace) -> list[Candidate]:
+    """What the plan expects most of."""
+    return [space.candidate(row.width, row.schedule) for row in context.state.planned]
 
 
 def as_scored(screened: Sequence[ScreenedSchedule]) -> list[Scored]:

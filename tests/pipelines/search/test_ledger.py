@@ -135,3 +135,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*file"):
         Ledger(tmp_path / "file" / "searches" / "s")
+
+
+def test_a_search_begun_before_a_stage_existed_goes_on_after_it():
+    base = {"width": 64, "num_heads": 2, "gmacs": 0.02}
+    created = {"event": "created", "time": 1, "config": {}, "config_hash": "", "num_classes": 2}
+    state = fold(
+        "old", [created | {"bases": [base]}, {"event": "stage_done", "time": 2, "stage": "screen"}]
+    )
+    pending = [name for name, status in state.stages.items() if status == "pending"]
+    assert pending == ["finals", "publish"]

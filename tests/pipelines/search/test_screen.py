@@ -16,11 +16,11 @@ def score(candidate):
     )
 
 
-def screen(space, kill_after=None, wanted=40):
+def screen(space, kill_after=None, wanted=40, planned=()):
     """Screens to the end; with `kill_after`, every so many scores the rest of a batch is lost."""
     screened = []
     while len(screened) < wanted:
-        batch = due(space, screened, 7, wanted, 4)
+        batch = due(space, screened, 7, wanted, 4, planned)
         if not batch:
             break
         screened += [score(candidate) for candidate in batch[:kill_after]]
@@ -39,3 +39,12 @@ def test_a_small_space_is_scored_once_and_ends():
     screened = screen(space)
     keys = [(row.width, row.schedule) for row in screened]
     assert len(set(keys)) == len(keys) <= 6
+
+
+def test_what_was_planned_is_scored_first():
+    space = make_space()
+    planned = [space.candidate(8, (12, 8, 4, 2)), space.candidate(16, (9, 9, 1, 1))]
+    screened = screen(space, planned=planned)
+    assert [(row.width, row.schedule) for row in screened[:2]] == [c.key for c in planned]
+    assert len(screened) == 40
+    assert screen(space, 1, planned=planned) == screened

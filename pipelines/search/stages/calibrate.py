@@ -1,0 +1,52 @@
+"""Stage *calibrate*: per layer, the damage of pooling k_in → k_out, on every width's model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from pipelines.search.calibrate import probe_counts, probes
+from pipelines.search.plan import make_space
+from pipelines.search.stages.context import StageContext
+from pipelines.search.stages.screen import make_scorers
+
+_PROBES_PER_TASK = 8
+
+
+def run_calibrate(context: StageContext) -> None:
+    """Measures the widths that are not measured yet; records each when it is complete."""
+    config, state = context.config, context.state
+    stage = config.calibrate
+    if not stage.enabled:
+        context.screen.say("switched off (calibrate.enabled)")
+        context.recorder.add("stage_done", stage="calibrate")
+        return
+    space = make_space(config, state.num_classes)
+    counts = probe_counts(space, stage.counts)
+    missing = [width for width in space.widths if width not in state.calibrations]
+    schedules = probes(space.depth, counts)
+    with context.screen.progress("probes", len(schedules) * len(missing)) as bar:
+        actors = make_scorers(context, config.screen.actors) if missing else []
+        pool = ray.util.ActorPool(actors)
+        tasks = [
+            schedules[start : start + _PROBES_PER_TASK]
+            for start in range(0, len(schedules), _PROBES_PER_TASK)
+        ]
+        for width in missing:
+            method, images = config.space.method, stage.images
+
+            def submit(actor: Any, task: Any, width: int = width) -> Any:
+                return actor.divergence.remote(width, task, method, images)  # noqa: B023
+
+            rows: list[tuple[tuple[int, ...], float]] = []
+            for task, found in zip(tasks, pool.map(submit, tasks), strict=True):
+                rows += zip(task, found, strict=True)
+                bar.advance(len(task), note=f"width {width}")
+            context.recorder.add("calibrated", width=width, counts=counts, rows=rows)
+        for actor in actors:
+            ray.kill(actor)
+    context.screen.say(
+        f"{len(schedules)} probes per width, at {', '.join(map(str, counts))} tokens"
+    )
+    context.recorder.add("stage_done", stage="calibrate")
