@@ -187,6 +187,21 @@ class BaseStageConfig(StrictModel):
     )
 
 
+class CalibrateStageConfig(StrictModel):
+    """Measuring what pooling k_in → k_out tokens costs at each layer."""
+
+    enabled: bool = True
+    counts: int = Field(default=6, ge=2, description="Token counts it is measured at.")
+    images: Positive = Field(default=512, description="Of minival, at most.")
+
+
+class PlanStageConfig(StrictModel):
+    """Schedules computed from what was calibrated: where screening starts."""
+
+    seeds: Positive = Field(default=48, description="Planned schedules over all widths.")
+    bins: Positive = Field(default=12, description="Slices of the cost they are spread over.")
+
+
 class ScreenStageConfig(StrictModel):
     """Scoring schedules on minival without training."""
 
@@ -232,6 +247,8 @@ class SearchConfig(RunConfig):
 
     space: SpaceConfig
     base: BaseStageConfig
+    calibrate: CalibrateStageConfig = CalibrateStageConfig()
+    plan: PlanStageConfig = PlanStageConfig()
     screen: ScreenStageConfig
     finals: FinalsStageConfig
 
