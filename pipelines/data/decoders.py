@@ -46,8 +46,10 @@ class FfcvDecoder:
 
     def __init__(self, table: BetonTable) -> None:
         from pipelines.data.ffcv_kernel import decode_rows
+        from pipelines.data.jpeg_region import region_function
 
         self._decode_rows = decode_rows
+        self._regions = region_function() is not None
         self._table = table
         self._mapping = np.memmap(table.path, np.uint8, mode="r")
         # The same bytes under a writable type, though nobody writes: numba tells the types apart
@@ -85,6 +87,7 @@ class FfcvDecoder:
             out[start:stop],
             scratch,
             status,
+            self._regions,
         )
         if status.any():
             bad = int(chosen[np.flatnonzero(status)[0]])

@@ -16,9 +16,12 @@ import numba
 import numpy as np
 from numba.core import types
 
+from pipelines.data.jpeg_region import region_function
 from pipelines.data.native import symbol_address
 
 llvm.add_symbol("tokenpool_ffcv_imdecode", symbol_address("imdecode"))
+# Where it could not be built the name still has to stand for something; it is never called then.
+llvm.add_symbol("tokenpool_decode_region", region_function() or symbol_address("imdecode"))
 
 _imdecode = types.ExternalFunction(
     "tokenpool_ffcv_imdecode",
@@ -27,6 +30,15 @@ _imdecode = types.ExternalFunction(
         types.uintp, types.uint32, types.uint32,  # destination, crop height, crop width
         types.uint32, types.uint32, types.uint32, types.uint32,  # offset x, y, scale num, denom
         types.uint8, types.uint8,  # crop, flip
+    ),
+)  # fmt: skip
+_decode_region = types.ExternalFunction(
+    "tokenpool_decode_region",
+    types.int32(
+        types.uintp, types.uint64, types.uint32, types.uint32,  # source, its size, width, height
+        types.uint32,  # 1 / scale
+        types.uint32, types.uint32, types.uint32, types.uint32,  # left, top, columns, rows
+        types.uintp, types.uintp,  # destination, region written
     ),
 )  # fmt: skip
 
@@ -94,12 +106,13 @@ def _mix_rows(pixels, stride, begin, first, count, weights, line):  # type: igno
 
 
 @numba.njit(**_COMPILED)
-def _resample(pixels, columns, top, left, height, width, limits, flip, out):  # type: ignore[no-untyped-def]
+def _resample(pixels, columns, origin, top, left, height, width, limits, flip, out):  # type: ignore[no-untyped-def]
     """Crop, resize and mirror one image.
 
     Args:
-        pixels: [rows · columns · 3] uint8.
-        columns: of the source.
+        pixels: [rows · columns · 3] uint8, the source or a part of it.
+        columns: of that part.
+        origin: (row, column) of the source where the part begins.
         top: of the box, likewise `left`, `height`, `width`; float.
         limits: (first row, last row + 1, first column, last column + 1) that may be read.
         flip: mirror left to right.
@@ -109,7 +122,8 @@ def _resample(pixels, columns, top, left, height, width, limits, flip, out):  # 
     row_first, row_count, row_weights = _weights(top, height, (limits[0], limits[1]), out_height)
     first, count, weights = _weights(left, width, (limits[2], limits[3]), out_width)
     flat, most = weights.reshape(-1), np.uintp(weights.shape[1])
-    begin, stride = limits[2] * 3, columns * 3
+    row_first -= origin[0]
+    begin, stride = (limits[2] - origin[1]) * 3, columns * 3
     length = (limits[3] - limits[2]) * 3
     line0, line1 = np.empty(length, np.float32), np.empty(length, np.float32)
     line2, line3 = np.empty(length, np.float32), np.empty(length, np.float32)
@@ -200,16 +214,18 @@ def _copy(pixels, columns, top, left, flip, out):  # type: ignore[no-untyped-def
         types.Array(types.uint8, 4, "C"),
         types.Array(types.uint8, 1, "C"),
         types.Array(types.int32, 1, "C"),
+        types.boolean,
     ),
     **_COMPILED,
 )
 def decode_rows(  # type: ignore[no-untyped-def]
-    data, pointer, size, height, width, mode, boxes, flips, out, scratch, status
+    data, pointer, size, height, width, mode, boxes, flips, out, scratch, status, regions
 ):
     """Decode, crop, resize and flip some rows of a batch.
 
-    JPEGs much larger than asked for are decoded at a half, quarter or eighth of their size, as
-    long as the box keeps half as many pixels again as are given out along each side.
+    Of a JPEG only the box is decoded, where that is less than the whole. JPEGs much larger than
+    asked for are decoded at a half, quarter or eighth of their size, as long as the box keeps half
+    as many pixels again as are given out along each side.
 
     Args:
         data: [file bytes] uint8.
@@ -220,8 +236,10 @@ def decode_rows(  # type: ignore[no-untyped-def]
         out: [B, H, W, 3] uint8, filled.
         scratch: [largest image's bytes] uint8, one per thread.
         status: [B] int32, 0 where a row was filled, else the decoder's code.
+        regions: whether boxes can be decoded by themselves; if not, whole pictures are.
     """
     out_height, out_width = out.shape[1], out.shape[2]
+    region = np.zeros(4, np.int64)
     for i in range(len(pointer)):
         rows, columns = height[i], width[i]
         top, left, box_height, box_width = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
@@ -233,27 +251,34 @@ def decode_rows(  # type: ignore[no-untyped-def]
                 and box_width >= 3 * factor * out_width
             ):
                 factor *= 2
-            code = _imdecode(
-                data.ctypes.data + pointer[i], size[i], rows, columns, scratch.ctypes.data,
-                rows, columns, 0, 0, 1, factor, 0, 0,
-            )  # fmt: skip
+            rows, columns = -(-rows // factor), -(-columns // factor)
+        first_row, end_row = top // factor, min(-(-(top + box_height) // factor), rows)
+        first_column, end_column = left // factor, min(-(-(left + box_width) // factor), columns)
+        from_row, from_column = 0, 0
+        if mode[i] == _JPG:
+            source = data.ctypes.data + pointer[i]
+            box_rows, box_columns = end_row - first_row, end_column - first_column
+            if regions and (box_rows < rows or box_columns < columns):
+                code = _decode_region(
+                    source, size[i], width[i], height[i], factor, first_column, first_row,
+                    box_columns, box_rows, scratch.ctypes.data, region.ctypes.data,
+                )  # fmt: skip
+                from_column, from_row, columns = region[0], region[1], region[2]
+            else:
+                code = _imdecode(
+                    source, size[i], height[i], width[i], scratch.ctypes.data,
+                    height[i], width[i], 0, 0, 1, factor, 0, 0,
+                )  # fmt: skip
             if code != 0:
                 status[i] = code
                 continue
-            rows, columns = -(-rows // factor), -(-columns // factor)
-        same = box_height == out_height and box_width == out_width and factor == 1
-        limits = (
-            top // factor,
-            min(-(-(top + box_height) // factor), rows),
-            left // factor,
-            min(-(-(left + box_width) // factor), columns),
-        )
         pixels = scratch if mode[i] == _JPG else data[pointer[i] : pointer[i] + size[i]]
-        if same:
-            _copy(pixels, columns, top, left, flips[i], out[i])
+        if box_height == out_height and box_width == out_width and factor == 1:
+            _copy(pixels, columns, top - from_row, left - from_column, flips[i], out[i])
         else:
+            limits = (first_row, end_row, first_column, end_column)
             _resample(
-                pixels, columns, top / factor, left / factor, box_height / factor,
-                box_width / factor, limits, flips[i], out[i],
+                pixels, columns, (from_row, from_column), top / factor, left / factor,
+                box_height / factor, box_width / factor, limits, flips[i], out[i],
             )  # fmt: skip
         status[i] = 0

@@ -206,7 +206,7 @@ def _publish(partial: Path, out: Path) -> None:
 
 
 def _compile_loader() -> None:
-    """Have numba compile the loader's loop now, once per machine, and not in every first worker."""
+    """Compile the loader's native parts now, once per machine, and not in every first worker."""
     if ffcv_available():
         import pipelines.data.ffcv_kernel  # noqa: F401
 
