@@ -65,7 +65,7 @@ def import_results(
 @track.command("rebuild")
 def rebuild_command(name: Name, storage: Storage = Path("runs")) -> None:
     """Log a search to MLflow anew, from its ledger alone."""
-    from pipelines.track.mirror import rebuild  # here, as MLflow takes seconds
+    from pipelines.track.upkeep import rebuild  # here, as MLflow takes seconds
 
     load_state(storage, name)
     store = tracking_store(storage)

@@ -11,9 +11,9 @@ import typer
 from pipelines.commands.front import Storage
 from pipelines.errors import UserError
 from pipelines.search.state import load_state, search_names
-from pipelines.track.mirror import catch_up
 from pipelines.track.server import LOOPBACK, check_port, start_server, stop_server
 from pipelines.track.store import tracking_store
+from pipelines.track.upkeep import catch_up
 
 logger = logging.getLogger(__name__)
 

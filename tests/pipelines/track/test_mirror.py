@@ -13,9 +13,10 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.errors import UserError
 from pipelines.search.ledger import Ledger
-from pipelines.track.mirror import LedgerMirror, catch_up, rebuild
+from pipelines.track.mirror import LedgerMirror
 from pipelines.track.mlflow_tracker import MlflowTracker
 from pipelines.track.store import TrackingStore, tracking_store
+from pipelines.track.upkeep import catch_up, rebuild
 
 
 def write(storage: Path, rows: list[dict[str, Any]]) -> Path:
