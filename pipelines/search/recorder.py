@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipelines.search.ledger import Ledger
@@ -24,9 +25,13 @@ class Recorder:
         self.state = state
         self.notify = notify
         self._ledger = ledger
+        self._directory = ledger.path.parent.resolve()
 
     def add(self, kind: str, **fields: Any) -> None:
-        """Records one event."""
+        """Records one event; a `checkpoint` in the search's folder relative to it."""
+        checkpoint = fields.get("checkpoint")
+        if checkpoint is not None and Path(checkpoint).is_relative_to(self._directory):
+            fields["checkpoint"] = str(Path(checkpoint).relative_to(self._directory))
         self.state.apply(self._ledger.append(kind, **fields))
         if self.notify is not None:
             self.notify()

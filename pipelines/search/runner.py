@@ -58,7 +58,7 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
     """
     check_method(config.space.method)
     directory = config.directory
-    state = fold(config.name, read_events(directory / LEDGER_NAME))
+    state = fold(config.name, read_events(directory / LEDGER_NAME), directory)
     if state.exists:
         _check_same(state, config)
     if state.complete:
@@ -77,7 +77,7 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
         check_compiler()
     with Ledger(directory) as ledger:
         # Read again: only what is read under the lock is sure to be the whole of it.
-        state = fold(config.name, read_events(directory / LEDGER_NAME))
+        state = fold(config.name, read_events(directory / LEDGER_NAME), directory)
         recorder = Recorder(ledger, state)
         if state.exists:
             done = [name for name, status in state.stages.items() if status == "done"]
@@ -124,6 +124,8 @@ def _create(recorder: Recorder, config: SearchConfig, manifest: Manifest) -> Non
         config_hash=config.config_hash(),
         num_classes=num_classes,
         data={name: split.sha256 for name, split in manifest.splits.items()},
+        images={name: split.samples for name, split in manifest.splits.items()},
+        source=manifest.source,
         bases=[asdict(base) for base in bases],
     )
     files.write_text(config.directory / "config.yaml", yaml.safe_dump(config.resolved()))

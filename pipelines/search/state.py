@@ -26,6 +26,7 @@ class BaseState:
         checkpoint: where its weights lie (a `tp.save` path).
         reports: one per epoch, as the training job reported them.
         device_seconds: workers × seconds spent on it.
+        latency_ms: batch size → milliseconds per batch, where measured.
     """
 
     width: int
@@ -38,6 +39,7 @@ class BaseState:
     reason: str = ""
     reports: list[dict[str, Any]] = field(default_factory=list)
     device_seconds: float = 0.0
+    latency_ms: dict[str, float] | None = None
 
 
 @dataclass
@@ -79,8 +81,12 @@ class ScreenedSchedule:
 class TrialState:
     """One final: a width with a schedule, fine-tuned from its base.
 
-    Attributes are as in `BaseState`; `reason` says why it was stopped or failed,
-    `latency_ms` maps a batch size to milliseconds.
+    Attributes are as in `BaseState`; `reason` says why it was stopped or failed. Trials of one
+    width, schedule and method are repetitions of one model under other seeds.
+
+    Attributes:
+        seed: added to the search's seed; None for a schedule that is trained once.
+        keep_rate: of a baseline that keeps this share of the tokens in every block; else None.
     """
 
     trial_id: str
@@ -97,13 +103,26 @@ class TrialState:
     reason: str = ""
     latency_ms: dict[str, float] | None = None
     device_seconds: float = 0.0
+    seed: int | None = None
+    keep_rate: float | None = None
 
 
 @dataclass
 class SearchState:
-    """All that is known of a search."""
+    """All that is known of a search.
+
+    Attributes:
+        directory: The search's folder, where it lies now: the ledger names checkpoints relative
+            to it. None leaves them as they are.
+        data: split → sha256 of its beton.
+        images: split → number of images; empty where an older program began the search.
+        source: what the data was prepared from.
+    """
 
     name: str
+    directory: Path | None = None
+    source: str = ""
+    images: dict[str, int] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     config_hash: str = ""
     data: dict[str, str] = field(default_factory=dict)
@@ -135,6 +154,10 @@ class SearchState:
         bases = sum(base.device_seconds for base in self.bases)
         return bases + sum(trial.device_seconds for trial in self.trials.values())
 
+    def located(self, checkpoint: str) -> str:
+        """Where a checkpoint of the ledger lies now; a storage folder may have been moved."""
+        return checkpoint if self.directory is None else str(self.directory / checkpoint)
+
     def base(self, width: int) -> BaseState:
         """The base of a width."""
         return next(base for base in self.bases if base.width == width)
@@ -152,6 +175,7 @@ class SearchState:
         self.config_hash = event["config_hash"]
         self.num_classes = event["num_classes"]
         self.data = event.get("data", {})
+        self.images, self.source = event.get("images", {}), event.get("source", "")
         self.bases = [BaseState(**base) for base in event["bases"]]
 
     def _on_stage_done(self, event: Event) -> None:
@@ -165,7 +189,8 @@ class SearchState:
     def _on_base_done(self, event: Event) -> None:
         base = self.base(event["width"])
         base.status = "done"
-        base.checkpoint, base.top1_minival = event["checkpoint"], event["top1_minival"]
+        base.checkpoint = self.located(event["checkpoint"])
+        base.top1_minival = event["top1_minival"]
 
     def _on_base_failed(self, event: Event) -> None:
         base = self.base(event["width"])
@@ -198,6 +223,8 @@ class SearchState:
             schedule=tuple(event["schedule"]),
             method=event["method"],
             gmacs=event["gmacs"],
+            seed=event.get("seed"),
+            keep_rate=event.get("keep_rate"),
         )
 
     def _on_trial_report(self, event: Event) -> None:
@@ -206,7 +233,8 @@ class SearchState:
     def _on_trial_done(self, event: Event) -> None:
         trial = self.trials[event["trial_id"]]
         trial.status, trial.reason = "done", ""
-        trial.checkpoint, trial.top1_minival = event["checkpoint"], event["top1_minival"]
+        trial.checkpoint = self.located(event["checkpoint"])
+        trial.top1_minival = event["top1_minival"]
 
     def _on_trial_stopped(self, event: Event) -> None:
         trial = self.trials[event["trial_id"]]
@@ -217,12 +245,17 @@ class SearchState:
         trial.status, trial.reason = "failed", event["reason"]
 
     def _on_published(self, event: Event) -> None:
-        point: BaseState | TrialState
-        if "trial_id" in event:
-            point = self.trials[event["trial_id"]]
-        else:
-            point = self.base(event["width"])
+        point = self._model(event)
         point.top1_val = event["top1_val"]
+        point.latency_ms = event.get("latency_ms", point.latency_ms)
+
+    def _on_measured(self, event: Event) -> None:
+        self._model(event).latency_ms = event["latency_ms"]
+
+    def _model(self, event: Event) -> BaseState | TrialState:
+        if "trial_id" in event:
+            return self.trials[event["trial_id"]]
+        return self.base(event["width"])
 
     @staticmethod
     def _add_report(point: BaseState | TrialState, event: Event) -> None:
@@ -235,13 +268,18 @@ class SearchState:
         point.device_seconds = report.get("device_seconds", point.device_seconds)
 
 
-def fold(name: str, events: Iterable[Event]) -> SearchState:
+def fold(name: str, events: Iterable[Event], directory: Path | None = None) -> SearchState:
     """The state that a sequence of events adds up to.
+
+    Args:
+        name: of the search.
+        events: its ledger's.
+        directory: its folder, that checkpoints are relative to.
 
     Raises:
         UserError: an event is not of the form its kind has.
     """
-    state = SearchState(name)
+    state = SearchState(name, directory=None if directory is None else directory.resolve())
     for number, event in enumerate(events, start=1):
         try:
             state.apply(event)
@@ -265,7 +303,8 @@ def load_state(storage: Path, name: str) -> SearchState:
     Raises:
         UserError: there is no such search; near matches are offered.
     """
-    state = fold(name, read_events(storage / "searches" / name / LEDGER_NAME))
+    directory = storage / "searches" / name
+    state = fold(name, read_events(directory / LEDGER_NAME), directory)
     if not state.exists:
         names = search_names(storage)
         near = difflib.get_close_matches(name, names, n=3) or names[:5]

@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
-from pipelines.search.state import fold, load_state
+from pipelines.search.recorder import Recorder
+from pipelines.search.state import SearchState, fold, load_state
 
 
 def created(ledger):
@@ -145,3 +146,28 @@ def test_a_search_begun_before_a_stage_existed_goes_on_after_it():
     )
     pending = [name for name, status in state.stages.items() if status == "pending"]
     assert pending == ["finals", "publish"]
+
+
+def test_a_search_that_was_moved_finds_its_checkpoints(tmp_path):
+    before, after = tmp_path / "runs" / "searches" / "s", tmp_path / "elsewhere" / "searches" / "s"
+    with Ledger(before) as ledger:
+        recorder = Recorder(ledger, SearchState("s", directory=before))
+        for trial_id, checkpoint in (
+            ("t000", f"{before}/jobs/t000/epoch-0002/model"),
+            ("t001", "/other/disk/t001/model"),
+        ):
+            recorder.add(
+                "trial_created",
+                trial_id=trial_id,
+                width=8,
+                num_heads=2,
+                schedule=[4],
+                method="kmedoids",
+                gmacs=0.01,
+            )
+            recorder.add("trial_done", trial_id=trial_id, checkpoint=checkpoint, top1_minival=0.5)
+        assert recorder.state.trials["t000"].checkpoint == f"{before}/jobs/t000/epoch-0002/model"
+    before.parents[1].rename(after.parents[1])
+    moved = fold("s", read_events(after / LEDGER_NAME), after)
+    assert moved.trials["t000"].checkpoint == f"{after}/jobs/t000/epoch-0002/model"
+    assert moved.trials["t001"].checkpoint == "/other/disk/t001/model"
