@@ -120,7 +120,7 @@ class SearchState:
     """
 
     name: str
-    directory: Path | None = None
+    directory: Path | None = field(default=None, compare=False)
     source: str = ""
     images: dict[str, int] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
