@@ -2,11 +2,19 @@
 
 import json
 import sys
+import time
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+_SECONDS_BETWEEN_LINES = 5.0
 
 
 class Mode(StrEnum):
@@ -117,7 +125,7 @@ def prepare(
         variation=variation,
     )
     finished = (out / "manifest.json").exists()
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False)
     with _Progress(console) as progress:
         manifest = run(source, out, options, progress=progress.update)
     if as_json:
@@ -144,45 +152,74 @@ def _classes(text: str | None) -> int | list[str] | None:
 
 
 class _Progress:
-    """A bar with images per second and time left; shown only once there is work."""
+    """Images done, images per second and time left: a bar, or plain lines off a terminal.
 
-    def __init__(self, console: "object") -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            ProgressColumn,
-            Task,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-        from rich.text import Text
+    Shown only once there is work. What an earlier run finished does not count towards the rate.
+    """
 
-        class Rate(ProgressColumn):
-            def render(self, task: Task) -> Text:
-                return Text(f"{task.speed or 0:,.0f} images/s")
-
-        self._bar = Progress(
-            TextColumn("preparing"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Rate(),
-            TimeRemainingColumn(),
-            console=console,  # type: ignore[arg-type]
-            transient=True,
-        )
-        self._task: object = None
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+        self._bar = _bar(console) if console.is_terminal else None
+        self._task: TaskID | None = None
+        self._begun: tuple[float, int] | None = None
+        self._said = 0.0
 
     def __enter__(self) -> "_Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
     def update(self, done: int, total: int) -> None:
-        if self._task is None:
+        """Called with images done and images in all."""
+        if self._bar is None:
+            self._say(done, total)
+        elif self._task is None:
             self._bar.start()
-            # What an earlier run finished must not count towards this one's rate.
             self._task = self._bar.add_task("", total=total, completed=done)
+        else:
+            self._bar.update(self._task, completed=done)
+
+    def _say(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun, self._said = (now, done), now
+            earlier = f", {done:,} of them done before" if done else ""
+            self._console.print(f"preparing {total:,} images{earlier}", soft_wrap=True)
             return
-        self._bar.update(self._task, completed=done)  # type: ignore[arg-type]
+        if now - self._said < _SECONDS_BETWEEN_LINES and done < total:
+            return
+        self._said = now
+        rate = (done - self._begun[1]) / max(now - self._begun[0], 1e-9)
+        left = timedelta(seconds=round((total - done) / max(rate, 1e-9)))
+        self._console.print(
+            f"{done:,} of {total:,} images, {rate:,.0f} images/s, {left} left", soft_wrap=True
+        )
+
+
+def _bar(console: "Console") -> "Progress":
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:,.0f} images/s")
+
+    return Progress(
+        TextColumn("preparing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )

@@ -21,6 +21,7 @@ from pipelines.data.manifest import (
 from pipelines.data.options import PrepareOptions, options_hash
 from pipelines.data.shards import schema, shard_paths, write_durably
 from pipelines.data.sources.base import Source
+from pipelines.data.sources.folder import no_images
 from pipelines.data.splits import assign_splits
 
 
@@ -81,6 +82,29 @@ def find_rejected(rows: Rows, splits: np.ndarray) -> np.ndarray:
         if rank[splits[i]] > best:
             reasons[i] = f"duplicate of {rows['name'][where]} in {splits[where]}"
     return reasons
+
+
+def find_absent_classes(
+    rows: Rows, splits: np.ndarray, reasons: np.ndarray, classes: list[str]
+) -> list[tuple[str, str]]:
+    """(split/class, reason) for each class that one of train and val has and the other lacks.
+
+    Args:
+        rows: N rows.
+        splits: [N] split of each.
+        reasons: [N] from `find_rejected`.
+        classes: names; one without any image at all may have been declared for later.
+    """
+    if not (splits == "val").any():
+        return []
+    usable, labels = reasons == "", rows["label"]
+    absent: list[tuple[str, str]] = []
+    for split, other in (("train", "val"), ("val", "train")):
+        here, there = set(labels[usable & (splits == split)]), set(labels[splits == other])
+        for label in sorted(there - here):
+            if 0 <= label < len(classes):
+                absent.append((f"{split}/{classes[label]}", no_images(classes[label], split)))
+    return absent
 
 
 def split_rows(rows: Rows, source: Source, options: PrepareOptions) -> np.ndarray:

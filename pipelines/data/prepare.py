@@ -11,9 +11,17 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
-from pipelines.data.assemble import assemble, find_rejected, read_rows, split_rows
+from pipelines.data.assemble import (
+    assemble,
+    find_absent_classes,
+    find_rejected,
+    read_rows,
+    split_rows,
+)
 from pipelines.data.manifest import (
     MANIFEST_NAME,
     REJECTED_NAME,
@@ -159,6 +167,9 @@ def _prepare(
     reasons = find_rejected(rows, splits)
     rejected = list(source.problems)
     rejected += [(str(rows["name"][i]), str(reasons[i])) for i in (reasons != "").nonzero()[0]]
+    known = {reason for _, reason in source.problems}
+    absent = find_absent_classes(rows, splits, reasons, source.classes)
+    rejected += [(where, reason) for where, reason in absent if reason not in known]
     if rejected:
         _write_rejected(partial, rejected)
         if not options.skip_bad:
@@ -212,29 +223,35 @@ def _compile_loader() -> None:
 
 
 def _match_plan(partial: Path, shards: Path, source: Source, options: PrepareOptions) -> None:
-    """Keep an earlier run's shards only if they were made from the same list with these options."""
+    """Keep those of an earlier run's shards that these options would make from the same files."""
     plan = {
         "options": options_hash(source.name, options),
-        "units": _listing_digest(source),
+        "classes": source.classes,
+        "units": [hashlib.sha256(repr(unit).encode()).hexdigest()[:32] for unit in source.units],
     }
     path = partial / "plan.json"
     try:
-        same = json.loads(path.read_text(encoding="utf-8")) == plan
+        before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        same = False
-    if not same:
-        shutil.rmtree(shards, ignore_errors=True)
+        before = None
+    if before != plan:
         for stale in (*partial.glob("*.beton"), partial / MANIFEST_NAME):
             stale.unlink(missing_ok=True)
+        _discard_shards(shards, before, plan)
         write_durably(path, [json.dumps(plan).encode()])
     shards.mkdir(exist_ok=True)
 
 
-def _listing_digest(source: Source) -> str:
-    digest = hashlib.sha256(json.dumps(source.classes).encode())
-    for unit in source.units:
-        digest.update(repr(unit).encode())
-    return digest.hexdigest()
+def _discard_shards(shards: Path, before: Any, plan: dict[str, Any]) -> None:
+    """Drop all shards if the options are others, else those whose files were replaced since."""
+    comparable = isinstance(before, dict) and before.keys() == plan.keys()
+    if not comparable or any(before[key] != plan[key] for key in ("options", "classes")):
+        shutil.rmtree(shards, ignore_errors=True)
+        return
+    for number, (was, now) in enumerate(zip_longest(before["units"], plan["units"])):
+        if was != now:
+            for path in reversed(shard_paths(shards, number)):  # the table says it is complete
+                path.unlink(missing_ok=True)
 
 
 def _make_shards(

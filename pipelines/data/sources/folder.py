@@ -1,6 +1,8 @@
 """An ImageNet-style directory: `train/CLASS/…` and `val/CLASS/…`, or `CLASS/…` alone."""
 
+import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,15 @@ _VAL_NAMES = ("val", "valid", "validation")
 
 @dataclass(frozen=True)
 class FolderUnit:
-    """Some files below `root`: (split, label, path relative to root)."""
+    """Some files below `root`: (split, label, path relative to root).
+
+    `stamp` changes with the files' sizes and times, so that a run that is taken up again reads anew
+    what was replaced meanwhile.
+    """
 
     root: str
     entries: tuple[tuple[str, int, str], ...]
+    stamp: str = ""
 
     @property
     def num_samples(self) -> int:
@@ -63,18 +70,29 @@ def folder_source(root: Path, classes: int | list[str] | None) -> Source:
         )
     chosen = choose_classes(found, classes, str(root))
     entries: list[tuple[str, int, str]] = []
+    stamps: list[tuple[int, int]] = []
     for split, folder in folders.items():
         for label, name in enumerate(chosen):
             files = _files(folder / name, root, problems) if name in listed[split] else []
             if not files:
-                where = folder.relative_to(root)
-                problems.append((str(where / name), f"class {name} has no images in {where}"))
-            entries += [(split, label, file) for file in files]
+                where = str(folder.relative_to(root) / name)
+                problems.append((where, no_images(name, split or "train")))
+            entries += [(split, label, file) for file, _, _ in files]
+            stamps += [(size, modified) for _, size, modified in files]
     units = [
-        FolderUnit(str(root), tuple(entries[start : start + _UNIT]))
+        FolderUnit(
+            str(root),
+            tuple(entries[start : start + _UNIT]),
+            hashlib.sha256(repr(stamps[start : start + _UNIT]).encode()).hexdigest()[:16],
+        )
         for start in range(0, len(entries), _UNIT)
     ]
     return Source(str(root), chosen, units, problems=problems)
+
+
+def no_images(name: str, split: str) -> str:
+    """Why a class is reported that a split lacks."""
+    return f"class {name} has no images in {split}"
 
 
 def choose_classes(found: list[str], wanted: int | list[str] | None, where: str) -> list[str]:
@@ -104,21 +122,26 @@ def _subfolders(folder: Path, root: Path, problems: list[tuple[str, str]]) -> li
         return []
 
 
-def _files(folder: Path, root: Path, problems: list[tuple[str, str]]) -> list[str]:
-    """Paths relative to root of the regular files below a folder, sorted."""
+def _files(folder: Path, root: Path, problems: list[tuple[str, str]]) -> list[tuple[str, int, int]]:
+    """(path relative to root, bytes, time of change) of regular files below a folder, sorted."""
 
     def report(error: OSError) -> None:
         where = Path(error.filename or folder)
         problems.append((str(where.relative_to(root)), f"cannot be read: {error.strerror}"))
 
-    found: list[str] = []
+    found: list[tuple[str, int, int]] = []
     for directory, _, names in os.walk(folder, onerror=report):
         base = Path(directory).relative_to(root)
         for name in names:
             if name.startswith("."):
                 continue
-            if Path(directory, name).is_file():
-                found.append(str(base / name))
-            elif Path(directory, name).is_symlink():
+            try:
+                status = os.stat(os.path.join(directory, name))
+            except FileNotFoundError:
                 problems.append((str(base / name), "a link that leads nowhere"))
+            except OSError as error:
+                problems.append((str(base / name), f"cannot be read: {error.strerror}"))
+            else:
+                if stat.S_ISREG(status.st_mode):
+                    found.append((str(base / name), status.st_size, status.st_mtime_ns))
     return sorted(found)

@@ -19,7 +19,10 @@ _BATCH = 64  # rows decoded from Parquet at a time: a row group may be gigabytes
 
 @dataclass(frozen=True)
 class ParquetUnit:
-    """One row group of one file. `labels` maps the file's labels to ours; None: as they are."""
+    """One row group of one file. `labels` maps the file's labels to ours; None: as they are.
+
+    `stamp` changes with the file, so that a run that is taken up again does not mix two versions.
+    """
 
     address: str
     path: str
@@ -27,6 +30,7 @@ class ParquetUnit:
     rows: int
     split: str
     labels: tuple[tuple[int, int], ...] | None
+    stamp: str = ""
 
     @property
     def num_samples(self) -> int:
@@ -152,18 +156,21 @@ def parquet_source(address: str, paths: list[str], classes: int | list[str] | No
     filesystem, _ = open_filesystem(address)
     names: list[str] | None = None
     largest = -1
-    groups: list[tuple[str, int, int, str]] = []
+    groups: list[tuple[str, int, int, str, str]] = []
     for path in paths:
         split = split_of(path)
         if split is None:
             continue  # hubs' test splits have no true labels
         try:
+            info = filesystem.get_file_info(path)
+            stamp = f"{info.size} {info.mtime_ns}"
             with filesystem.open_input_file(path) as file:
                 reader = pq.ParquetFile(file, pre_buffer=False)
                 _check_columns(reader.schema_arrow, path)
                 names = names or _hub_names(reader.schema_arrow)
                 for group in range(reader.metadata.num_row_groups):
-                    groups.append((path, group, reader.metadata.row_group(group).num_rows, split))
+                    rows = reader.metadata.row_group(group).num_rows
+                    groups.append((path, group, rows, split, stamp))
                     if names is None and not isinstance(classes, int):
                         largest = max(largest, _largest_label(reader, group))
         except (pa.ArrowException, OSError) as error:
@@ -182,8 +189,8 @@ def parquet_source(address: str, paths: list[str], classes: int | list[str] | No
             raise UserError(f"{address} has no labels of 0 or more")
         chosen = [str(i) for i in range(count)]
     units = [
-        ParquetUnit(address, path, group, rows, split, labels)
-        for path, group, rows, split in groups
+        ParquetUnit(address, path, group, rows, split, labels, stamp)
+        for path, group, rows, split, stamp in groups
         if rows
     ]
     return Source(address, chosen, units)

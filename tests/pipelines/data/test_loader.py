@@ -102,9 +102,32 @@ def test_len_is_what_comes(digits, prepared_photos):
     opened.close()
 
 
-def test_resuming_within_an_epoch_gives_the_rest_of_it(prepared_photos):
-    whole = epoch_of(prepared_photos, epoch=4, **TRAIN)
-    assert same(epoch_of(prepared_photos, epoch=4, start_step=2, **TRAIN), whole[2:])
+@pytest.mark.parametrize("implementation", ["ffcv", "torchvision"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_resuming_within_an_epoch_gives_the_rest_of_it(prepared_photos, implementation, rank):
+    """From any step, on any rank, in a fresh loader or a used one: images, crops, flips, labels."""
+    options = TRAIN | {
+        "batch_size": 3, "seed": 5, "rank": rank, "world_size": 2, "repeats": 2, "num_threads": 2,
+        "implementation": implementation,
+    }  # fmt: skip
+    whole = epoch_of(prepared_photos, epoch=4, **options)
+    assert len(whole) == 4 and not same(whole[:1], whole[1:2])
+    used = make_loader(prepared_photos, "train", **options)
+    for start_step in range(5):
+        fresh = epoch_of(prepared_photos, epoch=4, start_step=start_step, **options)
+        assert same(fresh, whole[start_step:])
+        used.set_epoch(4, start_step)
+        assert same([(x.clone(), y) for x, y in used], whole[start_step:])
+    used.set_epoch(4)  # the start step does not stay
+    assert same(list(used), whole)
+    used.close()
+
+
+@pytest.mark.parametrize("implementation", ["ffcv", "torchvision"])
+def test_evaluation_resumes_too(prepared_photos, implementation):
+    options = {"batch_size": 5, "train": False, "image_size": 24, "implementation": implementation}
+    whole = epoch_of(prepared_photos, "val", **options)
+    assert same(epoch_of(prepared_photos, "val", start_step=1, **options), whole[1:])
 
 
 def test_both_implementations_give_the_same_batches(prepared_photos):

@@ -1,5 +1,6 @@
 """Parquet shards as hubs publish them."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -81,6 +82,30 @@ def test_chosen_classes_are_renumbered_and_others_left_out(hub, tmp_path):
     options = ONE.model_copy(update={"classes": ["ant", "cat"]})
     manifest = prepare(str(hub), tmp_path / "out", options)
     assert manifest.classes == ["ant", "cat"] and manifest.splits["val"].counts == [2, 2]
+
+
+def test_a_class_missing_in_val_is_reported(tmp_path):
+    write(tmp_path / "hub" / "train.parquet", [0, 1, 2] * 4, names=["ant", "bee", "cat"])
+    write(tmp_path / "hub" / "val.parquet", [0, 2] * 2, names=["ant", "bee", "cat"], base=50)
+    with pytest.raises(UserError, match=r"1 of 16 .* val/bee: class bee has no images in val"):
+        prepare(str(tmp_path / "hub"), tmp_path / "out", ONE)
+    manifest = prepare(
+        str(tmp_path / "hub"), tmp_path / "out", ONE.model_copy(update={"skip_bad": True})
+    )
+    assert manifest.splits["val"].counts == [2, 0, 2]
+
+
+def test_a_file_replaced_between_two_runs_is_read_again(tmp_path):
+    path = tmp_path / "hub" / "train.parquet"
+    write(path, [0, 1, 7] * 5, names=["ant", "bee"])
+    with pytest.raises(UserError, match="5 of 15"):
+        prepare(str(tmp_path / "hub"), tmp_path / "out", ONE)
+    write(path, [0, 1, 1] * 5, names=["ant", "bee"], base=300)
+    manifest = prepare(str(tmp_path / "hub"), tmp_path / "out", ONE)
+    assert sum(split.samples for split in manifest.splits.values()) == 15
+    index = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
+    known = {hashlib.sha1(jpeg(photo(300 + i, 40, 40))).hexdigest() for i in range(15)}
+    assert {row["source_sha1"] for row in index} == known
 
 
 def test_labels_out_of_range_are_rejected(tmp_path):

@@ -1,5 +1,6 @@
 """From a source to a finished directory: what is in it, and what happens when things go wrong."""
 
+import ast
 import csv
 import errno
 import hashlib
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,6 +26,7 @@ from pipelines.data.beton import read_table
 from pipelines.data.manifest import load_manifest
 from pipelines.data.options import PrepareOptions
 from pipelines.data.prepare import prepare
+from pipelines.data.sources import folder
 from pipelines.errors import UserError
 
 from .conftest import jpeg, make_folder, photo
@@ -310,6 +313,66 @@ def test_mended_images_are_read_again(tmp_path):
     bad.write_bytes(good)
     manifest = prepare(str(root), tmp_path / "out", ONE)
     assert manifest.rejected == 0 and not (tmp_path / "out" / "rejected.csv").exists()
+
+
+def test_files_replaced_between_two_runs_are_read_again_and_no_others(tmp_path, monkeypatch):
+    """Same name, other bytes, in a shard that was finished before: never a stale sample."""
+    monkeypatch.setattr(folder, "_UNIT", 5)
+    root = make_folder(tmp_path / "source", train=4, val=2)
+    bad, changed = root / "val" / "c2" / "001.jpg", root / "train" / "c1" / "002.jpg"
+    good, new = bad.read_bytes(), jpeg(photo(4711, 50, 40))
+    bad.write_bytes(b"")
+    with pytest.raises(UserError, match="1 of 18"):
+        prepare(str(root), tmp_path / "out", ONE)
+    bad.write_bytes(good)
+    changed.write_bytes(new)
+    made = []
+    original = parallel.make_shard
+    monkeypatch.setattr(parallel, "make_shard", lambda *a: made.append(a[0]) or original(*a))
+    prepare(str(root), tmp_path / "out", ONE)
+    names = {name for unit in made for _, _, name in unit.entries}
+    assert len(made) == 2 and {"val/c2/001.jpg", "train/c1/002.jpg"} <= names
+    index = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
+    digests = {row["source_name"]: row["source_sha1"] for row in index}
+    assert digests["train/c1/002.jpg"] == hashlib.sha1(new).hexdigest()
+
+
+def test_a_class_too_small_for_val_is_reported(tmp_path):
+    """No val folder: val is taken out of each class, and one image cannot be in both."""
+    root = make_folder(tmp_path / "source", train=5, val=0) / "train"
+    (root / "lonely").mkdir()
+    (root / "lonely" / "one.jpg").write_bytes(jpeg(photo(9)))
+    with pytest.raises(UserError, match=r"val/lonely: class lonely has no images"):
+        prepare(str(root), tmp_path / "out", ONE)
+    assert rejected(tmp_path / "out.partial").keys() == {"val/lonely"}
+    manifest = prepare(str(root), tmp_path / "out", ONE.model_copy(update={"skip_bad": True}))
+    assert manifest.splits["val"].counts == [1, 1, 1, 0]
+    assert (
+        prepare(str(root), tmp_path / "no-val", ONE.model_copy(update={"val": 0.0})).rejected == 0
+    )
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody without rights")
+def test_a_really_unreadable_folder_and_file():
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from pipelines.data.sources.folder import folder_source\n"
+        "os.setgroups([]), os.setgid(65534), os.setuid(65534)\n"
+        "source = folder_source(Path(sys.argv[1]), None)\n"
+        "read = [sample for unit in source.units for sample in unit.read()]\n"
+        "print(dict(source.problems) | {s.name: s.error for s in read if s.error})"
+    )
+    with tempfile.TemporaryDirectory() as scratch:  # pytest's own folders are root's alone
+        Path(scratch).chmod(0o755)
+        root = make_folder(Path(scratch) / "source", train=3, val=2)
+        (root / "train" / "c1").chmod(0)
+        (root / "train" / "c2" / "001.jpg").chmod(0)
+        command = [sys.executable, "-c", code, str(root)]
+        ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    problems = ast.literal_eval(ran.stdout)
+    assert problems.keys() == {"train/c1", "train/c2/001.jpg"}
+    assert problems["train/c2/001.jpg"] == "cannot be read: Permission denied"
 
 
 def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):

@@ -1,12 +1,15 @@
 """`tokenpool prepare` as it is typed."""
 
+import io
 import json
 import os
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
+from pipelines.commands import prepare as command
 from pipelines.commands.prepare import prepare
 from pipelines.data import parallel
 from pipelines.errors import UserError
@@ -32,6 +35,32 @@ def test_json_is_the_manifest(tmp_path):
     result = run("glyphs", tmp_path / "g", "--count", 72, "--size", 16, "--json", "--workers", 1)
     printed = json.loads(result.stdout)
     assert printed == json.loads((tmp_path / "g" / "manifest.json").read_text())
+
+
+def test_off_a_terminal_progress_is_plain_lines(monkeypatch):
+    lines = io.StringIO()
+    clock = iter([100.0, 101.0, 107.0, 108.0, 110.0])
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
+    console = Console(file=lines, force_terminal=False, highlight=False, width=40)
+    with command._Progress(console) as progress:
+        for done in (1000, 1200, 1700, 1900, 2000):
+            progress.update(done, 2000)
+    assert lines.getvalue().splitlines() == [
+        "preparing 2,000 images, 1,000 of them done before",
+        "1,700 of 2,000 images, 100 images/s, 0:00:03 left",
+        "2,000 of 2,000 images, 100 images/s, 0:00:00 left",
+    ]
+
+
+def test_on_a_terminal_it_is_a_bar():
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    with command._Progress(console) as progress:
+        for done in (0, 500, 1000):
+            progress.update(done, 1000)
+        progress._bar.refresh()
+        shown = screen.getvalue()
+    assert "1000/1000" in shown and "images/s" in shown
 
 
 @pytest.mark.parametrize(
