@@ -13,12 +13,14 @@ from pipelines.commands import schedule
 from pipelines.commands.analyze import analyze
 from pipelines.commands.bench_loader import bench_loader
 from pipelines.commands.bench_pooling import pooling
+from pipelines.commands.bench_train import bench_train
 from pipelines.commands.doctor import doctor
 from pipelines.commands.export import export
 from pipelines.commands.front import front
 from pipelines.commands.pick import pick
 from pipelines.commands.prepare import prepare
 from pipelines.commands.search import search
+from pipelines.commands.squeeze import squeeze
 from pipelines.commands.train import train
 from pipelines.commands.ui import ui
 from pipelines.console import use_own_scripts
@@ -35,6 +37,7 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure speed against peers, in one run.", no_args_is_help=True)
 bench.command("loader")(bench_loader)
 bench.command("pooling")(pooling)
+bench.command("train")(bench_train)
 
 _SEARCH, _RESULT, _MODEL, _MACHINE = "Search", "Look and choose", "Models", "Machine"
 _PANELS: dict[str, list[Callable[..., None]]] = {
@@ -46,6 +49,7 @@ for panel, commands in _PANELS.items():
         app.command(rich_help_panel=panel)(command)
 app.command("import", rich_help_panel=_RESULT)(reports.import_results)
 app.add_typer(reports.track, name="track", rich_help_panel=_RESULT)
+app.command(rich_help_panel=_MODEL)(squeeze)
 app.command(rich_help_panel=_MODEL)(analyze)
 app.add_typer(schedule.app, name="schedule", rich_help_panel=_MODEL)
 app.command(rich_help_panel=_MACHINE)(doctor)

@@ -9,18 +9,29 @@ from typing import TYPE_CHECKING, Any
 from pipelines.train.spec import TrainJob
 
 if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 logger = logging.getLogger(__name__)
 
-# A trial's driver only waits; this much of a CPU keeps it from being free without limit.
-DRIVER_CPUS = 0.01
+# A trial's driver only waits; this share of a node keeps it from being free without limit.
+_DRIVER_SHARE = 0.001
 # A job that cannot be placed must fail with a message instead of trying for ever.
 CONTROLLER_FAILURES = 3
 
 
+def driver_resources() -> dict[str, float]:
+    """What a trial's driver asks for: a sliver of the node that this process runs on.
+
+    There a trial's controller runs too. So a node that dies takes workers with it, which the
+    driver starts again, and never the driver.
+    """
+    import ray
+
+    return {"CPU": 0.0, f"node:{ray.util.get_node_ip_address()}": _DRIVER_SHARE}
+
+
 def train_worker(job: dict[str, Any]) -> None:
-    """What each worker of a `TorchTrainer` runs.
+    """What each worker of a job runs.
 
     Raises:
         UserError: what only a person can put right.
@@ -30,7 +41,13 @@ def train_worker(job: dict[str, Any]) -> None:
     from pipelines.train.reporter import RayReporter
 
     logging.basicConfig(level=logging.INFO)
-    run_job(TrainJob.model_validate(job), RayReporter(), started)
+    spec = TrainJob.model_validate(job)
+    if spec.workers.gpus_per_worker:
+        import torch
+        from ray.train.torch import get_device
+
+        torch.cuda.set_device(get_device())
+    run_job(spec, RayReporter(), started)
 
 
 def run_trainer(job: TrainJob) -> None:
@@ -68,19 +85,21 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _make_trainer(job: TrainJob) -> TorchTrainer:
+def _make_trainer(job: TrainJob) -> DataParallelTrainer:
+    # Nothing here imports torch: neither this process nor the controller's ever computes.
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from pipelines.train.reporter import CHECKPOINTS_KEPT
+    from pipelines.train.process_group import ProcessGroupConfig
 
     workers = job.workers
     resources = {"CPU": workers.cpus_per_worker}
     if workers.gpus_per_worker:
         resources["GPU"] = workers.gpus_per_worker
-    return TorchTrainer(
+    return DataParallelTrainer(
         train_worker,
+        backend_config=ProcessGroupConfig("nccl" if workers.gpus_per_worker else "gloo"),
         train_loop_config=job.model_dump(mode="json"),
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
@@ -95,7 +114,7 @@ def _make_trainer(job: TrainJob) -> TorchTrainer:
                 max_failures=0,  # `run_trainer` decides
                 controller_failure_limit=CONTROLLER_FAILURES,  # type: ignore[call-arg]
             ),
-            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            checkpoint_config=CheckpointConfig(num_to_keep=job.train.keep_checkpoints),
         ),
     )
 

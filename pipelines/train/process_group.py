@@ -1,0 +1,114 @@
+"""The process group of a job's workers under Ray Train: gloo on CPUs, NCCL on GPUs.
+
+Ray's own `TorchTrainer` would do, but its modules import torch in the trial's process and in the
+controller's, which never compute: seconds before each job's first step. It also leaves the network
+interface to gloo and NCCL, which pick the wrong one on machines with several.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import ray
+from ray.train import get_context
+from ray.train.backend import Backend, BackendConfig
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+def interface_of(address: str) -> str | None:
+    """The name of this machine's network interface that has an IP address; None if none has."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address.split("%")[0] == address for entry in addresses):
+            return name
+    return None
+
+
+def use_interface_of(address: str) -> None:
+    """Makes gloo and NCCL talk over the interface that carries the node's Ray address.
+
+    Left alone, gloo takes the one of the host's name, often loopback, and fails between hosts.
+    What the user has set stays.
+    """
+    name = interface_of(address)
+    if name is None:
+        return
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    if not address.startswith("127."):
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # "=": not a prefix
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _meeting_point() -> tuple[str, int]:
+    return ray.util.get_node_ip_address(), _free_port()
+
+
+def _join(address: str, port: int, backend: str) -> None:
+    """Runs in each worker: the variables that torchrun would set, and the process group."""
+    import torch.distributed as dist
+
+    context = get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    os.environ |= {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "NODE_RANK": str(context.get_node_rank()),
+    }
+    use_interface_of(ray.util.get_node_ip_address())
+    dist.init_process_group(
+        backend, init_method="env://", rank=rank, world_size=world_size, timeout=_TIMEOUT
+    )
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@dataclass
+class ProcessGroupConfig(BackendConfig):
+    """How the workers of a job come together; for Ray Train's `DataParallelTrainer`.
+
+    Attributes:
+        backend: "gloo" or "nccl".
+    """
+
+    backend: str = "gloo"
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What sets the group up."""
+        return _ProcessGroup
+
+    def to_dict(self) -> dict[str, Any]:
+        """For Ray's own records."""
+        return {"backend": self.backend}
+
+
+class _ProcessGroup(Backend):
+    share_cuda_visible_devices = True  # NCCL needs to see the neighbours' devices
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        address, port = worker_group.execute_single(0, _meeting_point)
+        worker_group.execute(_join, address, port, backend_config.backend)
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        if len(worker_group) > 1:
+            # A worker that hangs in a collective must not keep the others' resources.
+            ray.wait(worker_group.execute_async(_leave), num_returns=len(worker_group), timeout=30)

@@ -1,0 +1,140 @@
+"""Several Ray hosts on one machine: network namespaces joined by a bridge (Linux, root).
+
+The first host carries the bridge and Ray's head, without CPUs; a driver runs there through
+`exec`. Nothing of it is seen outside, so other Ray instances do not disturb it. Host i's interface
+is called `net<i>`: names differ between hosts, as they do in the world.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+RAY = str(Path(sys.executable).parent / "ray")
+PORT, DASHBOARD = 6379, 8265
+
+
+def why_not():
+    """Why there can be no namespaces here; None where there can."""
+    if shutil.which("ip") is None:
+        return "the ip command is not installed"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    name = f"tokenpool-try-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode:
+        return f"no network namespaces: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", name], check=False)
+    return None
+
+
+def address(number):
+    return f"10.87.0.{number + 1}"
+
+
+class Hosts:
+    """Hosts 0 (the head) to `count`."""
+
+    def __init__(self, count, cpus, folder):
+        self.count, self.cpus, self.folder = count, cpus, folder
+        self.tag = f"tp{os.getpid()}"
+        token = folder / "token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_API_SERVER_ADDRESS": f"http://{address(0)}:{DASHBOARD}",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+            # A host whose Ray is gone is dead after a second, not after several.
+            "RAY_health_check_initial_delay_ms": "1000",
+            "RAY_health_check_period_ms": "500",
+            "RAY_health_check_failure_threshold": "3",
+        }
+
+    def name(self, number):
+        return f"{self.tag}-{number}"
+
+    def make(self):
+        for number in range(self.count + 1):
+            _ip("netns", "add", self.name(number))
+            _ip("-n", self.name(number), "link", "set", "lo", "up")
+        head = self.name(0)
+        _ip("-n", head, "link", "add", "net0", "type", "bridge")
+        self._up(0)
+        for number in range(1, self.count + 1):
+            end = ("peer", "name", f"net{number}", "netns", self.name(number))
+            _ip("-n", head, "link", "add", f"to{number}", "type", "veth", *end)
+            _ip("-n", head, "link", "set", f"to{number}", "master", "net0", "up")
+            self._up(number)
+
+    def _up(self, number):
+        _ip("-n", self.name(number), "addr", "add", f"{address(number)}/24", "dev", f"net{number}")
+        _ip("-n", self.name(number), "link", "set", f"net{number}", "up")
+
+    def exec(self, number, *words, **options):
+        """A process on a host."""
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.name(number), *words], env=self.environment, **options
+        )
+
+    def start_ray(self, number):
+        common = [f"--node-ip-address={address(number)}", "--object-store-memory=100000000"]
+        if number == 0:
+            where = ["--head", f"--port={PORT}", "--num-cpus=0", f"--temp-dir={self.folder / 'r'}"]
+            where += ["--dashboard-host", address(0), f"--dashboard-port={DASHBOARD}"]
+        else:
+            where = [f"--address={address(0)}:{PORT}", f"--num-cpus={self.cpus}"]
+        log = (self.folder / f"ray-{number}.log").open("w")
+        with log:
+            code = self.exec(number, RAY, "start", *where, *common, stdout=log, stderr=log).wait(90)
+        assert code == 0, (self.folder / f"ray-{number}.log").read_text()
+
+    def pids(self, number):
+        listed = subprocess.run(
+            ["ip", "netns", "pids", self.name(number)], capture_output=True, text=True, check=False
+        )
+        return [int(word) for word in listed.stdout.split()]
+
+    def kill(self, number):
+        """All that runs on a host, at once, as if it had lost its power."""
+        for _ in range(20):
+            pids = self.pids(number)
+            if not pids:
+                return
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+
+    def remove(self):
+        for number in range(self.count + 1):
+            self.kill(number)
+            subprocess.run(["ip", "netns", "del", self.name(number)], check=False)
+
+
+def _ip(*words):
+    subprocess.run(["ip", *words], check=True)
+
+
+@contextlib.contextmanager
+def ray_hosts(count, cpus):
+    """So many hosts with CPUs, and a head without; all removed at the end."""
+    # A short path: Ray's sockets lie in it, and their names may have 107 letters.
+    with tempfile.TemporaryDirectory(prefix="tp-ray-", ignore_cleanup_errors=True) as folder:
+        hosts = Hosts(count, cpus, Path(folder))
+        try:
+            hosts.make()
+            for number in range(count + 1):
+                hosts.start_ray(number)
+            yield hosts
+        finally:
+            hosts.remove()

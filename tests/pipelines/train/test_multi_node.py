@@ -1,0 +1,176 @@
+"""The same job on 2 hosts × 2 workers under Ray, and what is killed goes on by itself.
+
+Slow: three Ray hosts and four workers share this machine's cores, and each job starts twice.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from gang import run_gang
+from hosts import PORT, address, ray_hosts, why_not
+
+from pipelines.data.prepare import prepare
+from pipelines.train.process_group import interface_of
+
+TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
+EPOCHS = 6
+WHY_NOT = why_not()
+
+
+def test_the_interface_is_the_one_that_has_the_address():
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("203.0.113.7") is None  # kept for documentation: nobody has it
+
+
+def config(folder, name):
+    values = {
+        "name": name,
+        "seed": 3,
+        "storage": str(folder / "runs"),
+        "data": {"path": str(folder / "digits"), "image_size": 32},
+        "model": {"patch_size": 8, "depth": 2},
+        "width": {"width": 32, "heads": 2},
+        "schedule": [8, 4],
+        "workers": {"num_workers": 4, "cpus_per_worker": 0.9},
+        "train": {
+            "epochs": EPOCHS, "batch_size": 16, "lr": 1e-3, "warmup_epochs": 1, "ema_decay": 0.9,
+            "drop_path": 0.1, "keep_checkpoints": 100,
+        },
+    }  # fmt: skip
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def train_as_torchrun_does(path):
+    from pipelines.train.__main__ import main
+
+    sys.argv = ["pipelines.train", str(path), "workers.cpus_per_worker=0.1"]
+    return main()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("hosts")
+    prepare("digits", path / "digits")
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(folder):
+    """Loss and top-1 of each epoch where nothing was killed: four workers here, without Ray."""
+    path = config(folder, "straight")
+    assert run_gang(4, train_as_torchrun_does, path) == [0] * 4
+    reports = folder / "runs" / "trains" / "straight" / "reports.jsonl"
+    rows = [json.loads(line) for line in reports.read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
+    return {row["epoch"]: (row["loss"], row["top1_minival"]) for row in rows}
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    with ray_hosts(2, cpus=2) as made:
+        yield made
+
+
+class Run:
+    """`tokenpool train` typed on the head."""
+
+    def __init__(self, hosts, folder, name):
+        self.hosts, self.name = hosts, name
+        self.directory = folder / "runs" / "trains" / name
+        self.config = config(folder, name)
+        self.log = folder / f"{name}.log"
+        self.type()
+
+    def type(self):
+        with self.log.open("a") as log:
+            self.process = self.hosts.exec(
+                0, TOKENPOOL, "train", str(self.config), "--address", f"{address(0)}:{PORT}",
+                stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def checkpoints(self):
+        """When each complete checkpoint was written."""
+        return {state.parent.name: state.stat().st_mtime_ns for state in self._states()}
+
+    def _states(self):
+        return sorted(self.directory.glob("*/state.json"))
+
+    def wait_for_checkpoints(self, count):
+        deadline = time.monotonic() + 120
+        while len(found := self.checkpoints()) < count:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            time.sleep(0.05)
+        return found
+
+    def workers(self, number):
+        """Processes of this machine that train, on one host."""
+        pids = []
+        for pid in self.hosts.pids(number):
+            try:
+                line = " ".join(psutil.Process(pid).cmdline())
+            except psutil.NoSuchProcess:
+                continue
+            if "RayTrainWorker" in line:
+                pids.append(pid)
+        return pids
+
+    def finish(self):
+        code = self.process.wait(200)
+        assert code == 0, self.log.read_text()[-3000:]
+
+    def result(self):
+        states = [json.loads(state.read_text()) for state in self._states()]
+        metrics = [state["metrics"] for state in states]
+        return {row["epoch"]: (row["loss"], row["top1_minival"]) for row in metrics}
+
+
+def goes_on(run, before, straight):
+    """It ended as a straight run does, to the bit, and did nothing again that had been saved."""
+    run.finish()
+    assert run.result() == straight
+    after = run.checkpoints()
+    assert {name: after[name] for name in before} == before
+    assert len(after) == EPOCHS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+class TestTwoHosts:
+    def test_a_killed_worker(self, hosts, folder, straight):
+        run = Run(hosts, folder, "worker")
+        before = run.wait_for_checkpoints(2)
+        assert [len(run.workers(number)) for number in (0, 1, 2)] == [0, 2, 2]
+        for number in (1, 2):
+            environment = psutil.Process(run.workers(number)[0]).net_connections()
+            talks_to = {link.raddr.ip for link in environment if link.raddr}
+            assert address(3 - number) in talks_to  # over the bridge, not over loopback
+        os.kill(run.workers(2)[0], signal.SIGKILL)
+        goes_on(run, before, straight)
+
+    def test_a_killed_host(self, hosts, folder, straight):
+        run = Run(hosts, folder, "host")
+        before = run.wait_for_checkpoints(2)
+        hosts.kill(2)
+        hosts.start_ray(2)
+        goes_on(run, before, straight)
+
+    def test_a_killed_job(self, hosts, folder, straight):
+        run = Run(hosts, folder, "job")
+        before = run.wait_for_checkpoints(2)
+        for child in psutil.Process(run.process.pid).children(recursive=True):
+            child.kill()
+        run.process.kill()
+        run.process.wait()
+        run.type()
+        goes_on(run, before, straight)
