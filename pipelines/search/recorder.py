@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class Recorder:
         self.state = state
         self.notify = notify
         self._ledger = ledger
+        self._lock = threading.Lock()
         self._directory = ledger.path.parent.resolve()
 
     def add(self, kind: str, **fields: Any) -> None:
@@ -32,6 +34,7 @@ class Recorder:
         checkpoint = fields.get("checkpoint")
         if checkpoint is not None and Path(checkpoint).is_relative_to(self._directory):
             fields["checkpoint"] = str(Path(checkpoint).relative_to(self._directory))
-        self.state.apply(self._ledger.append(kind, **fields))
+        with self._lock:  # the system's sampler has a thread of its own
+            self.state.apply(self._ledger.append(kind, **fields))
         if self.notify is not None:
             self.notify()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -33,6 +34,7 @@ from pipelines.track.outside import load_outside
 from pipelines.track.page import split_sizes, write_page
 from pipelines.track.plot import write_png
 from pipelines.track.store import tracking_store
+from pipelines.track.system import SystemSampler
 from pipelines.track.table import front_table
 from pipelines.train.engine import check_compiler
 from pipelines.train.trials import short_reason
@@ -97,6 +99,7 @@ def _run_stages(
         with (
             MlflowTracker(config.directory, tracking_store(config.storage)) as tracker,
             ray_session(address) as cluster,
+            SystemSampler(partial(_record_system, recorder), config.directory),
         ):
             recorder.notify = tracker.notify
             context = StageContext(config, cluster, recorder, screen)
@@ -110,6 +113,10 @@ def _run_stages(
         raise UserError(
             f"Ray failed ({short_reason(error)}): type the same command to go on", exit_code=1
         ) from error
+
+
+def _record_system(recorder: Recorder, metrics: dict[str, float]) -> None:
+    recorder.add("system", metrics=metrics)
 
 
 def _create(recorder: Recorder, config: SearchConfig, manifest: Manifest) -> None:
@@ -169,13 +176,14 @@ def write_results(state: SearchState, directory: Path) -> None:
     front = build_front(state)
     files.write_parquet(front.points, directory / "results.parquet")
     files.write_text(directory / "front.csv", files.to_csv(front.on_front))
-    write_png(front, directory / "front.png")
+    others, samples = load_outside(directory), split_sizes(state)
+    write_png(front, directory / "front.png", others, samples=samples)
     write_page(
         front,
         directory / LAST_RESULT,
         history(state.name, read_events(directory / LEDGER_NAME)),
-        load_outside(directory),
-        samples=split_sizes(state),
+        others,
+        samples=samples,
     )
 
 

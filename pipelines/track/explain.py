@@ -7,7 +7,7 @@ import difflib
 from pipelines.errors import UserError
 from pipelines.search.state import SearchState
 from pipelines.track.front import Front, Point, build_front
-from pipelines.track.table import compact_schedule, percent
+from pipelines.track.table import compact_schedule, percent, with_spread
 from tune_spaces import pareto
 
 
@@ -20,7 +20,7 @@ def find_point(front: Front, point_id: str) -> Point:
     point = front.point(point_id)
     if point is not None:
         return point
-    ids = [point.point_id for point in front.points]
+    ids = [training.run_id for point in front.points for training in point.trainings]
     near = difflib.get_close_matches(point_id, ids, n=3, cutoff=0.5) or ids[:5]
     hint = f"there is {', '.join(near)}" if near else "it has none yet"
     raise UserError(f"search {front.name} has no model {point_id}: {hint}")
@@ -41,6 +41,12 @@ def explain(state: SearchState, point_id: str) -> str:
         f"  patch tokens after each block: {compact_schedule(point.schedule)}",
         f"  {_fate(point)}",
     ]
+    if point.minival_spread is not None:
+        lines.append(
+            f"  mean of {point.num_seeds} seeds, "
+            f"{with_spread(point.top1_minival, point.minival_spread)} % on minival: "
+            + ", ".join(f"{t.run_id} {percent(t.top1_minival)}" for t in point.trainings)
+        )
     reports = (
         state.trials[point_id].reports
         if point_id in state.trials

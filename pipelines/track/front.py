@@ -3,85 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
 from pipelines.search.ledger import Event
-from pipelines.search.state import BaseState, SearchState, TrialState
+from pipelines.search.state import SearchState
+from pipelines.track.points import (
+    FINISHED,
+    Point,
+    all_points,
+    dense_id,
+    mean,
+    num_patches,
+    seed_groups,
+)
 from tune_spaces import pareto
 
-# Statuses whose top-1 is final. A stopped trial's is not: it had fewer epochs than the others.
-FINISHED = ("done",)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One model of a search: a final trial, or the dense base of a width.
-
-    Attributes:
-        point_id: What `pick` and `export` call it: the trial's id, or `dense-WIDTH`.
-        kind: Whether it is a pooled final or a dense base.
-        schedule: Patch tokens kept after each block.
-        gmacs: 10⁹ multiply-accumulates for one image, clustering included.
-        dense_share: `gmacs` as a fraction of the widest dense base's.
-        top1_minival: Fraction in [0, 1] on images held out from training; decides the front.
-        top1_val: Fraction in [0, 1] on the validation images; None until published.
-        on_front: No finished point is cheaper or as cheap and better.
-        is_knee: Where paying more stops being worth it.
-        latency_ms: Batch size → milliseconds per batch, where measured.
-    """
-
-    point_id: str
-    kind: Literal["final", "dense"]
-    width: int
-    num_heads: int
-    schedule: tuple[int, ...]
-    method: str
-    gmacs: float
-    dense_share: float
-    top1_minival: float | None
-    top1_val: float | None
-    status: str
-    on_front: bool
-    is_knee: bool
-    epochs: int
-    device_seconds: float
-    latency_ms: dict[str, float]
-    checkpoint: str | None
-    reason: str
-
-    @property
-    def finished(self) -> bool:
-        """Whether its top-1 is final."""
-        return self.status in FINISHED and self.top1_minival is not None
-
-    @property
-    def schedule_text(self) -> str:
-        """The schedule as `tokenpool.Schedule.parse` reads it."""
-        return ",".join(map(str, self.schedule))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types, one flat row."""
-        return {
-            "id": self.point_id,
-            "kind": self.kind,
-            "width": self.width,
-            "heads": self.num_heads,
-            "method": self.method,
-            "schedule": self.schedule_text,
-            "gmacs": round(self.gmacs, 6),
-            "percent_of_dense": round(100 * self.dense_share, 2),
-            "top1_minival": self.top1_minival,
-            "top1_val": self.top1_val,
-            **{f"latency_ms_b{batch}": ms for batch, ms in sorted(self.latency_ms.items())},
-            "pareto": self.on_front,
-            "knee": self.is_knee,
-            "status": self.status,
-            "epochs": self.epochs,
-            "device_seconds": round(self.device_seconds, 1),
-            "reason": self.reason,
-            "checkpoint": self.checkpoint,
-        }
+__all__ = ["Front", "Point", "Progress", "build_front", "finished_points", "history"]
 
 
 @dataclass(frozen=True)
@@ -116,8 +53,14 @@ class Front:
         return next((point for point in self.points if point.is_knee), None)
 
     def point(self, point_id: str) -> Point | None:
-        """The point of that id, or None."""
-        return next((point for point in self.points if point.point_id == point_id), None)
+        """The point of that id, or what one of its seeds left; None if there is neither."""
+        for point in self.points:
+            if point.point_id == point_id:
+                return point
+            for training in point.trainings:
+                if training.run_id == point_id:
+                    return point.only(training)
+        return None
 
 
 def build_front(state: SearchState) -> Front:
@@ -125,69 +68,24 @@ def build_front(state: SearchState) -> Front:
 
     Only finished points can be on it: a stopped trial's top-1 is that of half a training.
     """
-    model, data = state.config.get("model", {}), state.config.get("data", {})
-    patches = (data.get("image_size", 0) // model.get("patch_size", 1)) ** 2
-    depth = model.get("depth", 0)
-    reference_gmacs = max((base.gmacs for base in state.bases), default=0.0)
-    candidates: list[dict[str, Any]] = [
-        {
-            "point_id": dense_id(base),
-            "kind": "dense",
-            "width": base.width,
-            "num_heads": base.num_heads,
-            "schedule": (patches,) * depth,
-            "method": "none",
-            "source": base,
-            "latency_ms": {},
-        }
-        for base in state.bases
-    ] + [
-        {
-            "point_id": trial.trial_id,
-            "kind": "final",
-            "width": trial.width,
-            "num_heads": trial.num_heads,
-            "schedule": tuple(trial.schedule),
-            "method": trial.method,
-            "source": trial,
-            "latency_ms": dict(trial.latency_ms or {}),
-        }
-        for trial in state.trials.values()
-    ]
     finished = _finished(state)
     front_values = _front_values(finished)
     knee_value = finished[pareto.knee(finished)] if finished else None
     points = []
     knee_given = False
-    for row in sorted(candidates, key=lambda row: (row["source"].gmacs, row["point_id"])):
-        source = row.pop("source")
-        value = (source.gmacs, source.top1_minival)
-        on_front = source.status in FINISHED and value in front_values
+    for point in all_points(state):
+        value = (point.gmacs, point.top1_minival)
+        on_front = point.finished and value in front_values
         is_knee = on_front and value == knee_value and not knee_given
         knee_given = knee_given or is_knee
-        points.append(
-            Point(
-                **row,
-                gmacs=source.gmacs,
-                dense_share=source.gmacs / reference_gmacs if reference_gmacs else 0.0,
-                top1_minival=source.top1_minival,
-                top1_val=source.top1_val,
-                status=source.status,
-                on_front=on_front,
-                is_knee=is_knee,
-                epochs=int(source.reports[-1]["epoch"]) if source.reports else 0,
-                device_seconds=source.device_seconds,
-                checkpoint=source.checkpoint,
-                reason=source.reason,
-            )
-        )
+        points.append(replace(point, on_front=on_front, is_knee=is_knee))
     return Front(
         name=state.name,
         points=tuple(points),
         hypervolume=search_hypervolume(state),
-        reference_gmacs=reference_gmacs,
+        reference_gmacs=max((base.gmacs for base in state.bases), default=0.0),
         reference_top1=_chance(state),
-        patches=patches,
+        patches=num_patches(state),
     )
 
 
@@ -229,21 +127,17 @@ def history(name: str, events: Iterable[Event]) -> list[Progress]:
 
 
 def finished_points(state: SearchState) -> list[tuple[str, float, float]]:
-    """(id, GMACs, top-1 on minival) of all points whose top-1 is final."""
-    everything: list[tuple[str, BaseState | TrialState]] = [
-        *((dense_id(base), base) for base in state.bases),
-        *state.trials.items(),
+    """(id, GMACs, top-1 on minival) of all points whose top-1 is final, the mean over seeds."""
+    found = [
+        (dense_id(base), base.gmacs, base.top1_minival)
+        for base in state.bases
+        if base.status in FINISHED and base.top1_minival is not None
     ]
-    return [
-        (point_id, point.gmacs, point.top1_minival)
-        for point_id, point in everything
-        if point.status in FINISHED and point.top1_minival is not None
-    ]
-
-
-def dense_id(base: BaseState) -> str:
-    """What a dense base is called among the points."""
-    return f"dense-{base.width}"
+    for trials in seed_groups(state):
+        top1 = mean([t.top1_minival for t in trials if t.status in FINISHED])
+        if top1 is not None:
+            found.append((trials[0].trial_id, trials[0].gmacs, top1))
+    return found
 
 
 def _finished(state: SearchState) -> list[tuple[float, float]]:

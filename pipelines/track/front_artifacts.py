@@ -15,7 +15,7 @@ from pipelines.track import files
 from pipelines.track.front import Front, build_front, history
 from pipelines.track.outside import load_outside
 from pipelines.track.page import split_sizes, summary, write_page
-from pipelines.track.table import compact_schedule, percent
+from pipelines.track.table import compact_schedule, with_spread
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,13 +41,14 @@ def send_front(
         files.write_text(out / "front.csv", files.to_csv(front.points))
         files.write_parquet(front.points, out / "front.parquet")
         files.write_text(out / "config.yaml", yaml.safe_dump(state.config, sort_keys=False))
-        write_png(front, out / "front.png")
+        others, samples = load_outside(directory), split_sizes(state)
+        write_png(front, out / "front.png", others, samples=samples)
         write_page(
             front,
             out / "front.html",
             history(state.name, events),
-            load_outside(directory),
-            samples=split_sizes(state),
+            others,
+            samples=samples,
             footer=f"config {state.config_hash}",
         )
         client.log_artifacts(run_id, folder)
@@ -59,7 +60,8 @@ def description(front: Front) -> str:
     rows = [
         f"| {point.point_id} | {point.width} | {compact_schedule(point.schedule)} | "
         f"{point.gmacs:.4g} | {100 * point.dense_share:.0f} | "
-        f"{percent(point.top1_minival)} | {percent(point.top1_val)} |"
+        f"{with_spread(point.top1_minival, point.minival_spread)} | "
+        f"{with_spread(point.top1_val, point.val_spread)} |"
         for point in front.on_front
     ]
     return "\n".join(

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.data.manifest import Manifest
 from pipelines.track.front import Point
-from pipelines.track.page import standard_error
+from pipelines.track.points import standard_error
 from pipelines.track.table import compact_schedule
 
 _USE = {

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def import_front(directory: Path, source: Path, name: str | None = None) -> Outs
     Args:
         directory: The search's folder.
         source: Parquet, CSV or JSON-lines with the columns `gmacs` and `top1` (fraction, or
-            percent if any is above 1), and `label` if there is one.
+            percent if any is above 1), and `label`, `top1_std` and `params` where there are.
         name: What the front is called; default the file's name. The same name replaces.
 
     Raises:
@@ -45,11 +46,17 @@ def import_front(directory: Path, source: Path, name: str | None = None) -> Outs
     found = OutsideFront(
         name or source.stem,
         tuple(
-            OutsidePoint(str(row.get("label") or f"{gmacs:g} GMACs"), gmacs, top1 / scale)
-            for row, (gmacs, top1) in zip(rows, numbers, strict=True)
+            OutsidePoint(
+                str(row.get("label") or f"{gmacs:g} GMACs"),
+                gmacs,
+                top1 / scale,
+                _optional(row, "top1_std", i, source, scale),
+                _optional(row, "params", i, source),
+            )
+            for i, (row, (gmacs, top1)) in enumerate(zip(rows, numbers, strict=True), start=1)
         ),
     )
-    points = [[point.label, point.gmacs, point.top1] for point in found.points]
+    points = [asdict(point) for point in found.points]
     file = re.sub(r"[^A-Za-z0-9_.-]+", "-", found.name).strip(".-") or "front"
     write_text(
         directory / _FOLDER / f"{file}.json",
@@ -63,7 +70,7 @@ def load_outside(directory: Path) -> list[OutsideFront]:
     found = []
     for path in sorted((directory / _FOLDER).glob("*.json")):
         kept = json.loads(path.read_text(encoding="utf-8"))
-        points = tuple(OutsidePoint(label, gmacs, top1) for label, gmacs, top1 in kept["points"])
+        points = tuple(OutsidePoint(**point) for point in kept["points"])
         found.append(OutsideFront(kept["name"], points))
     return found
 
@@ -84,6 +91,17 @@ def _read_table(source: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         problem = str(error).splitlines()[0]
         raise UserError(f"{source} is no Parquet, CSV or JSON-lines table: {problem}") from None
+
+
+def _optional(
+    row: dict[str, Any], column: str, number: int, source: Path, scale: float = 1.0
+) -> float | None:
+    if row.get(column) in (None, ""):
+        return None
+    value = _number(row, column, number, source)
+    if value < 0:
+        raise UserError(f"{source} row {number}: {column} {value:g} is below 0")
+    return value / scale
 
 
 def _number(row: dict[str, Any], column: str, number: int, source: Path) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pipelines.errors import UserError
 from pipelines.search.state import SearchState
 from pipelines.track.files import write_text
 from pipelines.track.front import Front, Point, Progress
+from pipelines.track.points import error
 from pipelines.track.table import compact_schedule, percent
 
 _NO_SAMPLES: Mapping[str, int] = MappingProxyType({})
@@ -26,11 +26,19 @@ _NO_SAMPLES: Mapping[str, int] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class OutsidePoint:
-    """A model measured elsewhere, e.g. a published figure."""
+    """A model measured elsewhere, e.g. a published figure.
+
+    Attributes:
+        top1: Fraction in [0, 1].
+        top1_std: Its standard deviation over seeds, where known.
+        params: Weights, where known.
+    """
 
     label: str
     gmacs: float
     top1: float
+    top1_std: float | None = None
+    params: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,10 @@ def page_data(
 ) -> dict[str, Any]:
     """What the page's script reads, as plain JSON types."""
     batches = sorted({batch for point in front.points for batch in point.latency_ms}, key=int)
-    costs = {"gmacs": {"title": "GMACs per image", "unit": "GMACs", "short": "cost"}} | {
+    costs = {"gmacs": {"title": "GMACs per image", "unit": "GMACs", "short": "cost"}}
+    if any(point.params for point in front.points):
+        costs["params"] = {"title": "parameters, millions", "unit": "M", "short": "parameters"}
+    costs |= {
         f"latency_{batch}": {
             "title": f"ms per batch of {batch}",
             "unit": "ms",
@@ -115,7 +126,7 @@ def page_data(
         "title": f"Front of {front.name}",
         "summary": summary(front),
         "footer": footer,
-        "note": _error_note(samples),
+        "note": _error_note(front, samples),
         "patches": front.patches,
         "costs": costs,
         "qualities": qualities,
@@ -128,9 +139,11 @@ def page_data(
                         "id": point.label,
                         "width": "–",
                         "compact": other.name,
-                        "costs": {"gmacs": point.gmacs},
+                        "costs": {"gmacs": point.gmacs} | _millions(point.params),
                         "top1_minival": point.top1,
                         "top1_val": point.top1,
+                        "minival_error": point.top1_std,
+                        "val_error": point.top1_std,
                     }
                     for point in other.points
                 ],
@@ -192,30 +205,30 @@ def export_command(name: str, point: Point) -> str | None:
 
 
 def split_sizes(state: SearchState) -> dict[str, int]:
-    """Images per split of the data a search used; empty where the data is gone."""
-    try:
+    """Images per split of the data a search used; empty where nothing tells any more."""
+    if state.images:
+        return state.images
+    try:  # begun by a program that did not record them
         manifest = load_manifest(Path(state.config["data"]["path"]))
     except (KeyError, UserError):
         return {}
     return {name: split.samples for name, split in manifest.splits.items()}
 
 
-def standard_error(top1: float, images: int) -> float:
-    """Binomial standard error of an accuracy measured on so many images, as a fraction."""
-    return math.sqrt(max(top1 * (1 - top1), 0.0) / images)
-
-
-def _error_note(samples: Mapping[str, int]) -> str:
-    if not samples:
-        return ""
+def _error_note(front: Front, samples: Mapping[str, int]) -> str:
     counts = ", ".join(
         f"{samples[name]} on {name}" for name in ("minival", "val") if name in samples
     )
-    return f"Bars: ± one binomial standard error over the images ({counts})."
+    over_images = f"± one binomial standard error over the images ({counts})" if counts else ""
+    most = max((point.num_seeds for point in front.points), default=0)
+    if most < 2:
+        return f"Bars: {over_images}." if over_images else ""
+    over_seeds = f"± one standard deviation over seeds (up to {most}), around their mean"
+    return f"Bars: {over_seeds}" + (f"; with one seed, {over_images}." if over_images else ".")
 
 
-def _error(top1: float | None, images: int | None) -> float | None:
-    return standard_error(top1, images) if top1 is not None and images else None
+def _millions(params: float | None) -> dict[str, float]:
+    return {} if params is None else {"params": params / 1e6}
 
 
 def _point_data(name: str, point: Point, samples: Mapping[str, int]) -> dict[str, Any]:
@@ -224,15 +237,18 @@ def _point_data(name: str, point: Point, samples: Mapping[str, int]) -> dict[str
         "kind": point.kind,
         "width": point.width,
         "method": point.method,
+        "keep_rate": point.keep_rate,
+        "seeds": point.num_seeds,
         "schedule": list(point.schedule),
         "compact": compact_schedule(point.schedule),
         "costs": {"gmacs": point.gmacs}
+        | _millions(point.params)
         | {f"latency_{batch}": ms for batch, ms in point.latency_ms.items()},
         "percent_of_dense": 100 * point.dense_share,
         "top1_minival": point.top1_minival,
         "top1_val": point.top1_val,
-        "minival_error": _error(point.top1_minival, samples.get("minival")),
-        "val_error": _error(point.top1_val, samples.get("val")),
+        "minival_error": error(point.top1_minival, point.minival_spread, samples.get("minival")),
+        "val_error": error(point.top1_val, point.val_spread, samples.get("val")),
         "pareto": point.on_front,
         "knee": point.is_knee,
         "finished": point.finished,

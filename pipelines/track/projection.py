@@ -6,6 +6,8 @@ the same events twice gives the same runs: MLflow can be caught up, resumed or r
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Set
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from typing import Any
 from pipelines.search.ledger import Event
 from pipelines.search.state import BaseState, SearchState, TrialState
 from pipelines.track.front import finished_points, search_hypervolume
+from pipelines.track.points import FINISHED, mean, seed_groups, spread
 from tune_spaces import pareto
 
 PARENT = ""
@@ -60,6 +63,8 @@ class Projection:
         self.front_moved = False
         self._pareto: dict[str, bool] = {}
         self._last_epoch: dict[str, int] = {}
+        self._samples = 0
+        self._groups: dict[tuple[int, tuple[int, ...], str], list[str]] = {}
         self._started: set[str] = set()
 
     def take(self) -> dict[str, RunChange]:
@@ -80,8 +85,12 @@ class Projection:
             self._on_end(self._point_id(event), now)
         elif kind == "published":
             self._on_published(self._point_id(event), now)
+        elif kind == "measured":
+            self._on_measured(self._point_id(event), now)
         elif kind == "stage_done":
             self._on_stage(event["stage"], now)
+        elif kind == "system":
+            self._on_system(event["metrics"], now)
 
     def interrupt(self, status: str, now_ms: int, already_ended: Set[str] = frozenset()) -> None:
         """The driver ends before the search does: nothing may be left as running."""
@@ -99,11 +108,11 @@ class Projection:
     def _on_created(self, now: int) -> None:
         change = self._change(PARENT, now)
         change.params |= parent_params(self.state)
-        data = self.state.config.get("data", {})
         change.tags |= {
             "tokenpool.kind": "search",
-            "dataset": str(data.get("source", "")),
-            "dataset_path": str(data.get("path", "")),
+            "dataset": self.state.source,
+            "dataset_hash": dataset_hash(self.state),
+            "dataset_path": str(self.state.config.get("data", {}).get("path", "")),
             "config_hash": self.state.config_hash,
         }
         change.status = "RUNNING"
@@ -135,19 +144,34 @@ class Projection:
             change.tags["reason"] = point.reason
         change.status, change.end_ms = STATUS[point.status], now
         if point.status == "done":
+            self._log_seeds(point_id, "top1_minival", now)
             self._update_front(now)
 
     def _on_published(self, point_id: str, now: int) -> None:
-        point = self._point(point_id)
+        top1 = self._point(point_id).top1_val
+        if top1 is not None:
+            metric = MetricPoint("top1_val", top1, now, self._last_epoch.get(point_id, 0))
+            self._start(point_id, now).metrics.append(metric)
+            self._log_seeds(point_id, "top1_val", now)
+        self._on_measured(point_id, now)
+
+    def _on_measured(self, point_id: str, now: int) -> None:
         epoch = self._last_epoch.get(point_id, 0)
-        measured: dict[str, float] = {}
-        if point.top1_val is not None:
-            measured["top1_val"] = point.top1_val
-        if isinstance(point, TrialState):
-            measured |= {f"latency_ms_b{b}": ms for b, ms in (point.latency_ms or {}).items()}
-        metrics = [MetricPoint(key, value, now, epoch) for key, value in measured.items()]
-        self._start(point_id, now).metrics.extend(metrics)
+        self._start(point_id, now).metrics.extend(
+            MetricPoint(f"latency_ms_b{batch}", ms, now, epoch)
+            for batch, ms in (self._point(point_id).latency_ms or {}).items()
+        )
         self.front_moved = True
+
+    def _on_system(self, metrics: dict[str, float], now: int) -> None:
+        """What the machine did goes to the parent, and to what was training meanwhile."""
+        self._samples += 1
+        for point_id in (PARENT, *self._running()):
+            self._change(point_id, now).metrics.extend(
+                MetricPoint(f"system/{key}", float(value), now, self._samples)
+                for key, value in metrics.items()
+                if _is_number(value)
+            )
 
     def _on_stage(self, stage: str, now: int) -> None:
         change = self._change(PARENT, now)
@@ -160,9 +184,10 @@ class Projection:
         finished = finished_points(self.state)
         mask = pareto.non_dominated([(gmacs, top1) for _, gmacs, top1 in finished])
         for (point_id, _, _), good in zip(finished, mask.tolist(), strict=True):
-            if self._pareto.get(point_id) is not good:
-                self._pareto[point_id] = good
-                self._change(point_id, now).tags["pareto"] = str(good).lower()
+            for run_id in self._members(point_id):
+                if self._pareto.get(run_id) is not good:
+                    self._pareto[run_id] = good
+                    self._change(run_id, now).tags["pareto"] = str(good).lower()
         self.front_moved = True
         step = int(self.state.device_seconds)
         self._change(PARENT, now).metrics += [
@@ -173,6 +198,37 @@ class Projection:
         ]
 
     # ---------------------------------------------------------------- helpers
+
+    def _log_seeds(self, run_id: str, metric: str, now: int) -> None:
+        """Mean and spread over seeds on the run of each, so that any of them tells."""
+        members = [member for member in self._members(run_id) if member in self._started]
+        values = [getattr(self._point(m), metric) for m in members if self._is_done(m)]
+        deviation = spread(values)
+        if deviation is None:
+            return
+        for member in members:
+            epoch = self._last_epoch.get(member, 0)
+            self._change(member, now).metrics += [
+                MetricPoint(f"{metric}_mean", mean(values) or 0.0, now, epoch),
+                MetricPoint(f"{metric}_std", deviation, now, epoch),
+            ]
+
+    def _members(self, run_id: str) -> list[str]:
+        """The runs of a point: its trials under all seeds, as far as they are over."""
+        if run_id not in self.state.trials:
+            return [run_id]
+        trial = self.state.trials[run_id]
+        same = (trial.width, trial.schedule, trial.method)
+        group = self._groups.get(same)
+        if group is None or trial.trial_id not in group:
+            found = seed_groups(self.state)
+            self._groups = {(t[0].width, t[0].schedule, t[0].method): [m.trial_id for m in t]
+                            for t in found}  # fmt: skip
+            group = self._groups[same]
+        return [member for member in group if self._is_done(member)]
+
+    def _is_done(self, run_id: str) -> bool:
+        return self._point(run_id).status in FINISHED
 
     def _running(self) -> list[str]:
         return [
@@ -192,8 +248,15 @@ class Projection:
             change.tags |= {
                 "tokenpool.point": point_id,
                 "tokenpool.kind": kind,
+                "dataset": self.state.source,
+                "dataset_hash": dataset_hash(self.state),
                 "config_hash": self.state.config_hash,
             }
+            if isinstance(point, TrialState) and point.keep_rate is not None:
+                change.tags |= {
+                    "tokenpool.kind": "constant",
+                    "keep_rate": f"{point.keep_rate:g}",
+                }
             change.metrics.append(MetricPoint("gmacs", point.gmacs, now, 0))
         return change
 
@@ -215,6 +278,8 @@ def child_params(state: SearchState, point: BaseState | TrialState) -> dict[str,
     params = {"width": str(point.width), "heads": str(point.num_heads)}
     if isinstance(point, TrialState):
         params["method"] = point.method
+        if point.seed is not None:
+            params["seed"] = str(point.seed)
         params |= {f"k{layer:02d}": str(kept) for layer, kept in enumerate(point.schedule, start=1)}
     else:
         params["method"] = "none"
@@ -226,7 +291,7 @@ def parent_params(state: SearchState) -> dict[str, str]:
     config = state.config
     data, model = config.get("data", {}), config.get("model", {})
     wanted = {
-        "source": data.get("source"),
+        "source": state.source,
         "image_size": data.get("image_size"),
         "patch_size": model.get("patch_size"),
         "depth": model.get("depth"),
@@ -237,6 +302,12 @@ def parent_params(state: SearchState) -> dict[str, str]:
         "config_hash": state.config_hash,
     }
     return {key: str(value) for key, value in wanted.items() if value not in (None, "")}
+
+
+def dataset_hash(state: SearchState) -> str:
+    """First 12 hex digits of the sha256 over the sha256 of each split's beton."""
+    text = json.dumps(state.data, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12] if state.data else ""
 
 
 def _is_number(value: object) -> bool:

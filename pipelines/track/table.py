@@ -41,8 +41,8 @@ def front_table(front: Front, points: Sequence[Point] | None = None) -> Table:
             compact_schedule(point.schedule),
             f"{point.gmacs:.4g}",
             f"{100 * point.dense_share:.0f}",
-            percent(point.top1_minival),
-            percent(point.top1_val),
+            with_spread(point.top1_minival, point.minival_spread),
+            with_spread(point.top1_val, point.val_spread),
             *[
                 f"{point.latency_ms[batch]:.2f}" if batch in point.latency_ms else "–"
                 for batch in latencies
@@ -56,11 +56,13 @@ def front_table(front: Front, points: Sequence[Point] | None = None) -> Table:
 def caption(front: Front) -> str:
     """What the table rests on: counts and the hypervolume."""
     finished = sum(point.finished for point in front.points)
-    return (
+    text = (
         f"{len(front.on_front)} of {finished} finished models are on the front; "
         f"hypervolume {front.hypervolume:.4f} (top-1 on minival, "
         f"dense reference {front.reference_gmacs:.4g} GMACs)"
     )
+    several = any(point.num_seeds > 1 for point in front.points)
+    return text + ("; ± one standard deviation over seeds" if several else "")
 
 
 def percent(fraction: float | None) -> str:
@@ -68,13 +70,17 @@ def percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.2f}"
 
 
+def with_spread(fraction: float | None, spread: float | None) -> str:
+    """A percentage, with its standard deviation over seeds where there are several."""
+    return percent(fraction) + ("" if spread is None else f" ± {percent(spread)}")
+
+
 def mark(point: Point) -> str:
-    """`★ knee`, `★` on the front, or the status of anything else that is not finished."""
-    if point.is_knee:
-        return "★ knee"
+    """`★ knee`, `★` on the front, what a baseline is, or the status of what is not finished."""
+    baseline = f"keep rate {point.keep_rate:g}" if point.keep_rate is not None else ""
     if point.on_front:
-        return "★"
-    return "" if point.status == "done" else point.status
+        return " ".join(filter(None, ["★ knee" if point.is_knee else "★", baseline]))
+    return baseline if point.status == "done" else point.status
 
 
 def compact_schedule(schedule: Sequence[int]) -> str:

@@ -3,14 +3,18 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const COSTS = data.costs, QUALITIES = data.qualities;
-const POOLED = "#0072B2", DENSE = "#D55E00", OTHER = "#6E7781", KNEE = "#1b1f24";
-const OUTSIDE = ["#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
+const POOLED = "#0072B2", DENSE = "#D55E00", CONSTANT = "#9A6700", OTHER = "#6E7781", KNEE = "#1b1f24";
+const OUTSIDE = ["#009E73", "#CC79A7", "#56B4E9", "#7D4698"];
 const OUTSIDE_SHAPES = ["triangle-up", "cross", "star", "pentagon"];
 // Only buttons that stay on this machine.
 const PLOT_OPTIONS = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
 let chosen = null;
 
 const percent = (fraction) => (100 * fraction).toFixed(2) + " %";
+const withError = (point, split) => {
+  const top1 = point["top1_" + split], error = point[split + "_error"];
+  return top1 === null ? "–" : error ? (100 * top1).toFixed(2) + " ± " + (100 * error).toFixed(2) + " %" : percent(top1);
+};
 const number = (value) => value === null || value === undefined ? "–" : String(+(+value).toPrecision(4));
 // Plotly reads a few tags in hover texts.
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;");
@@ -37,6 +41,7 @@ function groups() {
     front,
     pooled: front.filter((p) => p.kind === "final"),
     dense: finished.filter((p) => p.kind === "dense"),
+    constant: finished.filter((p) => p.kind === "constant"),
     dominated: finished.filter((p) => p.kind === "final" && !onFront.has(p.id)),
     stopped: data.points.filter((p) => p.status === "stopped" && known(p)),
   };
@@ -49,7 +54,8 @@ function trace(name, points, marker) {
     x: points.map(cost), y: points.map((p) => 100 * top1(p)), customdata: points.map((p) => p.id),
     error_y: { type: "data", array: points.map((p) => p[error] ? 100 * p[error] : 0),
       visible: points.some((p) => p[error]), thickness: 1, width: 3, color: marker.color },
-    text: points.map((p) => plain(p.id) + " · width " + p.width + "<br>" + plain(p.compact)),
+    text: points.map((p) => plain(p.id) + " · width " + p.width
+      + (p.keep_rate ? " · keep rate " + p.keep_rate : "") + "<br>" + plain(p.compact)),
     hovertemplate: "%{text}<br>%{x:.4g} " + plain(COSTS[byId("cost").value].unit)
       + " · %{y:.2f} %<extra></extra>",
   };
@@ -83,12 +89,14 @@ function drawChart() {
     if (points.length) traces.push(trace(other.name, points,
       { symbol: OUTSIDE_SHAPES[i % 4], size: 10, color: OUTSIDE[i % 4] }));
   });
+  if (g.constant.length)
+    traces.push(trace("constant keep-rate", g.constant, { symbol: "diamond", size: 11, color: CONSTANT }));
   traces.push(trace("dense widths", g.dense, { symbol: "square", size: 11, color: DENSE }));
   traces.push(trace("pooled, on the front", g.pooled, { symbol: "circle", size: 11, color: POOLED }));
   const knee = data.points.find((p) => p.knee && known(p));
   if (knee) traces.push({ ...trace("knee", [knee], { symbol: "circle-open", size: 22, color: KNEE }), error_y: {} });
   const picked = data.points.find((p) => p.id === chosen && known(p));
-  if (picked) traces.push({ ...trace("chosen", [picked], { symbol: "diamond-open", size: 26, color: KNEE }),
+  if (picked) traces.push({ ...trace("chosen", [picked], { symbol: "square-open", size: 26, color: KNEE }),
     error_y: {}, hoverinfo: "skip", hovertemplate: null });
   Plotly.react("chart", traces, {
     margin: { l: 56, r: 12, t: 34, b: 48 }, hovermode: "closest", font: { size: 13, color: "#1b1f24" },
@@ -102,7 +110,8 @@ function drawChart() {
 
 // As text below the chart: Plotly's own legend eats a phone's whole chart.
 function drawLegend() {
-  const entries = [["●", POOLED, "pooled, on the front"], ["■", DENSE, "dense widths"], ["◯", KNEE, "knee"], ["◇", KNEE, "chosen"]];
+  const entries = [["●", POOLED, "pooled, on the front"], ["■", DENSE, "dense widths"],
+    ...(data.points.some((p) => p.kind === "constant") ? [["◆", CONSTANT, "constant keep-rate"]] : []), ["◯", KNEE, "knee"], ["□", KNEE, "chosen"]];
   if (byId("dominated").checked) entries.push(["○", OTHER, "dominated"]);
   if (byId("stopped").checked) entries.push(["✕", OTHER, "stopped early"]);
   data.others.forEach((other, i) => entries.push([["▲", "✚", "★", "⬟"][i % 4], OUTSIDE[i % 4], other.name]));
@@ -120,10 +129,13 @@ function show(id) {
   if (!point) return;
   byId("model-name").textContent = point.id + (point.knee ? " (knee)" : "");
   const facts = ["width " + point.width, point.method === "none" ? "dense" : point.method,
+    ...(point.keep_rate ? ["constant keep rate " + point.keep_rate] : []),
     number(point.costs.gmacs) + " GMACs (" + Math.round(point.percent_of_dense) + " % of dense)"];
   if (point.top1_minival !== null) facts.push("top-1 " + percent(point.top1_minival) + " minival"
     + (point.minival_error ? " ± " + (100 * point.minival_error).toFixed(2) : ""));
-  if (point.top1_val !== null) facts.push(percent(point.top1_val) + " val");
+  if (point.top1_val !== null) facts.push(percent(point.top1_val) + " val"
+    + (point.val_error ? " ± " + (100 * point.val_error).toFixed(2) : ""));
+  if (point.seeds > 1) facts.push("mean of " + point.seeds + " seeds");
   for (const [key, value] of Object.entries(point.costs))
     if (key !== "gmacs") facts.push(number(value) + " " + COSTS[key].unit + " (" + COSTS[key].short + ")");
   byId("model-facts").textContent = facts.join(" · ");
@@ -183,7 +195,7 @@ function fillTable() {
     button.addEventListener("click", () => choose(point.id));
     const status = point.knee ? "★ knee" : point.pareto ? "★ on the front" : point.finished ? "dominated" : point.status;
     const cells = [button, point.width, point.compact, ...Object.keys(COSTS).map((key) => number(point.costs[key])),
-      point.percent_of_dense.toFixed(0), ...["top1_minival", "top1_val"].map((k) => point[k] === null ? "–" : percent(point[k])), status];
+      point.percent_of_dense.toFixed(0), ...["minival", "val"].map((split) => withError(point, split)), status];
     row.append(...cells.map((content, i) => {
       const cell = document.createElement("td");
       cell.append(content);

@@ -109,6 +109,39 @@ def events(name: str = "digits", *, complete: bool = True) -> list[dict[str, Any
     return found
 
 
+# t001 again under two more seeds, and a constant keep-rate of 0.8 for width 96.
+SEEDS = {"t001-s1": 0.960, "t001-s2": 0.976}
+CONSTANT = ("c000", [51, 41, 33, 26, 21, 17], 0.031, 0.950)
+
+
+def events_with_seeds(name: str = "digits") -> list[dict[str, Any]]:
+    """The small search with repetitions of t001 and a baseline."""
+    rows = events(name)
+    at = next(i for i, row in enumerate(rows) if row.get("stage") == "finals")
+    schedule = next(t[2] for t in TRIALS if t[0] == "t001")
+    more = [(i, schedule, 0.030, top1, {"seed": n}) for n, (i, top1) in enumerate(SEEDS.items(), 1)]
+    more.append((*CONSTANT, {"keep_rate": 0.8}))
+    added: list[dict[str, Any]] = []
+    for trial_id, tokens, gmacs, top1, extra in more:
+        created = {"event": "trial_created", "trial_id": trial_id, "width": 96, "num_heads": 3}
+        report = {"epoch": 3, "loss": 1 - top1, "top1_minival": top1, "device_seconds": 60.0}
+        done = {"checkpoint": f"/nowhere/{trial_id}", "top1_minival": top1}
+        added += [
+            {**created, "schedule": tokens, "method": "wkmedoids", "gmacs": gmacs, **extra},
+            {"event": "trial_report", "trial_id": trial_id, "report": report},
+            {"event": "trial_done", "trial_id": trial_id, **done},
+        ]
+    rows[at:at] = added
+    rows.insert(-1, {"event": "published", "trial_id": "t001-s1", "top1_val": 0.955})
+    for width, latency in ((96, 4.0), (64, 2.0)):
+        rows.insert(-1, {"event": "measured", "width": width, "latency_ms": {"1": latency}})
+    for trial_id, latency in (("t001", 3.0), ("t002", 2.5)):
+        rows.insert(-1, {"event": "measured", "trial_id": trial_id, "latency_ms": {"1": latency}})
+    for seconds, row in enumerate(rows):
+        row["time"] = 1_700_000_000.0 + seconds
+    return rows
+
+
 def write_ledger(storage: Path, name: str, rows: list[dict[str, Any]]) -> Path:
     """A ledger under `storage`, as the driver would have left it."""
     path = storage / "searches" / name / "ledger.jsonl"

@@ -14,7 +14,7 @@ from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
 from pipelines.search.state import SearchState
 from pipelines.track import export, export_formats
-from pipelines.track.page import standard_error
+from pipelines.track.points import standard_error
 
 
 @pytest.fixture(scope="module")
