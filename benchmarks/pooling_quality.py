@@ -56,6 +56,15 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[train], labels[train], images[test], labels[test]
 
 
+def validation(data: Path) -> tuple[Tensor, Tensor]:
+    """The validation images of a prepared data set, normalised, and labels."""
+    # Here: what trains its own models needs torch and timm alone.
+    from pipelines.commands.analyze import open_batches
+
+    batches = list(open_batches(data, "val", 32, 100, 2**62))
+    return torch.cat([x for x, _ in batches]).contiguous(), torch.cat([y for _, y in batches])
+
+
 def train(width: int, epochs: int, images: Tensor, labels: Tensor) -> Any:
     """A DeiT of depth 6 on 64 patches, trained from scratch."""
     torch.manual_seed(0)
@@ -186,18 +195,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=[96, 64])
     parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument(
+        "--models", type=Path, nargs="*", help="saved models instead of trained ones; needs --data"
+    )
+    parser.add_argument("--data", type=Path, help="prepared digits the models were trained on")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--draws", type=int, default=5, help="seeds of the random methods")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    train_x, train_y, test_x, test_y = digits()
     rows = []
-    for width in given.widths:
-        start = time.perf_counter()
-        model = train(width, given.epochs, train_x, train_y)
-        print(f"width {width}: trained in {time.perf_counter() - start:.0f} s", flush=True)
-        rows += measure(model, test_x, test_y, given.draws)
+    if given.models:
+        test_x, test_y = validation(given.data)
+        for path in given.models:
+            rows += measure(tp.load(path).eval(), test_x, test_y, given.draws)
+    else:
+        train_x, train_y, test_x, test_y = digits()
+        for width in given.widths:
+            start = time.perf_counter()
+            model = train(width, given.epochs, train_x, train_y)
+            print(f"width {width}: trained in {time.perf_counter() - start:.0f} s", flush=True)
+            rows += measure(model, test_x, test_y, given.draws)
     facts = hardware("cpu")
     given.out.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps({**facts, **row}) + "\n" for row in rows)

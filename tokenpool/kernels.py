@@ -40,7 +40,9 @@ def kmedoids(
     features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Assignment `[B, N]` and medoids `[B, k]` of weighted K-Medoids from `start`."""
-    kernel = _REGISTERED.get(("kmedoids", features.device.type), kmedoids_reference)
+    kernel = _REGISTERED.get(("kmedoids", features.device.type))
+    if kernel is None:
+        kernel = _kmedoids_op if _better_opaque(features) else kmedoids_reference
     return kernel(features, start, weights, iterations)
 
 
@@ -52,7 +54,9 @@ def kmeans(
     The centres are the weighted means of the `members` (the assignment before the last one; −1: of
     none); a centre whose members are none, or weigh nothing, is the token it started at.
     """
-    kernel = _REGISTERED.get(("kmeans", features.device.type), kmeans_reference)
+    kernel = _REGISTERED.get(("kmeans", features.device.type))
+    if kernel is None:
+        kernel = _kmeans_op if _better_opaque(features) else kmeans_reference
     return kernel(features, start, weights, iterations)
 
 
@@ -190,3 +194,51 @@ def scaled(weights: Tensor) -> Tensor:
     """Weights over their largest: equal ones become exactly 1, so they change nothing at all."""
     largest = weights.amax(-1, keepdim=True)
     return torch.where(largest > 0, weights / largest, weights)
+
+
+def _better_opaque(features: Tensor) -> bool:
+    """Whether a compiler should leave a clustering call alone.
+
+    For a CPU, inductor writes the sums over clusters as atomic additions one by one: DeiT-S with
+    K-Medoids came out slower than uncompiled (1.15 against 1.33 times the dense model's speed,
+    `benchmarks/results/pooling-cpu.md`). An exported program has to run without this package.
+    """
+    return (
+        features.device.type == "cpu"
+        and torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+    )
+
+
+@torch.library.custom_op("tokenpool::kmedoids", mutates_args=())
+def _kmedoids_op(
+    features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """`kmedoids_reference` as one operator."""
+    assignment, medoids = kmedoids_reference(features, start, weights, iterations)
+    # An operator must not give back its input, as no iterations at all would.
+    return assignment, medoids.clone() if medoids is start else medoids
+
+
+@torch.library.custom_op("tokenpool::kmeans", mutates_args=())
+def _kmeans_op(
+    features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """`kmeans_reference` as one operator."""
+    assignment, members = kmeans_reference(features, start, weights, iterations)
+    # What was expanded shares memory between rows, and the last two may be one and the same.
+    return assignment, members.clone(memory_format=torch.contiguous_format)
+
+
+@_kmedoids_op.register_fake
+def _(
+    features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
+) -> tuple[Tensor, Tensor]:
+    return start.new_empty(features.shape[:2]), torch.empty_like(start)
+
+
+@_kmeans_op.register_fake
+def _(
+    features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
+) -> tuple[Tensor, Tensor]:
+    return start.new_empty(features.shape[:2]), start.new_empty(features.shape[:2])

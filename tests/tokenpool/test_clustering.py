@@ -383,3 +383,22 @@ def test_a_registered_kernel_takes_over_and_can_be_taken_away():
     assert calls == [(2, 8, 3)]
     with pytest.raises(ValueError, match="no clustering kernel 'kmeanz'"):
         kernels.register("kmeanz", "cpu", spy)
+
+
+@pytest.mark.parametrize("name", ["kmedoids", "kmeans"])
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_operator_a_compiler_sees_keeps_its_promises(name, iterations, weighted):
+    """Shapes, no aliasing, no mutation (`torch.library.opcheck`); and the same result."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 9, 4, generator=generator)
+    weights = torch.rand(2, 9, generator=generator) if weighted else None
+    start = torch.tensor([[0, 3, 5], [1, 2, 8]])
+    op = getattr(kernels, f"_{name}_op")
+    torch.library.opcheck(op, (x, start, weights, iterations))
+    ours, theirs = (
+        op(x, start, weights, iterations),
+        getattr(kernels, name)(x, start, weights, iterations),
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)

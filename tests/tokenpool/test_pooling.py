@@ -525,3 +525,22 @@ def test_widths_that_heads_do_not_divide_are_refused():
         tp.build_vit(32, 4, 100, 6, 3, 10)
     with pytest.raises(ValueError, match="image size 30 is not a multiple of the patch size 4"):
         tp.build_vit(30, 4, 96, 6, 3, 10)
+
+
+@pytest.mark.parametrize("method", ["wkmedoids", "kmeans"])
+def test_a_compiler_for_a_cpu_sees_one_operator_and_an_exporter_none(method):
+    """Exported programs have to run where this package is not."""
+    model, x = randomise(small()), images()
+    tp.pool(model, SCHEDULE, method)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph.print_readable(print_output=False))
+        return graph.forward
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(model, backend=backend)(x), model(x))
+    assert "torch.ops.tokenpool" in graphs[0]
+    program = torch.export.export(model, (x,))
+    assert "tokenpool" not in str(program.graph)
+    torch.testing.assert_close(program.module()(x), model(x))
