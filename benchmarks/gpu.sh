@@ -1,7 +1,7 @@
 #!/bin/bash
 # What needs a GPU, in one go: the tests marked `gpu`, and images/s against the bare loop.
 #
-#   benchmarks/gpu.sh pack        here: what a bare GPU machine lacks, into build/gpu (28 MB)
+#   benchmarks/gpu.sh pack        here: what a bare GPU machine lacks, into build/gpu (19 MB)
 #   benchmarks/gpu.sh run [OUT]   there, in a copy of the tree with build/gpu: tests, then speed
 #
 # "There" needs Python 3.12 with torch, torchvision, timm, scikit-learn, psutil, PyYAML, rich, typer

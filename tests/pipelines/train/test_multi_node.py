@@ -17,16 +17,10 @@ from gang import run_gang
 from hosts import PORT, address, ray_hosts, why_not
 
 from pipelines.data.prepare import prepare
-from pipelines.train.process_group import interface_of
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 EPOCHS = 6
 WHY_NOT = why_not()
-
-
-def test_the_interface_is_the_one_that_has_the_address():
-    assert interface_of("127.0.0.1") == "lo"
-    assert interface_of("203.0.113.7") is None  # kept for documentation: nobody has it
 
 
 def config(folder, name):
