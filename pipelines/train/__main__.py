@@ -6,19 +6,27 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
 
 from pipelines.config import TrainRunConfig, load_as
-from pipelines.console import use_own_scripts
+from pipelines.console import Screen, use_own_scripts
 from pipelines.errors import UserError
+from pipelines.train.display import epoch_line, short_note
 from pipelines.train.run_config import job_of
+from pipelines.train.spec import TrainJob
 
 
 def main() -> int:
     """Trains what the YAML file describes, as `tokenpool train` would under Ray.
 
     Settings can be overridden by further arguments, `train.epochs=3`. The number of workers is
-    torchrun's. Rank 0 prints the last report as JSON.
+    torchrun's. Rank 0 writes a line for each epoch to stderr, over a bar where that is a terminal,
+    and the last report as JSON to stdout.
     """
     started = time.monotonic()
     if len(sys.argv) < 2:
@@ -48,7 +56,8 @@ def main() -> int:
         dist.init_process_group("gloo")
     rank = dist.get_rank()
     try:
-        metrics = run_job(job, FolderReporter(job.directory, rank), started)
+        with _watcher(job, rank) as tell:
+            metrics = run_job(job, FolderReporter(job.directory, rank, tell), started)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
@@ -57,6 +66,25 @@ def main() -> int:
     if rank == 0:
         sys.stdout.write(json.dumps(metrics) + "\n")
     return 0
+
+
+@contextmanager
+def _watcher(job: TrainJob, rank: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What shows rank 0's reports; nobody else's."""
+    if rank:
+        yield lambda report: None
+        return
+    screen, epochs, done = Screen(Console(stderr=True, highlight=False)), job.train.epochs, 0
+    with screen.progress(f"{job.job_id}, epochs", epochs) as bar:
+
+        def tell(report: dict[str, Any]) -> None:
+            nonlocal done
+            screen.say(epoch_line(report, epochs))
+            if screen.console.is_terminal:
+                bar.advance(report["epoch"] - done, note=short_note(report))
+            done = report["epoch"]
+
+        yield tell
 
 
 if __name__ == "__main__":

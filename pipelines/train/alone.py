@@ -10,6 +10,8 @@ from pipelines.config import TrainRunConfig
 from pipelines.console import Bar, Screen
 from pipelines.errors import UserError
 from pipelines.train.checkpoint import MODEL_NAME
+from pipelines.train.display import epoch_line, short_note
+from pipelines.train.retention import BEST_NAME, score_of
 from pipelines.train.run_config import job_of
 from pipelines.train.trials import TrialRequest, run_trials
 
@@ -30,7 +32,7 @@ def run_alone(config: TrainRunConfig, screen: Screen, address: str | None = None
             cluster.concurrent_jobs(
                 workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker
             )
-            watcher = _Watcher(bar)
+            watcher = _Watcher(screen, bar, config.train.epochs)
             run_trials(
                 [TrialRequest(job, gmacs=0.0)],
                 max_concurrent=1,
@@ -43,23 +45,30 @@ def run_alone(config: TrainRunConfig, screen: Screen, address: str | None = None
     if watcher.checkpoint is None:
         raise UserError(f"training {config.name} failed: {watcher.reason}", exit_code=1)
     model = Path(watcher.checkpoint) / MODEL_NAME
+    best = job.directory / BEST_NAME
+    record = score_of(best)
+    if record is not None and record > watcher.top1:
+        screen.say(f"the best epoch had {record:.2%}: its model is {best / MODEL_NAME}")
     screen.say(f"top-1 on minival {watcher.top1:.2%}, model in {model}")
     return model
 
 
 class _Watcher:
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
+    """One line for each epoch, above the bar where there is one."""
+
+    def __init__(self, screen: Screen, bar: Bar, epochs: int) -> None:
+        self._screen, self._bar, self._epochs = screen, bar, epochs
+        self._done = 0
         self.checkpoint: str | None = None
         self.top1 = 0.0
         self.reason = "it ended without a checkpoint"
 
     def report(self, job_id: str, report: dict[str, Any]) -> None:
         self.top1 = report["top1_minival"]
-        self._bar.advance(
-            note=f"epoch {report['epoch']} loss {report['loss']:.3f} lr {report['lr']:.2g} "
-            f"{report['images_per_s']:.0f} images/s top-1 {self.top1:.1%}"
-        )
+        self._screen.say(epoch_line(report, self._epochs))
+        if self._screen.console.is_terminal:
+            self._bar.advance(report["epoch"] - self._done, note=short_note(report))
+        self._done = report["epoch"]
 
     def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
         self.checkpoint = checkpoint

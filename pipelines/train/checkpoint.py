@@ -1,9 +1,11 @@
 """Checkpoints of a training job: complete and unaltered, or not there.
 
 A checkpoint is a folder. Every rank that writes into it lists its files with their sha256 in
-`manifest-rank<r>.json`, written last; `state.json` names the epoch and how many manifests
+`manifest-rank<r>.json`, written last; `state.json` says how far the job was and how many manifests
 there must be. A folder whose manifests are missing or do not agree with its files is passed
 over for the one before.
+
+Random generators need no storing: all that is drawn is a function of seed, epoch and step.
 """
 
 from __future__ import annotations
@@ -14,8 +16,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.train.nonfinite import BadSteps
+
 STATE_NAME = "state.json"
 MODEL_NAME = "model"
+
+
+@dataclass
+class EpochSums:
+    """What has added up since an epoch began, over all restarts.
+
+    Attributes:
+        steps: steps whose loss is counted: those that were applied.
+        losses: the sum of this rank's losses, one for each rank.
+        seconds: spent on the epoch's steps before the last restart, by rank 0's clock.
+        phases: likewise, by phase (`report_keys.PHASES`).
+    """
+
+    steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -26,13 +47,25 @@ class JobProgress:
         epoch: epochs completed.
         num_manifests: ranks that wrote files.
         device_seconds: workers × seconds spent so far, over all restarts.
-        metrics: what was reported with this checkpoint.
+        metrics: what was reported last.
+        step: steps done of the epoch after those.
+        sums: of that epoch.
+        bad: steps that were left out.
+        micro_batch: images a worker computes at a time.
+        settings: what decides the job's result (`resume.deciding_settings`).
+        config_hash: of the settings.
     """
 
     epoch: int
     num_manifests: int
     device_seconds: float
     metrics: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    sums: EpochSums = field(default_factory=EpochSums)
+    bad: BadSteps = field(default_factory=BadSteps)
+    micro_batch: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    config_hash: str = ""
 
 
 def sha256_of(path: Path) -> str:
@@ -52,7 +85,10 @@ def write_progress(folder: Path, progress: JobProgress) -> None:
 
 def read_progress(folder: Path) -> JobProgress:
     """Reads `state.json`."""
-    return JobProgress(**json.loads((folder / STATE_NAME).read_text()))
+    values = json.loads((folder / STATE_NAME).read_text())
+    values["sums"] = EpochSums(**values.get("sums", {}))
+    values["bad"] = BadSteps(**values.get("bad", {}))
+    return JobProgress(**values)
 
 
 def seal(folder: Path, rank: int) -> None:

@@ -37,6 +37,9 @@ def make_engine(model: nn.Module, train: TrainConfig, world_size: int) -> Any:
     bf16 is torch's autocast around the forward pass, not DeepSpeed's bf16 optimizer (whose
     first AdamW update at stage 0 is off, ../shared/environment.md).
 
+    Micro-batches and, at stage 0, clipping are not DeepSpeed's affair but `Update`'s: its own
+    clipping at stage 0 goes through the parameters one by one and adds an all-reduce to each step.
+
     Raises:
         UserError: on a CPU there must be a C++ compiler.
     """
@@ -49,11 +52,15 @@ def make_engine(model: nn.Module, train: TrainConfig, world_size: int) -> Any:
     deepspeed_logger.setLevel(logging.WARNING)
     config: dict[str, Any] = {
         "train_batch_size": train.batch_size,
-        "train_micro_batch_size_per_gpu": train.batch_size // (world_size * train.accumulate),
-        "gradient_accumulation_steps": train.accumulate,
-        "zero_optimization": {"stage": train.zero_stage},
+        "train_micro_batch_size_per_gpu": train.batch_size // world_size,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            # The default is 2 GB of fp32, far more than the gradients of these models.
+            "reduce_bucket_size": sum(p.numel() for p in model.parameters()),
+        },
         "zero_allow_untested_optimizer": True,
-        "gradient_clipping": train.clip_grad,
+        "gradient_clipping": train.clip_grad if train.zero_stage else 0.0,
         "steps_per_print": 10**9,
     }
     engine, *_ = deepspeed.initialize(

@@ -2,7 +2,7 @@
 
 All randomness is a function of (seed, epoch, step): the order of the images and their crops
 (pipelines.data), the augmentation, and dropout, whose generator is seeded anew each step. So a
-job that resumes at an epoch goes on exactly as it would have, without saved generator states.
+job that resumes at any step goes on exactly as it would have, without saved generator states.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from timm.utils import ModelEmaV3
+from torch import Tensor
 
 import tokenpool as tp
 from pipelines.data.augment import DeviceAugment, normalize, step_generator
@@ -25,19 +27,25 @@ from pipelines.data.manifest import load_manifest
 from pipelines.errors import UserError
 from pipelines.train.checkpoint import MODEL_NAME, JobProgress, read_progress, seal, write_progress
 from pipelines.train.engine import make_engine, set_learning_rate, use_right_accelerator
-from pipelines.train.evaluate import evaluate
+from pipelines.train.evaluate import evaluate_each
 from pipelines.train.losses import training_loss
+from pipelines.train.metrics import EpochMeter, GpuMeter
+from pipelines.train.microbatch import first_micro_batch, halved
 from pipelines.train.model import build_model, build_teacher
+from pipelines.train.nonfinite import gave_up
 from pipelines.train.optim import learning_rate
 from pipelines.train.reporter import Reporter
+from pipelines.train.resume import check_may_resume, deciding_settings, settings_hash
 from pipelines.train.spec import TrainJob
+from pipelines.train.timing import Stopwatch
+from pipelines.train.update import Outcome, Update
 
 logger = logging.getLogger(__name__)
 ENGINE_NAME = "engine"
 
 
 def run_job(job: TrainJob, reporter: Reporter, started: float) -> dict[str, Any]:
-    """Trains one model, reporting and checkpointing after each epoch.
+    """Trains one model, reporting after each epoch and checkpointing then and as often as set.
 
     Args:
         job: what to train. The process group of its workers must be initialised.
@@ -46,10 +54,12 @@ def run_job(job: TrainJob, reporter: Reporter, started: float) -> dict[str, Any]
 
     Returns:
         The last epoch's report: epoch, loss, lr, top1_minival (fraction), loss_minival,
-        images_per_s, device_seconds (workers × seconds over all restarts).
+        images_per_s, device_seconds (workers × seconds over all restarts), and
+        `report_keys.OPTIONAL_KEYS` as far as they apply.
 
     Raises:
-        UserError: the data is not there or does not fit the model; the loss is not finite.
+        UserError: the data is not there or does not fit the model; a checkpoint is of another
+            configuration; losses are not finite, or the memory does not do for one image.
     """
     return _Training(job, reporter, started).run()
 
@@ -58,6 +68,12 @@ class _Training:
     def __init__(self, job: TrainJob, reporter: Reporter, started: float) -> None:
         self.job, self.train, self.reporter, self.started = job, job.train, reporter, started
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        if self.train.batch_size % self.world_size:
+            raise UserError(
+                f"train.batch_size {self.train.batch_size} is not divisible by "
+                f"{self.world_size} workers"
+            )
+        self.share = self.train.batch_size // self.world_size
         torch.set_num_threads(job.workers.threads_per_worker)
         self.device = use_right_accelerator()
         torch.manual_seed(job.seed)
@@ -68,12 +84,15 @@ class _Training:
                 f"{len(manifest.classes)}"
             )
         self.mean, self.std = manifest.mean, manifest.std
+        self.settings = deciding_settings(job, manifest.splits["train"].sha256)
         model = build_model(job).to(self.device)
         self.teacher = build_teacher(job, self.device)
         self.ema = ModelEmaV3(model, decay=self.train.ema_decay) if self.train.ema_decay else None
         if self.train.compile:
             model.compile()  # in place: the names of the weights stay
         self.engine = make_engine(model, self.train, self.world_size)
+        self.watch, self.gpu = Stopwatch(self.device), GpuMeter(self.device)
+        self.update = Update(self.engine, self.train.clip_grad, self.watch)
         self.augment = DeviceAugment(
             self.train.augment,
             mean=manifest.mean,
@@ -88,34 +107,36 @@ class _Training:
         minival_loader = self._loader("minival", train=False)
         self.steps_per_epoch = len(train_loader)
         checkpoint, progress = self._resume()
-        self.spent, metrics = progress.device_seconds, progress.metrics
+        self.spent, self.metrics, self.bad = (
+            progress.device_seconds,
+            progress.metrics,
+            progress.bad,
+        )
+        self.micro_batch = first_micro_batch(self.train, self.share, progress.micro_batch)
         if checkpoint is not None and progress.epoch >= self.train.epochs:
             # It was killed after its last checkpoint and before anybody heard of that.
-            self.reporter.report_again(metrics, checkpoint)
+            self.reporter.report_again(self.metrics, checkpoint)
         try:
             for epoch in range(progress.epoch, self.train.epochs):
-                metrics = self._train_epoch(train_loader, epoch)
-                scores = self._evaluate(minival_loader)
-                metrics |= {"top1_minival": scores["top1"], "loss_minival": scores["loss"]}
-                elapsed = time.monotonic() - self.started
-                metrics["device_seconds"] = self.spent + self.world_size * elapsed
-                progress = JobProgress(
-                    epoch=epoch + 1,
-                    num_manifests=self.world_size,
-                    device_seconds=metrics["device_seconds"],
-                    metrics=metrics,
+                is_interrupted = epoch == progress.epoch
+                meter = EpochMeter(self.watch, progress.sums if is_interrupted else None)
+                self._train_epoch(
+                    train_loader, meter, epoch, progress.step if is_interrupted else 0
                 )
-                self.reporter.report(metrics, epoch + 1, partial(self._write, progress))
+                self.metrics = self._epoch_metrics(meter, epoch) | self._evaluate(minival_loader)
+                self.metrics["device_seconds"] = self._device_seconds()
+                write = partial(self._write, self._progress(epoch + 1))
+                self.reporter.report(self.metrics, epoch + 1, write, self.train.keep_checkpoints)
         finally:
             train_loader.close()
             minival_loader.close()
-        return metrics
+        return self.metrics
 
     def _loader(self, split: str, *, train: bool) -> Loader:
         return make_loader(
             self.job.data.path,
             split,
-            batch_size=self.train.batch_size // self.world_size,
+            batch_size=self.share,
             train=train,
             rank=self.rank,
             world_size=self.world_size,
@@ -125,88 +146,185 @@ class _Training:
             implementation=self.job.data.loader,
         )
 
-    def _train_epoch(self, loader: Loader, epoch: int) -> dict[str, Any]:
-        num_steps = self.train.epochs * self.steps_per_epoch
-        warmup_steps = round(self.train.warmup_epochs * self.steps_per_epoch)
+    def _train_epoch(self, loader: Loader, meter: EpochMeter, epoch: int, first_step: int) -> None:
         self.engine.train()
-        loader.set_epoch(epoch)
-        began, loss_sum, lr = time.monotonic(), torch.zeros((), device=self.device), 0.0
-        for index, (images, labels) in enumerate(loader):
-            lr = learning_rate(
-                epoch * self.steps_per_epoch + index,
-                num_steps=num_steps,
-                warmup_steps=warmup_steps,
-                peak=self.train.lr,
-                low=self.train.min_lr,
-                decay_fraction=(
-                    self.train.decay_fraction if self.train.lr_schedule == "wsd" else None
-                ),
-            )
-            set_learning_rate(self.engine, lr)
-            loss_sum += self._train_step(images, labels, epoch, index)
-        loss = loss_sum / self.steps_per_epoch
-        dist.all_reduce(loss)
-        mean_loss = loss.item() / self.world_size
-        if not math.isfinite(mean_loss):
-            raise UserError(
-                f"the loss of {self.job.job_id} is {mean_loss} in epoch {epoch + 1} at learning "
-                f"rate {lr:.2g}: lower train.lr or lengthen train.warmup_epochs",
-                exit_code=1,
-            )
-        images_seen = self.steps_per_epoch * self.train.batch_size
-        return {
-            "epoch": epoch + 1,
-            "loss": mean_loss,
-            "lr": lr,
-            "images_per_s": images_seen / (time.monotonic() - began),
-        }
+        self.gpu.start()
+        loader.set_epoch(epoch, first_step)
+        for index, (images, labels) in enumerate(loader, first_step):
+            step = epoch * self.steps_per_epoch + index
+            set_learning_rate(self.engine, self._learning_rate(step))
+            outcome = self._train_step(images, labels, epoch, index)
+            if outcome.applied:
+                self.bad.good()
+                meter.add(outcome.loss)
+            else:
+                self.bad.bad()
+                if self.bad.in_row >= min(self.train.max_bad_steps, self.steps_per_epoch):
+                    self._go_back(step, outcome)
+            self.gpu.sample()
+            if self._is_checkpoint_due(step, index):
+                write = partial(self._write, self._progress(epoch, index + 1, meter))
+                self.reporter.save(epoch, index + 1, write, self.train.keep_checkpoints)
+                self.watch.lap("checkpoint")
 
-    def _train_step(
-        self, images: torch.Tensor, labels: torch.Tensor, epoch: int, index: int
-    ) -> torch.Tensor:
+    def _train_step(self, images: Tensor, labels: Tensor, epoch: int, index: int) -> Outcome:
         generator = step_generator(self.job.seed, epoch, index)
-        # Dropout and stochastic depth draw from the global generator, differently on each rank.
-        torch.manual_seed(generator.initial_seed() ^ self.rank)
+        seed = generator.initial_seed()
         images, targets = self.augment(
             images.to(self.device, non_blocking=True),
             labels.to(self.device, non_blocking=True),
             generator,
         )
-        total = torch.zeros((), device=self.device)
-        parts = self.train.accumulate
-        for some, wanted in zip(images.chunk(parts), targets.chunk(parts), strict=True):
-            with self._autocast():
-                logits = self.engine(some).float()
-            loss = training_loss(logits, wanted, self._teach(some), self.train.distill)
-            self.engine.backward(loss)
-            self.engine.step()  # DeepSpeed steps at the last part
-            total += loss.detach() / parts
-        if self.ema is not None:
+        self.watch.lap("data")
+        while True:
+            # Dropout and stochastic depth draw from the global generator, differently on each rank.
+            torch.manual_seed(seed ^ self.rank)
+            outcome = self.update(images, targets, self.micro_batch, self._loss)
+            if not outcome.out_of_memory:
+                break
+            self._halve_micro_batch(epoch * self.steps_per_epoch + index)
+        if self.ema is not None and outcome.applied:
             self.ema.update(self.engine.module)
-        return total
+        self.watch.lap("step")
+        return outcome
+
+    def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        with self._autocast():
+            logits = self.engine(images).float()
+        return training_loss(logits, targets, self._teach(images), self.train.distill)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"
         )
 
-    def _teach(self, images: torch.Tensor) -> torch.Tensor | None:
+    def _teach(self, images: Tensor) -> Tensor | None:
         if self.teacher is None:
             return None
         with torch.no_grad(), self._autocast():
-            logits: torch.Tensor = self.teacher(images)
+            logits: Tensor = self.teacher(images)
             return logits.float()
+
+    def _learning_rate(self, step: int) -> float:
+        train = self.train
+        return learning_rate(
+            step,
+            num_steps=train.epochs * self.steps_per_epoch,
+            warmup_steps=round(train.warmup_epochs * self.steps_per_epoch),
+            peak=train.lr,
+            low=train.min_lr,
+            decay_fraction=train.decay_fraction if train.lr_schedule == "wsd" else None,
+        )
+
+    def _halve_micro_batch(self, step: int) -> None:
+        before, self.micro_batch = self.micro_batch, halved(self.micro_batch)
+        if self.rank == 0:
+            logger.warning(
+                "%s ran out of memory at step %d: from now on each worker computes its %d images "
+                "of a batch in micro-batches of %d instead of %d",
+                self.job.job_id,
+                step + 1,
+                self.share,
+                self.micro_batch,
+                before,
+            )
+
+    def _go_back(self, step: int, outcome: Outcome) -> None:
+        """Back to the last checkpoint's weights; the data goes on after the bad stretch."""
+        lr = self._learning_rate(step)
+        loss = outcome.loss.clone()
+        dist.all_reduce(loss)
+        folder = self.reporter.newest_checkpoint()
+        if folder is None or self.bad.rollbacks >= self.train.max_rollbacks:
+            raise gave_up(
+                self.job.job_id,
+                self.bad,
+                step=step + 1,
+                loss=loss.item() / self.world_size,
+                lr=lr,
+                has_checkpoint=folder is not None,
+            )
+        if self.rank == 0:
+            logger.warning(
+                "%s goes back to the weights of %s: loss or gradient were not finite in %d steps "
+                "in a row up to step %d at learning rate %.2g; their images are passed over",
+                self.job.job_id,
+                folder.name,
+                self.bad.in_row,
+                step + 1,
+                lr,
+            )
+        self._load(folder)
+        self.bad.went_back()
+
+    def _epoch_metrics(self, meter: EpochMeter, epoch: int) -> dict[str, Any]:
+        lr = self._learning_rate((epoch + 1) * self.steps_per_epoch - 1)
+        seconds, loss = meter.seconds, meter.mean_loss()
+        if not math.isfinite(loss):
+            raise gave_up(
+                self.job.job_id,
+                self.bad,
+                step=(epoch + 1) * self.steps_per_epoch,
+                loss=loss,
+                lr=lr,
+                has_checkpoint=True,
+            )
+        return {
+            "epoch": epoch + 1,
+            "loss": loss,
+            "lr": lr,
+            "images_per_s": self.steps_per_epoch * self.train.batch_size / seconds,
+            **meter.shares(),
+            **self.gpu.report(),
+            "skipped_steps": self.bad.skipped,
+            "rollbacks": self.bad.rollbacks,
+            "micro_batch": self.micro_batch,
+        }
+
+    def _evaluate(self, loader: Loader) -> dict[str, float]:
+        """Scores on minival: the average's where there is one, then the raw weights' too."""
+
+        def prepare(images: Tensor) -> Tensor:
+            return normalize(images, self.mean, self.std)
+
+        models = [self._scored] + ([self.engine.module] if self.ema is not None else [])
+        scores = evaluate_each(models, loader, prepare, self.device, at_a_time=self.micro_batch)
+        return {
+            f"{name}_minival{suffix}": score[name]
+            for suffix, score in zip(("", "_raw"), scores, strict=False)
+            for name in ("top1", "top5", "loss")
+        }
 
     @property
     def _scored(self) -> torch.nn.Module:
         """The model that is evaluated and taken away: the average where there is one."""
         return self.ema.module if self.ema is not None else self.engine.module
 
-    def _evaluate(self, loader: Loader) -> dict[str, float]:
-        def prepare(images: torch.Tensor) -> torch.Tensor:
-            return normalize(images, self.mean, self.std)
+    def _device_seconds(self) -> float:
+        return self.spent + self.world_size * (time.monotonic() - self.started)
 
-        return evaluate(self._scored, loader, prepare, self.device)
+    def _is_checkpoint_due(self, step: int, index: int) -> bool:
+        every = self.train.checkpoint_every_steps
+        return (
+            every is not None
+            and (step + 1) % every == 0
+            and index + 1 < self.steps_per_epoch  # the epoch's own comes after it is evaluated
+            and self.bad.in_row == 0  # there must be something good to go back to
+        )
+
+    def _progress(self, epoch: int, step: int = 0, meter: EpochMeter | None = None) -> JobProgress:
+        state = JobProgress(
+            epoch=epoch,
+            step=step,
+            num_manifests=self.world_size,
+            device_seconds=self._device_seconds(),
+            metrics=self.metrics,
+            bad=self.bad,
+            micro_batch=self.micro_batch,
+            settings=self.settings,
+            config_hash=settings_hash(self.settings),
+        )
+        return replace(state, sums=meter.sums()) if meter is not None else state
 
     def _write(self, progress: JobProgress, folder: Path) -> None:
         self.engine.save_checkpoint(str(folder), tag=ENGINE_NAME)
@@ -220,10 +338,19 @@ class _Training:
         folder = self.reporter.newest_checkpoint()
         if folder is None:
             return None, JobProgress(epoch=0, num_manifests=0, device_seconds=0.0)
+        progress = read_progress(folder)
+        check_may_resume(self.job, folder, progress, self.settings, self.world_size)
+        self._load(folder)
+        logger.info(
+            "resuming %s after %d epochs and %d steps",
+            self.job.job_id,
+            progress.epoch,
+            progress.step,
+        )
+        return folder, progress
+
+    def _load(self, folder: Path) -> None:
         self.engine.load_checkpoint(str(folder), tag=ENGINE_NAME)
         if self.ema is not None:
             averaged = tp.load(folder / MODEL_NAME)
             self.ema.module.load_state_dict(averaged.state_dict())
-        progress = read_progress(folder)
-        logger.info("resuming %s after epoch %d", self.job.job_id, progress.epoch)
-        return folder, progress

@@ -14,10 +14,18 @@ from typing import Any, Protocol
 import torch.distributed as dist
 
 from pipelines.train.checkpoint import damage
+from pipelines.train.retention import (
+    checkpoint_folders,
+    folder_name,
+    is_within_epoch,
+    keep_if_best,
+    superseded,
+)
+
+__all__ = ["FolderReporter", "RayReporter", "Reporter", "WriteCheckpoint", "checkpoint_folders"]
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS_KEPT = 2
 # Fills a folder with this rank's part of a checkpoint; called on every rank.
 WriteCheckpoint = Callable[[Path], None]
 
@@ -28,8 +36,13 @@ class Reporter(Protocol):
     def newest_checkpoint(self) -> Path | None:
         """A local folder with the newest undamaged checkpoint, the same on all ranks."""
 
-    def report(self, metrics: dict[str, Any], epoch: int, write: WriteCheckpoint) -> None:
-        """Called by every rank at the same points: stores the checkpoint, hands on the metrics."""
+    def report(
+        self, metrics: dict[str, Any], epoch: int, write: WriteCheckpoint, keep: int
+    ) -> None:
+        """Called by every rank after an epoch: stores the checkpoint, hands on the metrics."""
+
+    def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
+        """Called by every rank within an epoch, after `epoch` whole ones and `step` steps."""
 
     def report_again(self, metrics: dict[str, Any], checkpoint: Path) -> None:
         """Hands on the last report of a job that had finished before, with its checkpoint."""
@@ -44,41 +57,64 @@ def _newest_undamaged(folders: list[Path]) -> Path | None:
     return None
 
 
-def checkpoint_folders(directory: Path) -> list[Path]:
-    """The checkpoint folders of a job, newest first, whole or not."""
-    return sorted(directory.glob("epoch-*"), reverse=True)
+def _store(directory: Path, name: str, write: WriteCheckpoint) -> Path:
+    """Writes a checkpoint of all ranks aside, and renames it once all of them are done."""
+    aside, final = directory / f".writing-{name}", directory / name
+    is_first = dist.get_rank() == 0
+    if is_first:
+        for left_over in directory.glob(".writing-*"):
+            shutil.rmtree(left_over)
+        aside.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(prefix="tokenpool-checkpoint-") as own:
+        write(Path(own))
+        dist.barrier()
+        shutil.copytree(own, aside, dirs_exist_ok=True)
+    dist.barrier()
+    if is_first:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(aside, final)
+    return final
 
 
 class FolderReporter:
-    """Checkpoints in the job's folder, reports as JSON lines beside them; for torchrun."""
+    """Checkpoints in the job's folder, reports as JSON lines beside them; for torchrun.
 
-    def __init__(self, directory: Path, rank: int) -> None:
-        self.directory = directory
-        self.rank = rank
+    Args:
+        directory: the job's folder, which all ranks share.
+        rank: of this process.
+        tell: given each report, on rank 0.
+    """
+
+    def __init__(
+        self, directory: Path, rank: int, tell: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        self.directory, self.rank, self._tell = directory, rank, tell
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def newest_checkpoint(self) -> Path | None:
         """See `Reporter`."""
         return _newest_undamaged(checkpoint_folders(self.directory))
 
-    def report(self, metrics: dict[str, Any], epoch: int, write: WriteCheckpoint) -> None:
-        """See `Reporter`. The folder is written aside and renamed once all ranks are done."""
-        aside = self.directory / f".writing-{epoch:04d}"
-        final = self.directory / f"epoch-{epoch:04d}"
+    def report(
+        self, metrics: dict[str, Any], epoch: int, write: WriteCheckpoint, keep: int
+    ) -> None:
+        """See `Reporter`."""
+        folder = _store(self.directory, folder_name(epoch), write)
         if self.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-        with tempfile.TemporaryDirectory(prefix="tokenpool-checkpoint-") as own:
-            write(Path(own))
-            dist.barrier()
-            shutil.copytree(own, aside, dirs_exist_ok=True)
-        dist.barrier()
-        if self.rank == 0:
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(aside, final)
             with (self.directory / "reports.jsonl").open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
-            for old in checkpoint_folders(self.directory)[CHECKPOINTS_KEPT:]:
+            keep_if_best(self.directory, folder)
+            for old in superseded(self.directory, keep):
+                shutil.rmtree(old)
+            if self._tell is not None:
+                self._tell(metrics)
+        dist.barrier()
+
+    def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
+        """See `Reporter`."""
+        _store(self.directory, folder_name(epoch, step), write)
+        if self.rank == 0:
+            for old in superseded(self.directory, keep):
                 shutil.rmtree(old)
         dist.barrier()
 
@@ -91,40 +127,69 @@ class RayReporter:
 
     Ray merges the files of all ranks into one folder of the shared storage and then commits
     it. The ranks' folders are named by epoch, so those before the newest can be found too.
+
+    Checkpoints within an epoch are written into the same folder but not told to Ray: to Tune each
+    would look like a report. `keep` of the epochs' is Ray's `num_to_keep`; the best epoch's is
+    kept beside them, because Ray with a score would keep the best and of the newest only one,
+    and there would be none to fall back to from a damaged one.
     """
 
     def __init__(self) -> None:
         self._suffix = ""
 
+    @property
+    def _directory(self) -> Path:
+        from ray import train
+
+        return Path(train.get_context().get_storage().experiment_fs_path)
+
     def newest_checkpoint(self) -> Path | None:
         """See `Reporter`."""
         from ray import train
 
+        folders = checkpoint_folders(self._directory)
         newest = train.get_checkpoint()
-        if newest is None:
-            return None
-        with newest.as_directory() as folder:
-            committed = Path(folder)
-        folders = checkpoint_folders(committed.parent)
-        earlier = [folder for folder in folders if folder.name < committed.name]
-        chosen = _newest_undamaged([committed, *earlier])
-        if chosen != committed:
+        committed: Path | None = None
+        if newest is not None:
+            with newest.as_directory() as folder:
+                committed = Path(folder)
+        chosen = _newest_undamaged(_known_to_ray(folders, committed))
+        if committed is not None and (chosen is None or chosen.name < committed.name):
             # Epochs are done again under new names: Ray keeps a list of the old ones, and would
             # delete a folder that is on it twice.
             self._suffix = f"-r{len(folders)}"
         return chosen
 
-    def report(self, metrics: dict[str, Any], epoch: int, write: WriteCheckpoint) -> None:
+    def report(
+        self, metrics: dict[str, Any], epoch: int, write: WriteCheckpoint, keep: int
+    ) -> None:
         """See `Reporter`."""
         from ray import train
 
+        name = folder_name(epoch) + self._suffix
         with tempfile.TemporaryDirectory(prefix="tokenpool-checkpoint-") as aside:
             write(Path(aside))
             train.report(
                 metrics,
                 checkpoint=train.Checkpoint.from_directory(aside),
-                checkpoint_dir_name=f"epoch-{epoch:04d}{self._suffix}",
+                checkpoint_dir_name=name,
             )
+        dist.barrier()  # all ranks' files are there
+        if dist.get_rank() == 0:
+            keep_if_best(self._directory, self._directory / name)
+            self._delete_superseded(keep)
+
+    def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
+        """See `Reporter`."""
+        _store(self._directory, folder_name(epoch, step), write)
+        if dist.get_rank() == 0:
+            self._delete_superseded(keep)
+        dist.barrier()
+
+    def _delete_superseded(self, keep: int) -> None:
+        for old in superseded(self._directory, keep):
+            if is_within_epoch(old):  # the others are Ray's
+                shutil.rmtree(old)
 
     def report_again(self, metrics: dict[str, Any], checkpoint: Path) -> None:
         """See `Reporter`. The checkpoint is stored and must not be stored twice."""
@@ -132,3 +197,18 @@ class RayReporter:
         from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 
         train.report({**metrics, CHECKPOINT_PATH_KEY: str(checkpoint)})
+
+
+def _known_to_ray(folders: list[Path], committed: Path | None) -> list[Path]:
+    """The checkpoints to choose from: what Ray committed, older ones, and the epoch's after it.
+
+    An epoch that Ray did not hear of is done again, with all that came after it, so that its
+    report is not lost.
+    """
+    name = folder_name(0) if committed is None else committed.name
+    epoch = name.split("-r")[0]
+    return [
+        folder
+        for folder in folders
+        if folder.name <= name or folder.name.startswith(f"{epoch}-step-")
+    ]

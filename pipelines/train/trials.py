@@ -15,7 +15,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipelines.train.ray_job import DRIVER_CPUS, train_trial
+from pipelines.train.ray_job import driver_resources, train_trial
+from pipelines.train.report_keys import OPTIONAL_KEYS
 from pipelines.train.spec import TrainJob
 
 REPORT_KEYS = (
@@ -116,7 +117,7 @@ class _Events(Callback):
 
 
 def _report_of(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: result[key] for key in REPORT_KEYS if key in result}
+    return {key: result[key] for key in (*REPORT_KEYS, *OPTIONAL_KEYS) if key in result}
 
 
 def short_reason(error: BaseException | None) -> str:
@@ -153,7 +154,7 @@ def run_trials(
     # Tune's own tables; the listener shows progress.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     tuner = tune.Tuner(
-        tune.with_resources(train_trial, {"CPU": DRIVER_CPUS}),
+        tune.with_resources(train_trial, driver_resources()),
         tune_config=tune.TuneConfig(
             num_samples=len(requests),
             max_concurrent_trials=max_concurrent,

@@ -1,0 +1,20 @@
+"""What an epoch's report may hold beside the keys that each has (`trials.REPORT_KEYS`)."""
+
+from __future__ import annotations
+
+# Of a step, in its order. `data`: waiting for a batch, its copy and augmentation; `forward`: with
+# the loss and the teacher; `communication`: the all-reduce of the gradients, which includes waiting
+# for a slower rank; `step`: clipping, the optimizer (with ZeRO also the all-gather) and the EMA.
+PHASES = ("data", "forward", "backward", "communication", "step")
+OPTIONAL_KEYS = (
+    "top5_minival",
+    "top1_minival_raw",
+    "top5_minival_raw",
+    "loss_minival_raw",
+    *(f"share_{phase}" for phase in PHASES),
+    "skipped_steps",
+    "rollbacks",
+    "micro_batch",
+    "gpu_memory_peak_gib",
+    "gpu_utilisation",
+)

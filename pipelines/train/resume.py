@@ -1,0 +1,71 @@
+"""Whether a job may go on from a checkpoint: only under the settings it was begun with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import deciding, differences
+from pipelines.errors import UserError
+from pipelines.train.checkpoint import JobProgress
+from pipelines.train.spec import TrainJob
+
+# How a step is computed and by whom, not what it computes.
+_OF_THE_JOB = ("job_id", "workers")
+_OF_THE_DATA = ("loader_threads",)
+_OF_TRAINING = ("accumulate", "compile", "checkpoint_activations")
+
+
+def deciding_settings(job: TrainJob, train_sha256: str) -> dict[str, Any]:
+    """What decides a job's result, as JSON types.
+
+    Args:
+        job: the job.
+        train_sha256: of its training images, which may have moved but not changed.
+    """
+    values = deciding(job.model_dump(mode="json"))
+    for key in _OF_THE_JOB:
+        del values[key]
+    values["train"] = {k: v for k, v in values["train"].items() if k not in _OF_TRAINING}
+    values["data"] = {k: v for k, v in values["data"].items() if k not in _OF_THE_DATA}
+    values["data"]["train_sha256"] = train_sha256[:12]
+    return values
+
+
+def settings_hash(settings: dict[str, Any]) -> str:
+    """First 12 hex digits of the settings' sha256."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_may_resume(
+    job: TrainJob,
+    folder: Path,
+    progress: JobProgress,
+    settings: dict[str, Any],
+    world_size: int,
+) -> None:
+    """Raises UserError, in one line, where a job must not go on from a checkpoint.
+
+    Args:
+        job: what is to go on.
+        folder: the checkpoint.
+        progress: its state.
+        settings: the job's `deciding_settings`.
+        world_size: workers there are now.
+    """
+    if progress.config_hash not in ("", settings_hash(settings)):
+        changed = differences(progress.settings, settings)
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise UserError(
+            f"{job.job_id} was begun with another setting, {changed[0]}{more}: set it back, take "
+            f"another name, or delete {folder.parent}"
+        )
+    stage = job.train.zero_stage
+    if stage and progress.num_manifests != world_size:
+        raise UserError(
+            f"{job.job_id} was begun with {progress.num_manifests} workers and has {world_size} "
+            f"now, but the checkpoints of train.zero_stage {stage} are split over the workers: "
+            "take as many as before"
+        )
