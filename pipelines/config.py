@@ -230,6 +230,12 @@ class FinalsStageConfig(StrictModel):
         lt=1,
         description="Top-1 (as a fraction) a trial may lack and still go on.",
     )
+    seeds: Positive = Field(
+        default=1, description="Trainings of each final on the front, each under its own seed."
+    )
+    constant_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        default=(), description="Constant keep-rates trained for each width, to compare with."
+    )
 
 
 class RunConfig(StrictModel):

@@ -96,7 +96,7 @@ def final_job(config: SearchConfig, trial: TrialState, base: str, num_classes: i
         init=base,
         train=stage.train,
         workers=stage.workers,
-        seed=config.seed,
+        seed=config.seed + (trial.seed or 0),
     )
 
 

@@ -85,7 +85,7 @@ class TrialState:
     width, schedule and method are repetitions of one model under other seeds.
 
     Attributes:
-        seed: added to the search's seed; None for a schedule that is trained once.
+        seed: added to the search's seed; None for the first training of a schedule.
         keep_rate: of a baseline that keeps this share of the tokens in every block; else None.
     """
 

@@ -8,6 +8,7 @@ from pipelines.console import Bar
 from pipelines.errors import UserError
 from pipelines.search.plan import final_job
 from pipelines.search.recorder import Recorder
+from pipelines.search.stages.companions import companions, is_companion
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.screen import as_scored
 from pipelines.search.state import SearchState, TrialState
@@ -20,30 +21,22 @@ from tune_spaces.scheduler import Decision, ParetoHalving
 def run_finals(context: StageContext) -> None:
     """Creates the trials once, then runs those that are neither done nor stopped.
 
-    A trial that failed is tried again when the search is typed again.
+    When they are over come the baselines and the further seeds of what is on the front. A trial
+    that failed is tried again when the search is typed again.
 
     Raises:
         UserError: every trial failed.
     """
-    config, state = context.config, context.state
+    state = context.state
     _create_trials(context)
-    open_trials = [t for t in state.trials.values() if t.status not in ("done", "stopped")]
-    if open_trials:
-        scheduler = _make_scheduler(context)
-        epochs = config.finals.train.epochs
-        with context.screen.progress("finals, epochs", epochs * len(open_trials)) as bar:
-            listener = _FinalsListener(context.recorder, epochs, bar)
-            scheduler.listener = listener.decided
-            run_trials(
-                [_request(context, trial) for trial in open_trials],
-                max_concurrent=context.concurrency(
-                    config.finals.workers, config.finals.max_concurrent
-                ),
-                listener=listener,
-                directory=config.directory / "tune",
-                name="finals",
-                scheduler=scheduler,
-            )
+    finals = [trial for trial in state.trials.values() if not is_companion(trial)]
+    _train(context, finals, "finals", _make_scheduler(context, finals))
+    if any(trial.status == "done" for trial in finals):
+        for fields in companions(context.config, state):
+            if fields["trial_id"] not in state.trials:
+                context.recorder.add("trial_created", **fields)
+        others = [trial for trial in state.trials.values() if is_companion(trial)]
+        _train(context, others, "companions", None)
     counts = {
         status: sum(t.status == status for t in state.trials.values())
         for status in ("done", "stopped", "failed")
@@ -59,6 +52,29 @@ def run_finals(context: StageContext) -> None:
             exit_code=1,
         )
     context.recorder.add("stage_done", stage="finals")
+
+
+def _train(
+    context: StageContext, trials: list[TrialState], name: str, scheduler: ParetoHalving | None
+) -> None:
+    """Runs what is neither done nor stopped; without a scheduler nothing is stopped."""
+    config = context.config
+    due = [trial for trial in trials if trial.status not in ("done", "stopped")]
+    if not due:
+        return
+    epochs = config.finals.train.epochs
+    with context.screen.progress(f"{name}, epochs", epochs * len(due)) as bar:
+        listener = _FinalsListener(context.recorder, epochs, bar)
+        if scheduler is not None:
+            scheduler.listener = listener.decided
+        run_trials(
+            [_request(context, trial) for trial in due],
+            max_concurrent=context.concurrency(config.finals.workers, config.finals.max_concurrent),
+            listener=listener,
+            directory=config.directory / "tune",
+            name=name,
+            scheduler=scheduler,
+        )
 
 
 def choose_finalists(state: SearchState, count: int) -> list[Scored]:
@@ -115,7 +131,7 @@ def _request(context: StageContext, trial: TrialState) -> TrialRequest:
     return TrialRequest(job, trial.gmacs)
 
 
-def _make_scheduler(context: StageContext) -> ParetoHalving:
+def _make_scheduler(context: StageContext, trials: list[TrialState]) -> ParetoHalving:
     """The scheduler, told of what trials did before an interruption."""
     stage = context.config.finals
     scheduler = ParetoHalving(
@@ -127,7 +143,7 @@ def _make_scheduler(context: StageContext) -> ParetoHalving:
         noise=stage.noise_margin,
         trial_key="trial_id",
     )
-    for trial in context.state.trials.values():
+    for trial in trials:
         if trial.reports:
             scheduler.replay(
                 trial.trial_id,

@@ -1,35 +1,74 @@
-"""Stage *publish*: validation top-1 of the bases and the front, computed once."""
+"""Stage *publish*: validation top-1 of the bases and the front, once; latency of what is done."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
 
+from pipelines.search.latency import BATCHES, measure_latency
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.screen import make_scorers
 from pipelines.track.front import build_front
+from pipelines.track.points import Training
 
 _VALIDATION = "val"
+Who = dict[str, object]
 
 
 def run_publish(context: StageContext) -> None:
-    """Evaluates what is on the front, and every base, on the validation split."""
-    state = context.state
-    todo: list[tuple[dict[str, object], str]] = [
-        ({"width": base.width}, str(base.checkpoint))
-        for base in state.bases
-        if base.top1_val is None
-    ]
-    todo += [
-        ({"trial_id": point.point_id}, str(point.checkpoint))
-        for point in build_front(state).on_front
-        if point.kind == "final" and point.top1_val is None
-    ]
-    if todo:
-        with context.screen.progress("validated", len(todo)) as bar:
-            (actor,) = make_scorers(context, 1)
-            for who, checkpoint in todo:
-                scores = ray.get(actor.evaluate_saved.remote(checkpoint, _VALIDATION))
-                context.recorder.add("published", top1_val=scores["top1"], **who)
-                bar.advance(note=f"top-1 {scores['top1']:.1%}")
-            ray.kill(actor)
+    """Validates the front, every base and every baseline; times every model that is done."""
+    _validate(context)
+    _time(context)
     context.recorder.add("stage_done", stage="publish")
+
+
+def _validate(context: StageContext) -> None:
+    todo = [
+        (_who(training), str(training.checkpoint))
+        for point in build_front(context.state).points
+        for training in point.trainings
+        if (point.on_front or point.kind != "final")
+        and training.finished
+        and training.top1_val is None
+    ]
+    if not todo:
+        return
+    with context.screen.progress("validated", len(todo)) as bar:
+        (actor,) = make_scorers(context, 1)
+        for who, checkpoint in todo:
+            scores = ray.get(actor.evaluate_saved.remote(checkpoint, _VALIDATION))
+            context.recorder.add("published", top1_val=scores["top1"], **who)
+            bar.advance(note=f"top-1 {scores['top1']:.1%}")
+        ray.kill(actor)
+
+
+def _time(context: StageContext) -> None:
+    """One model after the other, as nothing else runs by now."""
+    stage = context.config.screen
+    todo = [
+        (_who(training), str(training.checkpoint))
+        for point in build_front(context.state).points
+        if point.finished and not point.latency_ms
+        for training in [next(t for t in point.trainings if t.finished)]
+    ]
+    if not todo:
+        return
+    device = "cuda" if stage.gpus_per_actor else "cpu"
+    measure: Any = measure_latency  # Ray's types know of functions without arguments only
+    remote = ray.remote(num_cpus=stage.cpus_per_actor, num_gpus=stage.gpus_per_actor)(measure)
+    threads = max(1, int(stage.cpus_per_actor))
+    with context.screen.progress("timed", len(todo)) as bar:
+        for who, checkpoint in todo:
+            latency = ray.get(
+                remote.remote(checkpoint, device, BATCHES[device], num_threads=threads)
+            )
+            context.recorder.add("measured", latency_ms=latency, device=device, **who)
+            bar.advance(note=", ".join(f"batch {b}: {ms:.3g} ms" for b, ms in latency.items()))
+
+
+def _who(training: Training) -> Who:
+    """How the ledger names a model."""
+    if training.run_id.startswith("dense-"):
+        return {"width": int(training.run_id.removeprefix("dense-"))}
+    return {"trial_id": training.run_id}

@@ -2,11 +2,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipelines.config import SearchConfig
 from pipelines.console import Bar, Screen
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.plan import final_job
 from pipelines.search.recorder import Recorder
+from pipelines.search.stages.companions import companions, is_companion
 from pipelines.search.stages.finals import _create_trials, _FinalsListener, choose_finalists
-from pipelines.search.state import BaseState, ScreenedSchedule, SearchState, fold
+from pipelines.search.state import BaseState, ScreenedSchedule, SearchState, TrialState, fold
 from tune_spaces.halving import Verdict
 from tune_spaces.scheduler import Decision
 
@@ -98,3 +101,58 @@ def test_a_kill_between_two_records_loses_no_trial(recorder):
             del state.trials[name]
         _create_trials(context)
         assert {name: trial.schedule for name, trial in state.trials.items()} == straight
+
+
+CONFIG = {
+    "name": "s",
+    "data": {"path": "data", "image_size": 32},
+    "model": {"patch_size": 4, "depth": 3},
+    "space": {"widths": [{"width": 8, "heads": 2}, {"width": 16, "heads": 2}]},
+    "base": {"train": {"epochs": 2, "warmup_epochs": 0}},
+    "screen": {},
+    "finals": {
+        "train": {"epochs": 2, "warmup_epochs": 0},
+        "seeds": 3,
+        "constant_rates": [0.5, 0.9],
+    },
+}
+
+
+def over(trial_id, schedule, gmacs, top1, status="done"):
+    trial = TrialState(trial_id, 8, 2, schedule, "wkmedoids", gmacs, status=status)
+    trial.top1_minival = top1
+    return trial
+
+
+def test_baselines_and_further_seeds_follow_from_the_finals_alone():
+    config = SearchConfig.model_validate(CONFIG)
+    bases = [BaseState(8, 2, 0.5, "done", 0.9), BaseState(16, 2, 1.0, "done", 0.95)]
+    state = SearchState("s", config=config.resolved(), num_classes=10, bases=bases)
+    for trial in (
+        over("t000", (32, 16, 8), 0.2, 0.8),  # on the front, but a constant keep-rate already
+        over("t001", (40, 20, 10), 0.3, 0.7),  # dominated
+        over("t002", (50, 40, 30), 0.4, 0.9),  # on the front
+        over("t003", (60, 50, 40), 0.1, 0.85, status="stopped"),
+    ):
+        state.trials[trial.trial_id] = trial
+    due = companions(config, state)
+    assert [fields["trial_id"] for fields in due] == [
+        *("c000", "c001", "c002"),
+        *("t000-s1", "t000-s2", "t002-s1", "t002-s2"),
+    ]
+    assert [(f["width"], f["keep_rate"], f["schedule"]) for f in due[:3]] == [
+        (8, 0.9, [58, 52, 47]),
+        (16, 0.5, [32, 16, 8]),
+        (16, 0.9, [58, 52, 47]),
+    ]
+    assert (due[3]["schedule"], due[3]["seed"]) == ([32, 16, 8], 1)
+    # A driver that died amid them finds the same ones, whatever the first of them came to.
+    for fields in due[:5]:
+        made = over(fields["trial_id"], tuple(fields["schedule"]), fields["gmacs"], 0.1)
+        made.seed, made.keep_rate = fields.get("seed"), fields.get("keep_rate")
+        assert is_companion(made)
+        state.trials[made.trial_id] = made
+    assert companions(config, state) == due
+    assert made.seed == 2
+    assert final_job(config, made, "base", 10).seed == config.seed + 2
+    assert final_job(config, state.trials["t002"], "base", 10).seed == config.seed

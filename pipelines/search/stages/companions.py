@@ -1,0 +1,69 @@
+"""What is trained beside the finals: baselines to compare with, and further seeds of the front."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import tokenpool as tp
+from pipelines.config import SearchConfig
+from pipelines.search.plan import vit_spec
+from pipelines.search.state import SearchState, TrialState
+from pipelines.track.front import build_front
+
+
+def is_companion(trial: TrialState) -> bool:
+    """Whether a trial is no candidate of the search; it is trained to its end, never stopped."""
+    return trial.seed is not None or trial.keep_rate is not None
+
+
+def companions(config: SearchConfig, state: SearchState) -> list[dict[str, Any]]:
+    """The `trial_created` fields of all companions, the same whenever it is asked.
+
+    It follows from the finals alone, which are over by now, so a search that was killed amid its
+    companions goes on with the same ones.
+    """
+    finals = {name: trial for name, trial in state.trials.items() if not is_companion(trial)}
+    front = build_front(replace(state, trials=finals))
+    found = _constant_rates(config, state, finals)
+    for point in front.on_front:
+        if point.kind != "final":
+            continue
+        for seed in range(1, config.finals.seeds):
+            found.append(
+                {
+                    "trial_id": f"{point.point_id}-s{seed}",
+                    "width": point.width,
+                    "num_heads": point.num_heads,
+                    "schedule": list(point.schedule),
+                    "method": point.method,
+                    "gmacs": point.gmacs,
+                    "seed": seed,
+                }
+            )
+    return found
+
+
+def _constant_rates(
+    config: SearchConfig, state: SearchState, finals: dict[str, TrialState]
+) -> list[dict[str, Any]]:
+    known = {(trial.width, trial.schedule) for trial in finals.values()}
+    found: list[dict[str, Any]] = []
+    for width in config.space.widths:
+        spec = vit_spec(config, width, state.num_classes)
+        for rate in config.finals.constant_rates:
+            schedule = tp.Schedule.constant_rate(spec.depth, spec.patches, rate)
+            if (width.width, tuple(schedule)) in known:
+                continue
+            found.append(
+                {
+                    "trial_id": f"c{len(found):03d}",
+                    "width": width.width,
+                    "num_heads": width.heads,
+                    "schedule": list(schedule),
+                    "method": config.space.method,
+                    "gmacs": tp.vit_macs(spec, schedule, config.space.method).gmacs,
+                    "keep_rate": rate,
+                }
+            )
+    return found

@@ -1,0 +1,27 @@
+import pytest
+import torch
+
+import tokenpool as tp
+from pipelines.search.latency import measure_latency
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_more_images_and_more_tokens_take_longer(tmp_path):
+    model = tp.build_vit(64, 4, 64, 6, 2, 10).eval()
+    dense = tp.save(model, tmp_path / "dense")
+    pooled = tp.save(tp.pool(model, (1,) * 6, "grid"), tmp_path / "pooled")
+    for _ in range(5):  # other processes may have the machine for a while
+        slow, fast = (
+            measure_latency(str(path), "cpu", (1, 8), num_threads=1, seconds=0.05)
+            for path in (dense, pooled)
+        )
+        assert set(slow) == set(fast) == {"1", "8"}
+        if slow["8"] > 1.5 * slow["1"] and slow["8"] > 1.5 * fast["8"]:
+            return
+    pytest.fail(f"dense {slow}, pooled {fast}")
