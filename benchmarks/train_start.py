@@ -26,9 +26,10 @@ from pipelines.train.run_config import job_of
 # What a process has reached, in the order of the way; "fit" is `TorchTrainer.fit()`.
 _PHASES = {
     "trial": "Tune starts the trial's process",
-    "fit": "imports there, building the trainer",
-    "worker": "Train starts its controller and workers, and they their process group",
-    "loop": "the worker's imports: torch, timm, our own",
+    "fit": "building the trainer there",
+    "born": "Train's controller process and placement group",
+    "worker": "the workers' processes: importing Ray and torch, their process group",
+    "loop": "the workers' imports: timm, the loop",
     "engine": "loading data's index, building the model",
     "deepspeed": "importing DeepSpeed",
     "ready": "DeepSpeed's engine",
@@ -40,14 +41,16 @@ _PHASES = {
 def _traced(file: str) -> Callable[[dict[str, Any]], None]:
     """A Tune trainable like `train_trial` whose processes write down when they are where."""
 
-    def note(event: str) -> None:
-        import os
+    def note(event: str, when: float | None = None) -> None:
         import time
 
         with open(file, "a") as out:
-            out.write(json.dumps({"event": event, "time": time.time(), "pid": os.getpid()}) + "\n")
+            out.write(json.dumps({"event": event, "time": when or time.time()}) + "\n")
 
     def worker(job: dict[str, Any]) -> None:
+        import psutil
+
+        note("born", psutil.Process().create_time())
         note("worker")
         from pipelines.train import loop, ray_job
 

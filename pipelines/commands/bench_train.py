@@ -33,14 +33,15 @@ def bench_train(
 ) -> None:
     """Images per second of a training job, the bare PyTorch loop, and a loop of timm's parts.
 
-    The same model, photographs, batch, precision and cores in one run, in turns. The bare loop has
-    its images in memory and neither augments nor averages weights: it is the limit.
+    The same model, photographs, batch, precision and cores in one run, in turns. The bare loop is
+    DDP and AdamW on the same batches, without average of the weights, clipping or reports.
     """
     from rich.console import Console
     from rich.table import Table
 
     from pipelines.errors import UserError
-    from pipelines.train.bench import BenchSpec, run
+    from pipelines.train.bench import run
+    from pipelines.train.bench_loops import BenchSpec
 
     if precision not in ("fp32", "bf16") or augment not in ("none", "deit"):
         raise UserError("--precision is fp32 or bf16, --augment is none or deit")

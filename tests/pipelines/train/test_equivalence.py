@@ -193,7 +193,7 @@ def test_one_two_and_four_workers_have_the_same_losses(tmp_path):
             "width": {"width": 32, "heads": 2},
             "schedule": [8, 4],
             "train": {
-                "epochs": 3, "batch_size": 64, "lr": 1e-3, "warmup_epochs": 1,
+                "epochs": 2, "batch_size": 64, "lr": 1e-3, "warmup_epochs": 1,
                 "augment": {"rotate": 5.0, "translate": 0.05},
             },
         }  # fmt: skip
@@ -201,6 +201,6 @@ def test_one_two_and_four_workers_have_the_same_losses(tmp_path):
         assert run_gang(world_size, train_as_torchrun_does, config) == [0] * world_size
         reports = (storage / "trains" / "job" / "reports.jsonl").read_text().splitlines()
         losses[world_size] = [json.loads(line)["loss"] for line in reports]
-    assert len(losses[1]) == 3 and losses[1][2] < losses[1][0] - 0.1  # it learns
+    assert len(losses[1]) == 2 and losses[1][1] < losses[1][0] - 0.1  # it learns
     assert losses[2] == pytest.approx(losses[1], abs=1e-5)
     assert losses[4] == pytest.approx(losses[1], abs=1e-5)
