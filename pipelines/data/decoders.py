@@ -4,7 +4,6 @@ Both fill rows of a batch from a beton's bytes on given boxes and flips. The sec
 FFCV cannot be built, and is what the first is tested against.
 """
 
-import ctypes
 import io
 import threading
 from typing import Protocol
@@ -12,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from pipelines.data.beton import MODE_JPG, BetonTable
+from pipelines.data.compiled import row_decoder, whole_decoder
 
 
 class Decoder(Protocol):
@@ -42,21 +42,14 @@ class Decoder(Protocol):
 
 
 class FfcvDecoder:
-    """FFCV's JPEG decoder with crop and resize in one pass, driven without the GIL."""
+    """FFCV's and libjpeg-turbo's decoders with crop and resize in one pass, without the GIL."""
 
     def __init__(self, table: BetonTable) -> None:
-        from pipelines.data.ffcv_kernel import decode_rows
-        from pipelines.data.jpeg_region import region_function
-
-        self._decode_rows = decode_rows
-        self._regions = region_function() is not None
+        """Raises: UserError where FFCV's library or ours is missing and cannot be built."""
+        self._whole = whole_decoder()
+        self._decode_rows = row_decoder().tokenpool_decode_rows
         self._table = table
-        self._mapping = np.memmap(table.path, np.uint8, mode="r")
-        # The same bytes under a writable type, though nobody writes: numba tells the types apart
-        # and would compile every loop twice. A writable mapping instead would have the kernel
-        # set memory aside for a whole data set.
-        address = ctypes.c_uint8 * len(self._mapping)
-        self._data = np.ctypeslib.as_array(address.from_address(self._mapping.ctypes.data))
+        self._data = np.memmap(table.path, np.uint8, mode="r")
         self._scratch_bytes = int((table.height * table.width).max()) * 3
         self._local = threading.local()
 
@@ -75,19 +68,31 @@ class FfcvDecoder:
             scratch = self._local.scratch = np.empty(self._scratch_bytes, np.uint8)
         table, chosen = self._table, indices[start:stop]
         status = np.full(stop - start, -1, np.int32)
+        target = out[start:stop]
+        if out.dtype != np.uint8 or out.shape[3] != 3 or not target.flags.c_contiguous:
+            raise ValueError(f"out is not [B, H, W, 3] of contiguous bytes but {out.shape}")
+        arrays = [
+            np.ascontiguousarray(values, dtype)
+            for values, dtype in (
+                (table.pointer[chosen], np.int64),
+                (table.size[chosen], np.int64),
+                (table.height[chosen], np.int64),
+                (table.width[chosen], np.int64),
+                (table.mode[chosen], np.uint8),
+                (boxes[start:stop], np.int64),
+                (flips[start:stop], np.uint8),
+            )
+        ]
         self._decode_rows(
-            self._data,
-            table.pointer[chosen],
-            table.size[chosen],
-            table.height[chosen],
-            table.width[chosen],
-            table.mode[chosen],
-            np.ascontiguousarray(boxes[start:stop]),
-            np.ascontiguousarray(flips[start:stop]),
-            out[start:stop],
-            scratch,
-            status,
-            self._regions,
+            self._whole,
+            self._data.ctypes.data,
+            stop - start,
+            *(array.ctypes.data for array in arrays),
+            target.ctypes.data,
+            out.shape[1],
+            out.shape[2],
+            scratch.ctypes.data,
+            status.ctypes.data,
         )
         if status.any():
             bad = int(chosen[np.flatnonzero(status)[0]])

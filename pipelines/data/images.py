@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG includes MPO
 _EXIF_ORIENTATION = 0x0112
 _LARGEST_SIDE = 65_535  # a beton has 16 bits for it
 
@@ -36,6 +36,8 @@ def open_image(data: bytes, max_pixels: int) -> "PilImage":
         raise RejectedImageError(f"decompression bomb: over {max_pixels} pixels") from None
     except Exception as error:
         # Pillow's parsers raise what they like on hostile bytes (struct.error, SyntaxError, …).
+        if _says_no_size(data):
+            raise RejectedImageError("zero-sized") from None
         raise RejectedImageError(f"not an image ({type(error).__name__})") from None
     width, height = image.size
     if width < 1 or height < 1:
@@ -45,6 +47,23 @@ def open_image(data: bytes, max_pixels: int) -> "PilImage":
     if max(width, height) > _LARGEST_SIDE:
         raise RejectedImageError(f"{width}×{height} has a side over {_LARGEST_SIDE} pixels")
     return image
+
+
+def _says_no_size(data: bytes) -> bool:
+    """Whether a header that Pillow refuses has a width or height of nothing, by format."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return bytes(4) in (data[16:20], data[20:24])
+    if data.startswith(b"GIF8"):
+        return bytes(2) in (data[6:8], data[8:10])
+    if data.startswith(b"BM"):
+        return bytes(4) in (data[18:22], data[22:26])
+    if data.startswith(b"\xff\xd8"):
+        at = 2
+        while at + 9 <= len(data) and data[at] == 0xFF:
+            if data[at + 1] in (0xC0, 0xC1, 0xC2):  # a frame's header: height, then width
+                return bytes(2) in (data[at + 5 : at + 7], data[at + 7 : at + 9])
+            at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return False
 
 
 def is_upright(image: "PilImage") -> bool:

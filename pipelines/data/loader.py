@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from pipelines.data.beton import read_table
+from pipelines.data.compiled import native_available
 from pipelines.data.decoders import Decoder, FfcvDecoder, TorchvisionDecoder
 from pipelines.data.geometry import Geometry, centre_crops, random_resized_crops, whole_images
 from pipelines.data.manifest import load_manifest, verify_beton
-from pipelines.data.native import ffcv_available, ffcv_library
 from pipelines.data.order import eval_order, train_order
 from pipelines.data.workers import LoaderError, WorkerPool
 from pipelines.errors import UserError
@@ -148,12 +148,11 @@ def make_loader(
         out_size = (side, side)
 
     if implementation == "auto":
-        implementation = "ffcv" if ffcv_available() else "torchvision"
+        implementation = "ffcv" if native_available() else "torchvision"
         if implementation == "torchvision":
             log.warning("FFCV's library is not usable here: decoding with torchvision, slower")
     decoder: Decoder
     if implementation == "ffcv":
-        ffcv_library()
         decoder = FfcvDecoder(table)
     elif implementation == "torchvision":
         decoder = TorchvisionDecoder(table)

@@ -37,19 +37,3 @@ def ffcv_library() -> ctypes.CDLL:
             "or set the loader to `torchvision`",
             exit_code=1,
         ) from None
-
-
-def ffcv_available() -> bool:
-    """Whether FFCV's native library can be used on this machine."""
-    try:
-        ffcv_library()
-    except UserError:
-        return False
-    return True
-
-
-def symbol_address(name: str) -> int:
-    """Address of one of the library's C functions."""
-    address = ctypes.cast(getattr(ffcv_library(), name), ctypes.c_void_p).value
-    assert address is not None
-    return address

@@ -22,6 +22,7 @@ from pipelines.data.assemble import (
     read_rows,
     split_rows,
 )
+from pipelines.data.compiled import native_available
 from pipelines.data.manifest import (
     MANIFEST_NAME,
     REJECTED_NAME,
@@ -29,7 +30,6 @@ from pipelines.data.manifest import (
     load_manifest,
     verify_beton,
 )
-from pipelines.data.native import ffcv_available
 from pipelines.data.options import PrepareOptions, options_hash
 from pipelines.data.parallel import make_shards
 from pipelines.data.shards import shard_paths, write_durably
@@ -213,13 +213,7 @@ def _publish(partial: Path, out: Path) -> None:
         out.rmdir()  # an empty directory the user made
     partial.rename(out)
     _sync_directory(out.parent)
-    _compile_loader()
-
-
-def _compile_loader() -> None:
-    """Compile the loader's native parts now, once per machine, and not in every first worker."""
-    if ffcv_available():
-        import pipelines.data.ffcv_kernel  # noqa: F401
+    native_available()  # compiles the loader's decoder now, and not in every first worker at once
 
 
 def _match_plan(partial: Path, shards: Path, source: Source, options: PrepareOptions) -> None:

@@ -1,0 +1,129 @@
+"""Builds and binds `decode_rows.c`, the loop over a batch around the JPEG decoders.
+
+It is compiled once per kind of machine, by `prepare` or else by the first loader, in about a
+second, and kept in the user's cache directory. Called through ctypes it runs without the GIL, so a
+training loop that keeps Python busy does not slow the decoding threads down.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipelines.data.native import REMEDY, ffcv_library
+from pipelines.errors import UserError
+
+_SOURCE = Path(__file__).with_name("decode_rows.c")
+_COMPILERS = ("cc", "gcc", "clang")
+# -march=native makes the resizing twice as fast; the library is kept per kind of processor.
+_FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+_LIBRARIES = ("-ljpeg", "-lm")
+
+_pointer = ctypes.c_void_p
+_ROWS_ARGUMENTS: tuple[Any, ...] = (
+    _pointer, _pointer, ctypes.c_int64, *[_pointer] * 8, ctypes.c_int32, ctypes.c_int32, _pointer,
+    _pointer,
+)  # fmt: skip
+
+
+@cache
+def row_decoder() -> ctypes.CDLL:
+    """The library with `tokenpool_decode_rows` and `tokenpool_decode_region`.
+
+    Raises:
+        UserError: it cannot be built here, for want of a C compiler or of libjpeg's headers.
+    """
+    try:
+        library = ctypes.CDLL(str(built()))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(
+            f"the JPEG decoder cannot be built ({_line(error)}): {REMEDY}, "
+            "or set the loader to `torchvision`",
+            exit_code=1,
+        ) from None
+    library.tokenpool_decode_rows.argtypes = _ROWS_ARGUMENTS
+    library.tokenpool_decode_rows.restype = None
+    return library
+
+
+def whole_decoder() -> int:
+    """Address of FFCV's decoder of whole pictures.
+
+    Raises:
+        UserError: FFCV is not installed.
+    """
+    address = ctypes.cast(ffcv_library().imdecode, _pointer).value
+    assert address is not None
+    return address
+
+
+def native_available() -> bool:
+    """Whether FFCV's library, and ours around it, can be used on this machine."""
+    try:
+        return bool(whole_decoder()) and row_decoder() is not None
+    except UserError:
+        return False
+
+
+def built() -> Path:
+    """The shared library, compiled where it is not there yet.
+
+    Raises:
+        OSError: no compiler, or no place to keep the result.
+        subprocess.SubprocessError: it does not compile.
+    """
+    kind = f"{platform.machine()} {platform.libc_ver()} {_processor()} {_FLAGS} {_LIBRARIES}"
+    digest = hashlib.sha256(_SOURCE.read_bytes() + kind.encode()).hexdigest()
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = base / "tokenpool" / "native" / f"decode_rows-{digest[:16]}.so"
+    if path.exists():
+        return path
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
+        raise OSError("no C compiler is installed")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        # A home that cannot be written to: compiled for this user and boot.
+        path = Path(tempfile.gettempdir(), f"tokenpool-native-{os.getuid()}", path.name)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        status = path.parent.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise OSError(f"{path.parent} is somebody else's") from None
+        if path.exists():
+            return path
+    # Made aside and renamed, for several workers of a node may start at once.
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made = Path(scratch, path.name)
+        subprocess.run(
+            [compiler, *_FLAGS, "-o", str(made), str(_SOURCE), *_LIBRARIES],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        made.replace(path)
+    return path
+
+
+def _processor() -> str:
+    """What this processor can do: a cache directory may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _line(error: Exception) -> str:
+    """What went wrong, on one line."""
+    if isinstance(error, subprocess.CalledProcessError):
+        found = [line for line in error.stderr.splitlines() if "error" in line]
+        return found[0].strip() if found else str(error)
+    return " ".join(str(error).split())
