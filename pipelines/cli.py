@@ -21,6 +21,7 @@ from pipelines.commands.pick import pick
 from pipelines.commands.prepare import prepare
 from pipelines.commands.search import search
 from pipelines.commands.squeeze import squeeze
+from pipelines.commands.status import status
 from pipelines.commands.train import train
 from pipelines.commands.ui import ui
 from pipelines.console import use_own_scripts
@@ -42,7 +43,7 @@ bench.command("train")(bench_train)
 _SEARCH, _RESULT, _MODEL, _MACHINE = "Search", "Look and choose", "Models", "Machine"
 _PANELS: dict[str, list[Callable[..., None]]] = {
     _SEARCH: [prepare, search, train],
-    _RESULT: [front, pick, ui, reports.report, reports.explain, export, reports.register],
+    _RESULT: [status, front, pick, ui, reports.report, reports.explain, export, reports.register],
 }
 for panel, commands in _PANELS.items():
     for command in commands:

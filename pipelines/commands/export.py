@@ -10,6 +10,8 @@ import typer
 
 from pipelines.commands.front import AsJson, Name, Storage
 from pipelines.search.state import load_state
+from pipelines.track.explain import exportable
+from pipelines.track.front import build_front
 
 
 def export(
@@ -29,6 +31,7 @@ def export(
 ) -> None:
     """Export a model, checked against PyTorch on real images, with a model card."""
     state = load_state(storage, name)
+    exportable(build_front(state), model)
     from pipelines.track.export import export_point  # here, as torch takes seconds
 
     target = out or Path("exports") / f"{name}-{model}-{format_name}"

@@ -59,6 +59,22 @@ def explain(state: SearchState, point_id: str) -> str:
     return "\n".join(lines)
 
 
+def exportable(front: Front, point_id: str) -> Point:
+    """The point of that id, which has a checkpoint.
+
+    Raises:
+        UserError: There is no such model, or it was not trained to its end.
+    """
+    point = find_point(front, point_id)
+    if point.checkpoint is None:
+        raise UserError(
+            f"{point.point_id} of {front.name} has no checkpoint ({point.status}): "
+            f"`tokenpool front {front.name}` lists the models that have one",
+            exit_code=1,
+        )
+    return point
+
+
 def _fate(point: Point) -> str:
     epochs = "1 epoch" if point.epochs == 1 else f"{point.epochs} epochs"
     trained = f"after {epochs}, {point.device_seconds:.0f} device-seconds"
@@ -83,6 +99,11 @@ def _standing(front: Front, point: Point) -> str:
     values = [(other.gmacs, other.top1_minival or 0.0) for other in front.on_front]
     lack = pareto.distance_to_front((point.gmacs, point.top1_minival), values)
     best = max(better, key=lambda other: other.top1_minival or 0.0)
+    if lack <= 0:
+        return (
+            f"Not on the front: {best.point_id} is as accurate ({percent(best.top1_minival)} %) "
+            f"at {best.gmacs:.4g} GMACs."
+        )
     return (
         f"{100 * lack:.2f} points of top-1 below the front at its own cost: {best.point_id} has "
         f"{percent(best.top1_minival)} % at {best.gmacs:.4g} GMACs."

@@ -21,10 +21,11 @@ from pipelines.data.loader import make_loader
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.errors import UserError
 from pipelines.search.state import SearchState
-from pipelines.track.explain import find_point
+from pipelines.track.explain import exportable
 from pipelines.track.export_formats import FORMATS, Run, open_format, write_format
 from pipelines.track.front import Point, build_front
 from pipelines.track.model_card import model_card
+from pipelines.track.where import find_data
 
 MAX_DIFFERENCE = 1e-4
 _IMAGES, _BATCHES, _SECONDS_PER_TIMING = 64, (1, 32), 1.5
@@ -76,12 +77,12 @@ def export_point(
     """
     if format_name not in FORMATS:
         raise UserError(f"--format {format_name} is unknown: use one of {', '.join(FORMATS)}")
-    point = find_point(build_front(state), point_id)
+    point = exportable(build_front(state), point_id)
     if out.exists():
         raise UserError(f"{out} exists: remove it or choose another with --out")
-    model = load_checkpoint(state.name, point)
+    model = load_checkpoint(point)
     config = state.config["data"]
-    source = data or Path(config["path"])
+    source = find_data(state, data)
     manifest = load_manifest(source)
     preprocessing = {
         "image_size": config["image_size"],
@@ -130,20 +131,14 @@ def export_point(
     return facts
 
 
-def load_checkpoint(name: str, point: Point) -> nn.Module:
-    """The PyTorch model of a point, on the CPU, in evaluation mode.
+def load_checkpoint(point: Point) -> nn.Module:
+    """The PyTorch model of a point that has a checkpoint, on the CPU, in evaluation mode.
 
     Raises:
-        UserError: It has none, or it is gone or damaged.
+        UserError: The checkpoint is gone or damaged.
     """
-    if point.checkpoint is None:
-        raise UserError(
-            f"{point.point_id} of {name} has no checkpoint ({point.status}): "
-            f"`tokenpool front {name}` lists the models that have one",
-            exit_code=1,
-        )
     try:
-        return tp.load(point.checkpoint).eval()
+        return tp.load(str(point.checkpoint)).eval()
     except ValueError as error:
         raise UserError(f"the checkpoint of {point.point_id}: {error}", exit_code=1) from None
 

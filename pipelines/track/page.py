@@ -20,6 +20,7 @@ from pipelines.track.files import write_text
 from pipelines.track.front import Front, Point, Progress
 from pipelines.track.points import error
 from pipelines.track.table import compact_schedule, percent
+from pipelines.track.where import find_data
 
 _NO_SAMPLES: Mapping[str, int] = MappingProxyType({})
 
@@ -209,7 +210,7 @@ def split_sizes(state: SearchState) -> dict[str, int]:
     if state.images:
         return state.images
     try:  # begun by a program that did not record them
-        manifest = load_manifest(Path(state.config["data"]["path"]))
+        manifest = load_manifest(find_data(state))
     except (KeyError, UserError):
         return {}
     return {name: split.samples for name, split in manifest.splits.items()}

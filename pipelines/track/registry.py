@@ -24,6 +24,7 @@ from pipelines.track.export import load_checkpoint
 from pipelines.track.front import Point, build_front
 from pipelines.track.mirror import LedgerMirror
 from pipelines.track.store import TrackingStore
+from pipelines.track.where import find_data
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -135,9 +136,9 @@ def _save_pyfunc(state: SearchState, point: Point, folder: Path, data: Path | No
     from mlflow.types import Schema, TensorSpec
 
     config = state.config["data"]
-    source = data or Path(config["path"])
+    source = find_data(state, data)
     manifest = load_manifest(source)
-    model = load_checkpoint(state.name, point)
+    model = load_checkpoint(point)
     saved = tp.save(model, folder / "saved")
     facts = {"mean": list(manifest.mean), "std": list(manifest.std), "classes": manifest.classes}
     (saved / "preprocessing.json").write_text(json.dumps(facts))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from pipelines.errors import UserError
 from pipelines.track.mirror import LedgerMirror, one_line
@@ -48,12 +48,18 @@ def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> str |
 
 def driver_runs(directory: Path) -> bool:
     """Whether a driver holds the search's ledger."""
-    lock = FileLock(directory / DRIVER_LOCK)
     try:
-        with lock.acquire(timeout=0):
-            return False
-    except Timeout:
+        # To read only: whoever looks may have no right to write there.
+        handle = os.open(directory / DRIVER_LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def rebuild(storage: Path, name: str, store: TrackingStore) -> int:

@@ -1,0 +1,60 @@
+"""`tokenpool status`: how far searches are."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.commands.front import AsJson, Storage
+from pipelines.errors import UserError
+from pipelines.search.state import load_state, search_names
+from pipelines.track.status import search_status, status_text
+
+_REFRESH_SECONDS = 2.0
+
+
+def status(
+    name: Annotated[str | None, typer.Argument(help="The search; default all.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again and again until it is over.")
+    ] = False,
+    as_json: AsJson = False,
+    storage: Storage = Path("runs"),
+) -> None:
+    """How far a search is: stages, models, hypervolume against device-seconds."""
+    if watch and (as_json or name is None):
+        raise UserError("--watch needs the NAME of one search, and no --json")
+    names = [name] if name else search_names(storage)
+    if not names:
+        raise UserError(f"no search under {storage}: run `tokenpool search CONFIG.yaml` first")
+    if watch:
+        _watch(storage, names[0])
+        return
+    found = [_status(storage, search) for search in names]
+    if as_json:
+        typer.echo(json.dumps(found[0] if name else found, indent=2))
+    else:
+        typer.echo("\n".join(status_text(one) for one in found))
+
+
+def _status(storage: Path, name: str) -> dict[str, Any]:
+    return search_status(load_state(storage, name), storage / "searches" / name)
+
+
+def _watch(storage: Path, name: str) -> None:
+    from rich.live import Live  # here: only this way of looking needs it
+    from rich.text import Text
+
+    now = _status(storage, name)
+    try:
+        with Live(Text(status_text(now)), auto_refresh=False) as live:
+            while now["state"] == "running":
+                time.sleep(_REFRESH_SECONDS)
+                now = _status(storage, name)
+                live.update(Text(status_text(now)), refresh=True)
+    except KeyboardInterrupt:
+        return

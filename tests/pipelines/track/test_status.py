@@ -1,0 +1,99 @@
+"""`tokenpool status`: what it says of searches that are over, at work, or left behind."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ledgers
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pipelines.commands.status import status as status_command
+from pipelines.errors import UserError
+from pipelines.search.ledger import Ledger
+from pipelines.track.status import duration
+from pipelines.track.upkeep import driver_runs
+
+
+@pytest.fixture
+def run(storage: Path) -> Callable[..., str]:
+    app = typer.Typer()
+    app.command("status")(status_command)
+    app.callback()(lambda: None)
+
+    def invoke(*arguments: str) -> str:
+        words = ["status", *arguments, "--storage", str(storage)]
+        result = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    return invoke
+
+
+def half_way(storage: Path) -> Path:
+    rows = ledgers.events("half", complete=False)
+    at = next(i for i, row in enumerate(rows) if row.get("trial_id") == "t002" and "report" in row)
+    rows = rows[: at + 1]
+    late = time.time() - rows[-1]["time"] - 600
+    rows = [{**row, "time": row["time"] + late} for row in rows]
+    return ledgers.write_ledger(storage, "half", rows).parent
+
+
+def test_a_finished_search(run: Callable[..., str]) -> None:
+    text = run("digits")
+    assert "digits: complete" in text
+    assert "7 done, 1 stopped, 1 failed; 2 schedules screened" in text
+    assert "front: 6 models, knee t003; hypervolume 0.7597" in text
+    found = json.loads(run("digits", "--json"))
+    assert (found["state"], found["front"], found["models"]["done"]) == ("complete", 6, 7)
+
+
+def test_at_work_and_left_behind(run: Callable[..., str], storage: Path) -> None:
+    directory = half_way(storage)
+    assert "half: interrupted 10 min ago: type the same" in run("half")
+    with Ledger(directory):
+        text = run("half")
+        assert "half: running, last event 10 min ago" in text
+        assert "t002: epoch 1 of ?, top-1 on minival 88.00 %" in text
+        assert "✓ base" in text
+        assert "· finals" in text
+    both = json.loads(run("--json"))
+    assert [(one["name"], one["state"]) for one in both] == [
+        ("digits", "complete"),
+        ("half", "interrupted"),
+    ]
+    # Watching what is not at work ends at once.
+    assert "interrupted" in run("half", "--watch")
+
+
+def test_looking_needs_no_right_to_write(storage: Path) -> None:
+    directory = half_way(storage)
+    assert not driver_runs(directory)
+    assert not (directory / "driver.lock").exists()
+    with Ledger(directory):
+        os.chmod(directory, 0o555)
+        try:
+            assert driver_runs(directory)
+        finally:
+            os.chmod(directory, 0o755)
+    assert not driver_runs(directory)
+
+
+def test_bad_usage(run: Callable[..., str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no search named digit .*: there is digits"):
+        run("digit")
+    with pytest.raises(UserError, match="--watch needs the NAME"):
+        run("--watch")
+    with pytest.raises(UserError, match="no search under"):
+        status_command(None, False, False, tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(5, "5 s"), (300, "5 min"), (7200, "2.0 h"), (200_000, "2.3 days")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
