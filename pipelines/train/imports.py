@@ -1,4 +1,4 @@
-"""DeepSpeed without what it drags in: each worker of each trial waits for its imports."""
+"""DeepSpeed without what it drags in: each worker of each trial waits for that."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import Any
 
 
 def import_deepspeed() -> Any:
-    """The `deepspeed` module, imported without MLflow.
+    """The `deepspeed` module, imported without MLflow, and told to compile nothing.
 
     Its autotuner, which nothing here uses, imports MLflow where there is one, and that takes
     longer than all the rest of DeepSpeed. `None` in `sys.modules` is Python's way to say that
     there is none; DeepSpeed copes with that. Where MLflow is imported already it costs nothing.
+
+    On a CPU every process that initialises DeepSpeed would build, or look whether it must build,
+    an all-reduce for inference. Workers that do so at the same time, or are killed meanwhile,
+    spoil the build for each other, and a minute goes by each time. Training needs none of
+    DeepSpeed's operators.
     """
     if "deepspeed" not in sys.modules and "mlflow" not in sys.modules:
         sys.modules["mlflow"] = None  # type: ignore[assignment]
@@ -20,5 +25,8 @@ def import_deepspeed() -> Any:
         finally:
             del sys.modules["mlflow"]
     import deepspeed
+    import deepspeed.ops
 
+    # Kept by DeepSpeed as the list of operators that it may build.
+    deepspeed.ops.__compatible_ops__ = {}
     return deepspeed

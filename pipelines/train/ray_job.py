@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.train.spec import TrainJob
 
 if TYPE_CHECKING:
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from pipelines.train.trainer import JobTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -85,19 +85,19 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _make_trainer(job: TrainJob) -> DataParallelTrainer:
+def _make_trainer(job: TrainJob) -> JobTrainer:
     # Nothing here imports torch: neither this process nor the controller's ever computes.
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from pipelines.train.process_group import ProcessGroupConfig
+    from pipelines.train.trainer import JobTrainer
 
     workers = job.workers
     resources = {"CPU": workers.cpus_per_worker}
     if workers.gpus_per_worker:
         resources["GPU"] = workers.gpus_per_worker
-    return DataParallelTrainer(
+    return JobTrainer(
         train_worker,
         backend_config=ProcessGroupConfig("nccl" if workers.gpus_per_worker else "gloo"),
         train_loop_config=job.model_dump(mode="json"),
