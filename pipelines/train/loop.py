@@ -10,9 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,12 +18,11 @@ import torch.distributed as dist
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-import tokenpool as tp
 from pipelines.data.augment import DeviceAugment, normalize, step_generator
 from pipelines.data.loader import Loader, make_loader
 from pipelines.data.manifest import load_manifest
 from pipelines.errors import UserError
-from pipelines.train.checkpoint import MODEL_NAME, JobProgress, read_progress, seal, write_progress
+from pipelines.train.checkpoint import EpochSums, JobProgress
 from pipelines.train.engine import make_engine, set_learning_rate, use_right_accelerator
 from pipelines.train.evaluate import evaluate_each
 from pipelines.train.losses import training_loss
@@ -35,13 +32,13 @@ from pipelines.train.model import build_model, build_teacher
 from pipelines.train.nonfinite import gave_up
 from pipelines.train.optim import learning_rate
 from pipelines.train.reporter import Reporter
-from pipelines.train.resume import check_may_resume, deciding_settings, settings_hash
+from pipelines.train.resume import deciding_settings
+from pipelines.train.saving import Saver
 from pipelines.train.spec import TrainJob
 from pipelines.train.timing import Stopwatch
 from pipelines.train.update import Outcome, Update
 
 logger = logging.getLogger(__name__)
-ENGINE_NAME = "engine"
 
 
 def run_job(job: TrainJob, reporter: Reporter, started: float) -> dict[str, Any]:
@@ -84,7 +81,6 @@ class _Training:
                 f"{len(manifest.classes)}"
             )
         self.mean, self.std = manifest.mean, manifest.std
-        self.settings = deciding_settings(job, manifest.splits["train"].sha256)
         model = build_model(job).to(self.device)
         self.teacher = build_teacher(job, self.device)
         self.ema = ModelEmaV3(model, decay=self.train.ema_decay) if self.train.ema_decay else None
@@ -92,6 +88,8 @@ class _Training:
             model.compile()  # in place: the names of the weights stay
         self.engine = make_engine(model, self.train, self.world_size)
         self.watch, self.gpu = Stopwatch(self.device), GpuMeter(self.device)
+        settings = deciding_settings(job, manifest.splits["train"].sha256)
+        self.saver = Saver(job, self.engine, self.ema, settings)
         self.update = Update(self.engine, self.train.clip_grad, self.watch)
         self.augment = DeviceAugment(
             self.train.augment,
@@ -106,12 +104,10 @@ class _Training:
         train_loader = self._loader("train", train=True)
         minival_loader = self._loader("minival", train=False)
         self.steps_per_epoch = len(train_loader)
-        checkpoint, progress = self._resume()
-        self.spent, self.metrics, self.bad = (
-            progress.device_seconds,
-            progress.metrics,
-            progress.bad,
-        )
+        checkpoint = self.reporter.newest_checkpoint()
+        progress = self.saver.resume(checkpoint)
+        self.spent, self.metrics = progress.device_seconds, progress.metrics
+        self.bad = progress.bad
         self.micro_batch = first_micro_batch(self.train, self.share, progress.micro_batch)
         if checkpoint is not None and progress.epoch >= self.train.epochs:
             # It was killed after its last checkpoint and before anybody heard of that.
@@ -125,7 +121,7 @@ class _Training:
                 )
                 self.metrics = self._epoch_metrics(meter, epoch) | self._evaluate(minival_loader)
                 self.metrics["device_seconds"] = self._device_seconds()
-                write = partial(self._write, self._progress(epoch + 1))
+                write = partial(self.saver.write, self._progress(epoch + 1))
                 self.reporter.report(self.metrics, epoch + 1, write, self.train.keep_checkpoints)
         finally:
             train_loader.close()
@@ -163,7 +159,7 @@ class _Training:
                     self._go_back(step, outcome)
             self.gpu.sample()
             if self._is_checkpoint_due(step, index):
-                write = partial(self._write, self._progress(epoch, index + 1, meter))
+                write = partial(self.saver.write, self._progress(epoch, index + 1, meter.sums()))
                 self.reporter.save(epoch, index + 1, write, self.train.keep_checkpoints)
                 self.watch.lap("checkpoint")
 
@@ -254,7 +250,7 @@ class _Training:
                 step + 1,
                 lr,
             )
-        self._load(folder)
+        self.saver.load(folder)
         self.bad.went_back()
 
     def _epoch_metrics(self, meter: EpochMeter, epoch: int) -> dict[str, Any]:
@@ -287,18 +283,13 @@ class _Training:
         def prepare(images: Tensor) -> Tensor:
             return normalize(images, self.mean, self.std)
 
-        models = [self._scored] + ([self.engine.module] if self.ema is not None else [])
+        models = [self.saver.scored] + ([self.engine.module] if self.ema is not None else [])
         scores = evaluate_each(models, loader, prepare, self.device, at_a_time=self.micro_batch)
         return {
             f"{name}_minival{suffix}": score[name]
             for suffix, score in zip(("", "_raw"), scores, strict=False)
             for name in ("top1", "top5", "loss")
         }
-
-    @property
-    def _scored(self) -> torch.nn.Module:
-        """The model that is evaluated and taken away: the average where there is one."""
-        return self.ema.module if self.ema is not None else self.engine.module
 
     def _device_seconds(self) -> float:
         return self.spent + self.world_size * (time.monotonic() - self.started)
@@ -312,45 +303,13 @@ class _Training:
             and self.bad.in_row == 0  # there must be something good to go back to
         )
 
-    def _progress(self, epoch: int, step: int = 0, meter: EpochMeter | None = None) -> JobProgress:
-        state = JobProgress(
+    def _progress(self, epoch: int, step: int = 0, sums: EpochSums | None = None) -> JobProgress:
+        return self.saver.progress(
             epoch=epoch,
             step=step,
-            num_manifests=self.world_size,
+            sums=sums or EpochSums(),
             device_seconds=self._device_seconds(),
             metrics=self.metrics,
             bad=self.bad,
             micro_batch=self.micro_batch,
-            settings=self.settings,
-            config_hash=settings_hash(self.settings),
         )
-        return replace(state, sums=meter.sums()) if meter is not None else state
-
-    def _write(self, progress: JobProgress, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag=ENGINE_NAME)
-        if self.rank == 0:
-            tp.save(self._scored, folder / MODEL_NAME)
-            write_progress(folder, progress)
-        seal(folder, self.rank)
-
-    def _resume(self) -> tuple[Path | None, JobProgress]:
-        """Loads the newest undamaged checkpoint, if there is one, and says how far it was."""
-        folder = self.reporter.newest_checkpoint()
-        if folder is None:
-            return None, JobProgress(epoch=0, num_manifests=0, device_seconds=0.0)
-        progress = read_progress(folder)
-        check_may_resume(self.job, folder, progress, self.settings, self.world_size)
-        self._load(folder)
-        logger.info(
-            "resuming %s after %d epochs and %d steps",
-            self.job.job_id,
-            progress.epoch,
-            progress.step,
-        )
-        return folder, progress
-
-    def _load(self, folder: Path) -> None:
-        self.engine.load_checkpoint(str(folder), tag=ENGINE_NAME)
-        if self.ema is not None:
-            averaged = tp.load(folder / MODEL_NAME)
-            self.ema.module.load_state_dict(averaged.state_dict())

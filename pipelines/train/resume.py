@@ -31,7 +31,19 @@ def deciding_settings(job: TrainJob, train_sha256: str) -> dict[str, Any]:
     values["train"] = {k: v for k, v in values["train"].items() if k not in _OF_TRAINING}
     values["data"] = {k: v for k, v in values["data"].items() if k not in _OF_THE_DATA}
     values["data"]["train_sha256"] = train_sha256[:12]
+    values["init"] = _wherever_it_lies(values["init"], job.storage)
+    if values["train"]["distill"] is not None:
+        distill = dict(values["train"]["distill"])
+        values["train"]["distill"] = distill
+        distill["teacher"] = _wherever_it_lies(distill["teacher"], job.storage)
     return values
+
+
+def _wherever_it_lies(source: str | None, storage: Path) -> str | None:
+    """Weights within the storage's parent by their place in it: a search may be moved whole."""
+    if source is not None and Path(source).is_relative_to(storage.parent):
+        return str(Path(source).relative_to(storage.parent))
+    return source
 
 
 def settings_hash(settings: dict[str, Any]) -> str:

@@ -1,0 +1,76 @@
+import pytest
+import torch.distributed as dist
+
+from pipelines.train.checkpoint import JobProgress, seal, write_progress
+from pipelines.train.reporter import FolderReporter, _known_to_ray
+from pipelines.train.retention import checkpoint_folders, folder_name, score_of
+
+
+@pytest.fixture
+def alone(tmp_path):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def writer(epoch, step=0, top1=None):
+    def write(folder):
+        metrics = {} if top1 is None else {"top1_minival": top1}
+        (folder / "weights").write_text(f"{epoch}/{step}")
+        write_progress(folder, JobProgress(epoch, 1, 0.0, metrics, step=step))
+        seal(folder, 0)
+
+    return write
+
+
+def test_names_sort_as_time_goes():
+    names = [folder_name(0, 3), folder_name(1), folder_name(1, 2), folder_name(1, 10)]
+    names += [folder_name(2), folder_name(2) + "-r3", folder_name(2, 1), folder_name(10)]
+    assert names == sorted(names)
+
+
+def test_the_newest_few_and_the_best_stay(alone, tmp_path):
+    reporter = FolderReporter(tmp_path, 0)
+    scores = [0.3, 0.9, 0.5, 0.9, 0.2]
+    for epoch, top1 in enumerate(scores, 1):
+        reporter.save(epoch - 1, 4, writer(epoch - 1, 4), 3)
+        reporter.report({"epoch": epoch}, epoch, writer(epoch, top1=top1), 3)
+    kept = [folder.name for folder in checkpoint_folders(tmp_path)]
+    assert kept == ["epoch-0005", "epoch-0004-step-000004", "epoch-0004"]
+    best = tmp_path / "best"
+    assert score_of(best) == 0.9 and (best / "weights").read_text() == "2/0"  # the first of two
+    assert reporter.newest_checkpoint() == tmp_path / "epoch-0005"
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_checkpoint_within_an_epoch_is_the_newest_until_the_epochs_own(alone, tmp_path):
+    reporter = FolderReporter(tmp_path, 0)
+    reporter.report({}, 1, writer(1, top1=0.1), 2)
+    reporter.save(1, 7, writer(1, 7), 2)
+    reporter.save(1, 14, writer(1, 14), 2)
+    newest = tmp_path / "epoch-0001-step-000014"
+    assert reporter.newest_checkpoint() == newest
+    (newest / "weights").write_text("torn")
+    assert reporter.newest_checkpoint() == tmp_path / "epoch-0001-step-000007"
+    assert (tmp_path / "best" / "weights").read_text() == "1/0"
+
+
+def test_a_best_that_was_being_replaced_is_found_again(alone, tmp_path):
+    reporter = FolderReporter(tmp_path, 0)
+    reporter.report({}, 1, writer(1, top1=0.8), 2)
+    (tmp_path / "best").rename(tmp_path / ".best-old")  # where a kill would leave it
+    reporter.report({}, 2, writer(2, top1=0.4), 2)
+    assert score_of(tmp_path / "best") == 0.8
+
+
+def test_under_ray_an_epoch_whose_report_was_lost_is_done_again(tmp_path):
+    names = ["epoch-0001", "epoch-0001-step-000005", "epoch-0002", "epoch-0002-step-000005"]
+    folders = [tmp_path / name for name in reversed(names)]
+
+    def known(committed):
+        chosen = _known_to_ray(folders, committed and tmp_path / committed)
+        return [folder.name for folder in chosen]
+
+    assert known("epoch-0001") == ["epoch-0001-step-000005", "epoch-0001"]
+    assert known("epoch-0002")[0] == "epoch-0002-step-000005"
+    assert known(None) == []
