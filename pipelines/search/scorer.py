@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,29 +22,38 @@ class Scorer:
     """Runs as a Ray actor; usable without Ray as well.
 
     Args:
-        bases: width → saved dense model.
+        bases: width → saved dense model, or the model itself.
         data: where the images are.
         batch_size: images per forward pass.
         device: where the models run.
-        num_threads: threads torch computes with.
+        num_threads: threads torch computes with; None leaves them as they are.
+        normalization: mean and standard deviation of each channel (of 0..255) that the models
+            want; None: those of the data, as the models we train.
+        most_images: of a split, spread evenly over it; None for all.
     """
 
     def __init__(
         self,
-        bases: dict[int, str],
+        bases: Mapping[int, str | torch.nn.Module],
         data: DataConfig,
         *,
         batch_size: int,
         device: str = "cpu",
-        num_threads: int = 1,
+        num_threads: int | None = 1,
+        normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+        most_images: int | None = None,
     ) -> None:
-        torch.set_num_threads(num_threads)
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
         self._device = torch.device(device)
-        self._data, self._batch_size = data, batch_size
-        manifest = load_manifest(data.path)
-        self._mean, self._std = manifest.mean, manifest.std
+        self._data, self._batch_size, self._most_images = data, batch_size, most_images
+        if normalization is None:
+            manifest = load_manifest(data.path)
+            normalization = manifest.mean, manifest.std
+        self._mean, self._std = normalization
         self._models = {
-            width: tp.load(Path(path)).eval().to(self._device) for width, path in bases.items()
+            width: (tp.load(Path(base)) if isinstance(base, str) else base).eval().to(self._device)
+            for width, base in bases.items()
         }
         self._splits: dict[str, Batches] = {}
         self._dense: dict[int, list[torch.Tensor]] = {}
@@ -73,10 +82,10 @@ class Scorer:
             width: which model.
             schedules: how to pool it.
             method: of `tp.METHODS`.
-            images: of minival, the first so many.
+            images: of minival, spread evenly over it; all if there are fewer.
         """
         model = self._models[width]
-        pixels = list(self._first("minival", images))
+        pixels = [x for x, _ in _spread(self._batches("minival"), images)]
         if width not in self._dense:
             tp.pool(model, None)
             self._dense[width] = [_log_probabilities(model, batch) for batch in pixels]
@@ -93,13 +102,6 @@ class Scorer:
             )
             found.append(total / sum(len(batch) for batch in pixels))
         return found
-
-    def _first(self, split: str, images: int) -> Iterator[torch.Tensor]:
-        for batch, _ in self._batches(split):
-            if images <= 0:
-                return
-            yield batch[:images]
-            images -= len(batch)
 
     def evaluate_saved(self, path: str, split: str) -> dict[str, float]:
         """Top-1, top-5 and loss of a saved model on a split."""
@@ -118,13 +120,31 @@ class Scorer:
                 implementation=self._data.loader,
             )
             try:
+                raw = list(loader)
+                if self._most_images is not None:
+                    raw = _spread(raw, self._most_images)
                 self._splits[split] = [
                     (normalize(images.to(self._device), self._mean, self._std), labels)
-                    for images, labels in loader
+                    for images, labels in raw
                 ]
             finally:
                 loader.close()
         return self._splits[split]
+
+
+def _spread(batches: Batches, wanted: int) -> Batches:
+    """`wanted` images evenly spaced over all of them: a split may be sorted by class."""
+    total = sum(len(labels) for _, labels in batches)
+    if wanted >= total:
+        return batches
+    kept, begin = [], 0
+    for images, labels in batches:
+        index = torch.arange(begin, begin + len(labels))
+        chosen = (index + 1) * wanted // total > index * wanted // total
+        if chosen.any():
+            kept.append((images[chosen], labels[chosen]))
+        begin += len(labels)
+    return kept
 
 
 @torch.inference_mode()

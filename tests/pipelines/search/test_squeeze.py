@@ -1,0 +1,141 @@
+"""`tokenpool squeeze` through typer, on digits and a model that knows a little of them."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+import typer
+from typer.testing import CliRunner
+
+import tokenpool as tp
+from pipelines.commands.squeeze import squeeze
+from pipelines.data.augment import normalize
+from pipelines.data.loader import make_loader
+from pipelines.data.manifest import load_manifest
+from pipelines.data.prepare import prepare
+from pipelines.errors import UserError
+from pipelines.search.scorer import _spread
+from pipelines.train.init import init_from_scratch
+
+MODEL = (32, 8, 32, 3, 2, 10)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "digits"
+    prepare("digits", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """A 16-token DeiT after four epochs."""
+    manifest = load_manifest(digits)
+    torch.manual_seed(0)
+    model = init_from_scratch(tp.build_vit(*MODEL))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    loader = make_loader(digits, "train", batch_size=64, train=True, image_size=32)
+    for epoch in range(4):
+        loader.set_epoch(epoch)
+        for images, labels in loader:
+            loss = F.cross_entropy(model(normalize(images, manifest.mean, manifest.std)), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    loader.close()
+    return tp.save(model.eval(), tmp_path_factory.mktemp("model") / "model")
+
+
+def run(*words):
+    app = typer.Typer()
+    app.command()(squeeze)
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def scores(model, digits):
+    """Loss and top-1 on the whole of minival, counted here."""
+    manifest = load_manifest(digits)
+    loader = make_loader(digits, "minival", batch_size=64, train=False, image_size=32)
+    with torch.no_grad():
+        pairs = [
+            (model(normalize(images, manifest.mean, manifest.std)), labels)
+            for images, labels in loader
+        ]
+    loader.close()
+    logits, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
+    top1 = (logits.argmax(1) == labels).double().mean().item()
+    return F.cross_entropy(logits, labels).item(), top1
+
+
+def test_what_is_found_is_within_the_bound_and_as_good_as_said(trained, digits, tmp_path):
+    found = json.loads(
+        run(trained, digits, "--rate", 0.6, "--schedules", 40, "--json", "--out", tmp_path / "o")
+    )
+    model = tp.load(tmp_path / "o")
+    best = found["best"]
+    assert tuple(tp.schedule_of(model)) == tuple(best["schedule"])
+    report = tp.macs(model)
+    assert report.gmacs == pytest.approx(best["gmacs"])
+    dense = tp.macs(model, tp.Schedule.dense(3, 16))
+    assert report.total <= 0.6 * dense.total
+    assert found["dense"]["gmacs"] == pytest.approx(dense.gmacs)
+    loss, top1 = scores(model, digits)
+    assert (best["loss"], best["top1"]) == pytest.approx((loss, top1), abs=1e-4)
+    front = found["front"]
+    assert [row["gmacs"] for row in front] == sorted(row["gmacs"] for row in front)
+    losses = [row["loss"] for row in front]
+    assert losses == sorted(losses, reverse=True) and losses[-1] == best["loss"]
+    # A schedule of constant rate at the same bound is no better.
+    rates = [r / 100 for r in range(20, 100)]
+    constant = [tp.Schedule.constant_rate(3, 16, rate) for rate in rates]
+    able = [s for s in constant if tp.macs(model, s).total <= 0.6 * dense.total]
+    assert loss <= min(scores(tp.pool(model, s), digits)[0] for s in set(able)) + 1e-6
+
+
+def test_the_table_names_the_best_and_the_dense(trained, digits, tmp_path):
+    out = tmp_path / "o"
+    text = run(trained, digits, "--max-gmacs", 0.0005, "--schedules", 12, "--out", out)
+    assert "best" in text and "dense" in text and "100.0" in text and "tokenpool.load" in text
+    assert tp.macs(tp.load(out)).gmacs <= 0.0005
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "exactly one of --max-gmacs and --rate"),
+        (["--rate", 0.5, "--max-gmacs", 1], "exactly one of"),
+        (["--rate", 1.5], "no share of the dense cost"),
+        (["--max-gmacs", 1e-9], "no schedule costs 0 to 1e-09 GMACs"),
+        (["--rate", 0.5, "--method", "x"], "method x is unknown"),
+        (["--rate", 0.5, "--device", "cuda"], "no CUDA device"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(trained, digits, tmp_path, words, message):
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    out = tmp_path / "o"
+    with pytest.raises(UserError, match=message):
+        run(trained, digits, *words, "--out", out)
+    assert not out.exists()
+
+
+def test_other_classes_and_an_existing_folder_are_refused(trained, digits, tmp_path):
+    other = tp.save(tp.build_vit(32, 8, 32, 3, 2, 7), tmp_path / "other")
+    with pytest.raises(UserError, match="the model has 7 classes but"):
+        run(other, digits, "--rate", 0.5, "--out", tmp_path / "o")
+    with pytest.raises(UserError, match="exists: give another --out"):
+        run(trained, digits, "--rate", 0.5, "--out", tmp_path)
+
+
+def test_images_are_taken_evenly_from_a_sorted_split():
+    labels = torch.arange(100)
+    batches = [(part.float(), part) for part in labels.split(30)]
+    kept = torch.cat([part for _, part in _spread(batches, 20)])
+    assert len(kept) == 20
+    assert kept.diff().unique().tolist() == [5]
+    assert _spread(batches, 100) is batches
