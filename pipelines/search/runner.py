@@ -29,6 +29,7 @@ from pipelines.search.stages.screen import run_screen
 from pipelines.search.state import BaseState, SearchState, fold
 from pipelines.track import files
 from pipelines.track.front import build_front, history
+from pipelines.track.mirror import one_line
 from pipelines.track.mlflow_tracker import MlflowTracker
 from pipelines.track.outside import load_outside
 from pipelines.track.page import split_sizes, write_page
@@ -89,6 +90,7 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
         screen.say(f"config {config.config_hash()}, ledger {ledger.path}", style="dim")
         _run_stages(config, recorder, screen, address)
         write_results(state, directory)
+    _register(state, config.storage, screen)
     show_front(state, config.storage, screen)
 
 
@@ -185,6 +187,22 @@ def write_results(state: SearchState, directory: Path) -> None:
         others,
         samples=samples,
     )
+
+
+def _register(state: SearchState, storage: Path, screen: Screen) -> None:
+    """Puts the published models into MLflow's registry; a search is complete without it too."""
+    from pipelines.track.registry import register_published  # here, as it takes seconds
+
+    try:
+        found = register_published(storage, state, tracking_store(storage))
+    except Exception as error:  # whatever MLflow, its database or its server throws
+        screen.say(
+            f"not in MLflow's model registry ({one_line(error)}): `{program()} register "
+            f"{state.name}` puts the front there",
+            style="yellow",
+        )
+        return
+    screen.say(f"{len(found)} models in MLflow's registry, the knee as models:/{state.name}@knee")
 
 
 def show_front(state: SearchState, storage: Path, screen: Screen) -> None:

@@ -107,17 +107,17 @@ class LedgerMirror:
         """Runs of this search in MLflow, the parent included."""
         return len(self._connect().ids)
 
-    def delete_runs(self) -> int:
+    def delete_runs(self) -> set[str]:
         """Deletes the search's runs from MLflow and forgets how far it had got.
 
         A new mirror then logs all of it anew.
 
         Returns:
-            How many there were.
+            MLflow's ids of what there was.
         """
         self._connect().delete()
         self._cursor.unlink(missing_ok=True)
-        return len(self._connect().ids)
+        return set(self._connect().ids.values())
 
     def parent_url(self, base: str, tab: str = "") -> str | None:
         """Address of the parent's page on an MLflow server at `base`; None if there is none.

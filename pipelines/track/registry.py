@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,8 @@ def register_published(
     known = _existing_versions(client, state.name)
     found = []
     for point in points:
-        run_id = mirror.run_id(point.point_id)
+        # Of several seeds the one whose checkpoint stands for the point.
+        run_id = mirror.run_id(next(t.run_id for t in point.trainings if t.finished))
         version = known.get(run_id)
         new = version is None
         if version is None:
@@ -81,6 +83,36 @@ def register_published(
         if point.is_knee:
             client.set_registered_model_alias(state.name, "knee", version)
         found.append(Registered(point.point_id, version, new))
+    return found
+
+
+def renew(
+    storage: Path, state: SearchState, store: TrackingStore, gone: Set[str]
+) -> list[Registered]:
+    """Registers anew what was registered from runs that are gone, and drops those versions.
+
+    Args:
+        storage: Folder that keeps the searches.
+        state: The search.
+        store: Where MLflow keeps it.
+        gone: Ids of the runs that were deleted.
+
+    Returns:
+        The versions there are now; empty if none was registered from those runs.
+
+    Raises:
+        UserError: A checkpoint or the data is gone; the old versions are left as they were.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=store.uri)
+    versions = client.search_model_versions(f"name = '{state.name}'")
+    old = [version for version in versions if version.run_id in gone]
+    if not old:
+        return []
+    found = register_published(storage, state, store)
+    for version in old:
+        client.delete_model_version(state.name, version.version)
     return found
 
 

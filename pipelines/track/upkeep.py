@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from pipelines.errors import UserError
+from pipelines.search.state import load_state
 from pipelines.track.mirror import LedgerMirror, one_line
 from pipelines.track.store import TrackingStore
 
@@ -41,9 +42,7 @@ def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> str |
             mirror.read()
         return mirror.parent_url(base)
     except Exception as error:  # whatever MLflow or its database throws
-        raise UserError(
-            f"MLflow at {store.uri} does not answer: {one_line(error)}", exit_code=1
-        ) from None
+        raise _does_not_answer(store, error) from None
 
 
 def driver_runs(directory: Path) -> bool:
@@ -65,20 +64,35 @@ def driver_runs(directory: Path) -> bool:
 def rebuild(storage: Path, name: str, store: TrackingStore) -> int:
     """Deletes a search's runs from MLflow and logs them anew from the ledger.
 
+    Models that were registered from the deleted runs are registered from the new ones.
+
     Returns:
         How many runs were logged.
 
     Raises:
-        UserError: A driver is at work on the search.
+        UserError: A driver is at work on the search, MLflow does not answer, or a registered
+            model's checkpoint or data is gone.
     """
     directory = storage / "searches" / name
     if driver_runs(directory):
         raise UserError(f"search {name} is running and logs by itself: stop it first", exit_code=1)
-    stale = LedgerMirror(directory, store)
-    stale.read()
-    stale.delete_runs()
-    fresh = LedgerMirror(directory, store)
-    fresh.read()
-    fresh.interrupt("KILLED")
-    fresh.send()
-    return fresh.num_runs
+    try:
+        stale = LedgerMirror(directory, store)
+        stale.read()
+        gone = stale.delete_runs()
+        fresh = LedgerMirror(directory, store)
+        fresh.read()
+        fresh.interrupt("KILLED")
+        fresh.send()
+        from pipelines.track.registry import renew  # here, as torch takes seconds
+
+        renew(storage, load_state(storage, name), store, gone)
+        return fresh.num_runs
+    except UserError:
+        raise
+    except Exception as error:  # whatever MLflow or its database throws
+        raise _does_not_answer(store, error) from None
+
+
+def _does_not_answer(store: TrackingStore, error: Exception) -> UserError:
+    return UserError(f"MLflow at {store.uri} does not answer: {one_line(error)}", exit_code=1)

@@ -18,6 +18,7 @@ from pipelines.errors import UserError
 from pipelines.search.state import fold
 from pipelines.track.registry import example_images, register_published
 from pipelines.track.store import tracking_store
+from pipelines.track.upkeep import rebuild
 
 
 def test_nothing_published(folder: Path) -> None:
@@ -67,6 +68,16 @@ def test_published_models_answer_on_images(folder: Path) -> None:
     assert loaded.input_example.shape == (2, 32, 32, 3)
     with pytest.raises(mlflow.MlflowException):
         loaded.predict(images[:, :16])
+
+    # Rebuilt, the registry has the same models, of the runs that are there now.
+    rebuild(folder, "digits", store)
+    client = mlflow.MlflowClient(tracking_uri=store.uri)
+    versions = client.search_model_versions("name = 'digits'")
+    assert sorted(version.tags["point"] for version in versions) == ["dense-96", "t001"]
+    for version in versions:
+        assert client.get_run(version.run_id).info.lifecycle_stage == "active"
+    again = mlflow.pyfunc.load_model("models:/digits@t001")
+    assert np.array_equal(again.predict(images), loaded.predict(images))
 
 
 @pytest.mark.slow  # another process has to import MLflow and torch
