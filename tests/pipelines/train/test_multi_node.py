@@ -96,7 +96,7 @@ class Run:
         return {state.parent.name: state.stat().st_mtime_ns for state in self._states()}
 
     def _states(self):
-        return sorted(self.directory.glob("*/state.json"))
+        return sorted(self.directory.glob("epoch-*/state.json"))
 
     def wait_for_checkpoints(self, count):
         deadline = time.monotonic() + 120
