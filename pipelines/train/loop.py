@@ -82,7 +82,7 @@ class _Training:
             )
         self.mean, self.std = manifest.mean, manifest.std
         model = build_model(job).to(self.device)
-        self.teacher = build_teacher(job, self.device)
+        self.teacher = build_teacher(job, self.device, (manifest.mean, manifest.std))
         self.ema = ModelEmaV3(model, decay=self.train.ema_decay) if self.train.ema_decay else None
         if self.train.compile:
             model.compile()  # in place: the names of the weights stay
@@ -140,6 +140,7 @@ class _Training:
             num_threads=self.job.data.loader_threads,
             image_size=self.job.model.image_size,
             implementation=self.job.data.loader,
+            pin_memory=self.device.type == "cuda",  # or its copies to the GPU would wait for it
         )
 
     def _train_epoch(self, loader: Loader, meter: EpochMeter, epoch: int, first_step: int) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 import tokenpool as tp
 from pipelines.errors import UserError
 from pipelines.train.init import init_from_scratch
 from pipelines.train.spec import TrainJob
-from pipelines.train.weights import load_into
+from pipelines.train.weights import load_into, pretrained
 
 
 def build_model(job: TrainJob) -> VisionTransformer:
@@ -42,8 +45,54 @@ def build_model(job: TrainJob) -> VisionTransformer:
     return model
 
 
-def build_teacher(job: TrainJob, device: torch.device) -> nn.Module | None:
-    """The model a job learns from, frozen and in evaluation mode; None without distillation.
+Colours = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation per channel
+
+
+class Teacher(nn.Module):
+    """A frozen model that is shown images the way it was trained to see them.
+
+    Args:
+        model: gives logits.
+        given: what the student's images were normalised with.
+        known: what the model's own images were.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, given: Colours, known: Colours) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        mean, std, own_mean, own_std = (
+            torch.tensor(values).view(1, 3, 1, 1) for values in (*given, *known)
+        )
+        self.register_buffer("scale", std / own_std)
+        self.register_buffer("shift", (mean - own_mean) / own_std)
+        # Where it has a position embedding it takes images of one size alone.
+        self.size: tuple[int, int] | None = getattr(
+            getattr(model, "patch_embed", None), "img_size", None
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[B, classes]` of images `[B, 3, H, W]` that were normalised for the student."""
+        images = images * self.scale + self.shift
+        if self.size is not None and images.shape[-2:] != tuple(self.size):
+            images = F.interpolate(images, tuple(self.size), mode="bicubic", antialias=True)
+        logits: Tensor = self.model(images)
+        return logits
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in evaluation mode."""
+        return self
+
+
+def build_teacher(job: TrainJob, device: torch.device, given: Colours) -> Teacher | None:
+    """The model a job learns from; None without distillation.
+
+    Args:
+        job: the job.
+        device: where its model is.
+        given: what its images are normalised with.
 
     Raises:
         UserError: there is no such model, or it knows other classes.
@@ -51,19 +100,25 @@ def build_teacher(job: TrainJob, device: torch.device) -> nn.Module | None:
     distill = job.train.distill
     if distill is None:
         return None
-    teacher: nn.Module
+    model: nn.Module
+    known = given
     if Path(distill.teacher).is_dir():
-        teacher = tp.load(distill.teacher)
+        try:
+            model = tp.load(distill.teacher)
+        except ValueError as error:
+            raise UserError(f"teacher: {error}") from None
     elif timm.is_model(distill.teacher):
-        teacher = timm.create_model(distill.teacher, pretrained=True)
+        model = pretrained(distill.teacher)
+        config: Any = model.pretrained_cfg
+        known = (config["mean"], config["std"])
     else:
         raise UserError(
             f"no teacher {distill.teacher}: give a saved model's folder or the name of a timm model"
         )
-    classes = getattr(teacher, "num_classes", job.model.num_classes)
+    classes = getattr(model, "num_classes", job.model.num_classes)
     if classes != job.model.num_classes:
         raise UserError(
             f"teacher {distill.teacher} knows {classes} classes, the data has "
             f"{job.model.num_classes}"
         )
-    return teacher.requires_grad_(False).eval().to(device)
+    return Teacher(model, given, known).to(device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -37,11 +38,28 @@ def read_weights(source: str) -> dict[str, Tensor]:
     if path.is_file():
         return _read_file(path)
     if timm.is_model(source):
-        return timm.create_model(source, pretrained=True).state_dict()
+        return pretrained(source).state_dict()
     raise UserError(
         f"no weights at {source}: give a saved model's folder, a .safetensors or .pth file, "
         "or the name of a timm model"
     )
+
+
+def pretrained(name: str) -> Any:
+    """A timm model with the weights timm knows for it.
+
+    Raises:
+        UserError: it has none, or they cannot be fetched.
+    """
+    try:
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:  # timm raises its own, the hub's and the network's
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"no weights for {name}: {first}: give a file of them, or fetch them where there is "
+            "a network",
+            exit_code=1,
+        ) from None
 
 
 def load_into(model: VisionTransformer, source: str) -> VisionTransformer:

@@ -1,0 +1,89 @@
+"""Teachers: our own models and timm's, which were trained on other sizes and colours."""
+
+import pytest
+import timm
+import torch
+
+import tokenpool as tp
+from pipelines.config import DataConfig, DistillConfig, TrainConfig, WorkersConfig
+from pipelines.data.augment import normalize
+from pipelines.errors import UserError
+from pipelines.train.model import build_teacher
+from pipelines.train.spec import ModelSpec, TrainJob
+
+OURS = ((0.2, 0.3, 0.4), (0.5, 0.4, 0.3))
+
+
+@pytest.fixture
+def pixels():
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=draw)
+
+
+def job(teacher, tmp_path):
+    return TrainJob(
+        job_id="job",
+        storage=tmp_path,
+        data=DataConfig(path=tmp_path, image_size=32),
+        model=ModelSpec(width=16, heads=2, depth=1, patch_size=8, image_size=32, num_classes=10),
+        train=TrainConfig(distill=DistillConfig(teacher=teacher)),
+        workers=WorkersConfig(),
+    )
+
+
+def teach(teacher, tmp_path, pixels):
+    model = build_teacher(job(str(teacher), tmp_path), torch.device("cpu"), OURS)
+    with torch.no_grad():
+        return model(normalize(pixels, *OURS)), model.train()
+
+
+def without_network(monkeypatch):
+    """timm's models with weights drawn at random, in place of those it would fetch."""
+    create = timm.create_model
+
+    def made(name, pretrained):
+        assert pretrained
+        torch.manual_seed(1)
+        return create(name, num_classes=10)
+
+    monkeypatch.setattr(timm, "create_model", made)
+    return made
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224.augreg_in21k_ft_in1k"])
+def test_a_timm_teacher_sees_images_as_timm_would_show_them(monkeypatch, tmp_path, pixels, name):
+    own = without_network(monkeypatch)(name, True).eval()
+    logits, teacher = teach(name, tmp_path, pixels)
+    config = own.pretrained_cfg
+    inputs = normalize(pixels, config["mean"], config["std"])
+    if "vit" in name:
+        assert config["mean"] == (0.5, 0.5, 0.5)  # not what other models have
+        inputs = torch.nn.functional.interpolate(inputs, (224, 224), mode="bicubic", antialias=True)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, own(inputs), atol=1e-4, rtol=1e-4)
+    assert not teacher.model.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_saved_teacher_sees_the_students_images(tmp_path, pixels):
+    torch.manual_seed(0)
+    own = tp.build_vit(32, 8, 24, 2, 2, 10).eval()
+    tp.save(own, tmp_path / "teacher")
+    logits, _ = teach(tmp_path / "teacher", tmp_path, pixels)
+    with torch.no_grad():
+        assert torch.equal(logits, own(normalize(pixels, *OURS)))
+
+
+def test_what_cannot_teach_is_refused_in_one_line(monkeypatch, tmp_path, pixels):
+    tp.save(tp.build_vit(32, 8, 24, 1, 2, 7), tmp_path / "seven")
+    with pytest.raises(UserError, match="knows 7 classes, the data has 10"):
+        teach(tmp_path / "seven", tmp_path, pixels)
+    with pytest.raises(UserError, match="no teacher nobody"):
+        teach("nobody", tmp_path, pixels)
+
+    def no_network(name, pretrained):
+        raise OSError("no route to host\nmore")
+
+    monkeypatch.setattr(timm, "create_model", no_network)
+    with pytest.raises(UserError, match="no weights for resnet10t: no route to host: give"):
+        teach("resnet10t", tmp_path, pixels)
