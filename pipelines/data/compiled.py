@@ -27,8 +27,8 @@ _LIBRARIES = ("-ljpeg", "-lm")
 
 _pointer = ctypes.c_void_p
 _ROWS_ARGUMENTS: tuple[Any, ...] = (
-    _pointer, _pointer, ctypes.c_int64, *[_pointer] * 8, ctypes.c_int32, ctypes.c_int32, _pointer,
-    _pointer,
+    _pointer, _pointer, ctypes.c_int64, *[_pointer] * 6, ctypes.c_int32, _pointer, _pointer,
+    ctypes.c_int32, ctypes.c_int32, _pointer, _pointer,
 )  # fmt: skip
 
 

@@ -264,6 +264,12 @@ static void copy(const uint8_t *pixels, int64_t columns, int flip, uint8_t *out,
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* How far from a result's pixel its source pixels lie, rounded up. */
+static int64_t reach(double extent, int32_t out_size) {
+    return (int64_t)ceil(extent > out_size ? extent / out_size : 1) + 1;
+}
 
 /* Fill `count` images of a batch.
  *
@@ -273,7 +279,9 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
  *   whole    FFCV's decoder
  *   data     the beton; sample i lies at pointer[i] and is size[i] bytes long
  *   mode     MODE_JPG, else raw pixels
- *   boxes    [count][4]: top, left, height, width within each image
+ *   boxes    [count][4]: top, left, height, width within each image, may be fractions
+ *   beyond   whether resizing may look at pixels beside the box, as if the whole image had been
+ *            resized and then cropped
  *   flips    [count]: mirror left to right
  *   out      [count][out_height][out_width][3]
  *   scratch  as large as the largest image's pixels, one per thread
@@ -281,12 +289,12 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
  */
 void tokenpool_decode_rows(WholeDecoder whole, const uint8_t *data, int64_t count,
                            const int64_t *pointer, const int64_t *size, const int64_t *height,
-                           const int64_t *width, const uint8_t *mode, const int64_t *boxes,
-                           const uint8_t *flips, uint8_t *out, int32_t out_height,
+                           const int64_t *width, const uint8_t *mode, const double *boxes,
+                           int32_t beyond, const uint8_t *flips, uint8_t *out, int32_t out_height,
                            int32_t out_width, uint8_t *scratch, int32_t *status) {
     for (int64_t i = 0; i < count; i++, out += (size_t)out_height * out_width * 3) {
-        const int64_t top = boxes[4 * i], left = boxes[4 * i + 1];
-        const int64_t box_height = boxes[4 * i + 2], box_width = boxes[4 * i + 3];
+        const double top = boxes[4 * i], left = boxes[4 * i + 1];
+        const double box_height = boxes[4 * i + 2], box_width = boxes[4 * i + 3];
         const uint8_t *source = data + pointer[i];
         int64_t factor = 1;
         if (mode[i] == MODE_JPG)
@@ -294,9 +302,13 @@ void tokenpool_decode_rows(WholeDecoder whole, const uint8_t *data, int64_t coun
                    box_width >= 3 * factor * out_width)
                 factor *= 2;
         const int64_t rows = divide_up(height[i], factor), columns = divide_up(width[i], factor);
+        const int64_t above = beyond ? reach(box_height, out_height) : 0;
+        const int64_t beside = beyond ? reach(box_width, out_width) : 0;
         const int64_t limits[4] = {
-            top / factor, smaller(divide_up(top + box_height, factor), rows),
-            left / factor, smaller(divide_up(left + box_width, factor), columns)};
+            larger((int64_t)floor(top) - above, 0) / factor,
+            smaller(divide_up((int64_t)ceil(top + box_height) + above, factor), rows),
+            larger((int64_t)floor(left) - beside, 0) / factor,
+            smaller(divide_up((int64_t)ceil(left + box_width) + beside, factor), columns)};
         /* Of the picture at its fraction: first column and row there are, columns, rows. */
         int64_t region[4] = {0, 0, columns, rows};
         const uint8_t *pixels = source;
@@ -313,13 +325,13 @@ void tokenpool_decode_rows(WholeDecoder whole, const uint8_t *data, int64_t coun
             pixels = scratch;
         }
         status[i] = 0;
-        if (box_height == out_height && box_width == out_width && factor == 1)
-            copy(pixels + ((top - region[1]) * region[2] + left - region[0]) * 3, region[2],
-                 flips[i], out, out_height, out_width);
-        else if (!resample(pixels, region[2], region[1], region[0], (double)top / factor,
-                           (double)left / factor, (double)box_height / factor,
-                           (double)box_width / factor, limits, flips[i], out, out_height,
-                           out_width))
+        if (box_height == out_height && box_width == out_width && factor == 1 &&
+            top == floor(top) && left == floor(left))
+            copy(pixels + (((int64_t)top - region[1]) * region[2] + (int64_t)left - region[0]) * 3,
+                 region[2], flips[i], out, out_height, out_width);
+        else if (!resample(pixels, region[2], region[1], region[0], top / factor, left / factor,
+                           box_height / factor, box_width / factor, limits, flips[i], out,
+                           out_height, out_width))
             status[i] = NO_MEMORY;
     }
 }

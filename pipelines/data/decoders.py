@@ -25,16 +25,20 @@ class Decoder(Protocol):
         out: np.ndarray,
         start: int,
         stop: int,
+        beyond: bool = False,
     ) -> None:
         """Decode rows `start` to `stop`.
 
         Args:
             indices: [B] int64 samples.
-            boxes: [B, 4] int64 (top, left, height, width).
+            boxes: [B, 4] (top, left, height, width) within each image; may be fractions where
+                `beyond` is set.
             flips: [B] bool.
             out: [B, H, W, 3] uint8.
             start: first row.
             stop: one past the last row.
+            beyond: whether resizing may look at pixels beside the box, as if the whole image had
+                been resized and then cropped; else it is cropped first.
 
         Raises:
             ValueError: a sample's bytes cannot be decoded; never leaves a stale row behind quietly.
@@ -61,6 +65,7 @@ class FfcvDecoder:
         out: np.ndarray,
         start: int,
         stop: int,
+        beyond: bool = False,
     ) -> None:
         """See `Decoder.decode`."""
         scratch = getattr(self._local, "scratch", None)
@@ -79,15 +84,17 @@ class FfcvDecoder:
                 (table.height[chosen], np.int64),
                 (table.width[chosen], np.int64),
                 (table.mode[chosen], np.uint8),
-                (boxes[start:stop], np.int64),
-                (flips[start:stop], np.uint8),
+                (boxes[start:stop], np.float64),
             )
         ]
+        mirrored = np.ascontiguousarray(flips[start:stop], np.uint8)
         self._decode_rows(
             self._whole,
             self._data.ctypes.data,
             stop - start,
             *(array.ctypes.data for array in arrays),
+            beyond,
+            mirrored.ctypes.data,
             target.ctypes.data,
             out.shape[1],
             out.shape[2],
@@ -114,6 +121,7 @@ class TorchvisionDecoder:
         out: np.ndarray,
         start: int,
         stop: int,
+        beyond: bool = False,
     ) -> None:
         """See `Decoder.decode`."""
         from PIL import Image
@@ -140,10 +148,17 @@ class TorchvisionDecoder:
                     f"sample {sample} of {table.path} is {image.size[0]}×{image.size[1]}, "
                     f"its beton says {table.width[sample]}×{table.height[sample]}"
                 )
-            top, left, height, width = (int(value) for value in boxes[row])
-            image = functional.crop(image, top, left, height, width)
-            if [height, width] != size:
-                image = functional.resize(image, size)
+            if beyond:
+                top, left, height, width = (float(value) for value in boxes[row])
+                # Pillow minds when rounding takes the last digit beyond the edge.
+                right, bottom = min(left + width, image.width), min(top + height, image.height)
+                box = (left, top, right, bottom)
+                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
+            else:
+                corner_and_size = [int(value) for value in boxes[row]]
+                image = functional.crop(image, *corner_and_size)
+                if corner_and_size[2:] != size:
+                    image = functional.resize(image, size)
             if flips[row]:
                 image = functional.horizontal_flip(image)
             out[row] = np.asarray(image)

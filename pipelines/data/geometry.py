@@ -88,14 +88,32 @@ def random_resized_crops(
     ).astype(np.int64)
 
 
-def centre_crops(height: np.ndarray, width: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """The centred square of `eval_ratio` of the shorter side: resize 256, crop 224 in one step.
+def centre_crops(
+    height: np.ndarray, width: np.ndarray, geometry: Geometry, size: int
+) -> np.ndarray:
+    """Where the centre crop lies after resizing, 224 of 256 by habit, by torchvision's roundings.
+
+    torchvision's `Resize(256)` gives the shorter side 256 pixels and the other a whole number in
+    proportion; `CenterCrop(224)` begins at a whole pixel of that.
+
+    Args:
+        height: [B] pixels.
+        width: [B] pixels.
+        geometry: its `eval_ratio` is 224 / 256.
+        size: side of the crop, 224.
 
     Returns:
-        [B, 4] int64 boxes (top, left, height, width).
+        [B, 4] float64 boxes (top, left, height, width) in pixels of the images as they are.
     """
-    side = np.maximum(np.rint(np.minimum(height, width) * geometry.eval_ratio), 1).astype(np.int64)
-    return np.stack([(height - side) // 2, (width - side) // 2, side, side], axis=1)
+    shorter = np.minimum(height, width)
+    resized = max(size, round(size / geometry.eval_ratio))
+    sides = []
+    for side in (height, width):
+        scaled = np.where(side == shorter, resized, resized * side // shorter)
+        begin = np.rint((scaled - size) / 2.0)
+        sides.append((begin * side / scaled, size * side / scaled))
+    (top, box_height), (left, box_width) = sides
+    return np.stack([top, left, box_height, box_width], axis=1)
 
 
 def whole_images(height: np.ndarray, width: np.ndarray) -> np.ndarray:

@@ -238,7 +238,7 @@ class _BetonLoader:
                 if self._geometry is None:
                     boxes = whole_images(height, width)
                 else:
-                    boxes = centre_crops(height, width, self._geometry)
+                    boxes = centre_crops(height, width, self._geometry, self._out_size[0])
                 yield indices, boxes, np.zeros(len(indices), np.bool_)
             return
         rows = train_order(
@@ -288,6 +288,7 @@ class _BetonLoader:
                     out,
                     start,
                     min(start + _CHUNK, len(indices)),
+                    not self._train,  # evaluation resizes, then crops; training the other way round
                 )
             )
             for start in range(0, len(indices), _CHUNK)

@@ -112,10 +112,11 @@ def test_crops_of_the_size_asked_for_are_the_whole_pictures_pixels(tmp_path, fli
     height=st.integers(1, 60),
     out=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     seed=st.integers(0, 2**32 - 1),
+    beyond=st.booleans(),
 )
-@settings(max_examples=80, deadline=None)
-def test_any_box_of_any_raw_picture_to_any_size(width, height, out, seed):
-    """Against Pillow's own resampling of the cut-out, to a level; nothing beside it is touched."""
+@settings(max_examples=100, deadline=None)
+def test_any_box_of_any_raw_picture_to_any_size(width, height, out, seed, beyond):
+    """Against Pillow's own resampling, to a level; nothing beside the result is touched."""
     rng = np.random.default_rng(seed)
     picture = rng.integers(0, 256, (height, width, 3), np.uint8)
     columns, rows = int(rng.integers(1, width + 1)), int(rng.integers(1, height + 1))
@@ -124,16 +125,21 @@ def test_any_box_of_any_raw_picture_to_any_size(width, height, out, seed):
     result = np.full(size + 2 * _GUARD, 7, np.uint8)
     numbers = [np.array([value], np.int64) for value in (0, picture.size, height, width)]
     mode, mirrored = np.array([1], np.uint8), np.array([flip], np.uint8)
-    box, status = np.array([top, left, rows, columns], np.int64), np.full(1, -1, np.int32)
-    arrays = (*numbers, mode, box, mirrored, result[_GUARD:])
+    box, status = np.array([top, left, rows, columns], np.float64), np.full(1, -1, np.int32)
     compiled.row_decoder().tokenpool_decode_rows(
-        compiled.whole_decoder(), picture.ctypes.data, 1, *(a.ctypes.data for a in arrays),
-        out[1], out[0], None, status.ctypes.data,
+        compiled.whole_decoder(), picture.ctypes.data, 1, *(n.ctypes.data for n in numbers),
+        mode.ctypes.data, box.ctypes.data, beyond, mirrored.ctypes.data,
+        result[_GUARD:].ctypes.data, out[1], out[0], None, status.ctypes.data,
     )  # fmt: skip
     assert status[0] == 0
     assert (result[:_GUARD] == 7).all() and (result[-_GUARD:] == 7).all()
-    image = Image.fromarray(picture[top : top + rows, left : left + columns])
-    expected = np.asarray(image.resize(out, Image.Resampling.BILINEAR)).astype(int)
+    if beyond:
+        corners = (left, top, left + columns, top + rows)
+        image = Image.fromarray(picture).resize(out, Image.Resampling.BILINEAR, corners)
+    else:
+        cut = Image.fromarray(picture[top : top + rows, left : left + columns])
+        image = cut.resize(out, Image.Resampling.BILINEAR)
+    expected = np.asarray(image).astype(int)
     mine = result[_GUARD:-_GUARD].reshape(out[1], out[0], 3)
     assert np.abs((mine[:, ::-1] if flip else mine) - expected).max() <= 1
 

@@ -15,11 +15,11 @@ from pipelines.data.prepare import prepare
 from .conftest import jpeg, photo
 
 
-def _both(table, indices, boxes, flips, size):
+def _both(table, indices, boxes, flips, size, beyond=False):
     outs = []
     for decoder in (FfcvDecoder(table), TorchvisionDecoder(table)):
         out = np.full((len(indices), size, size, 3), 77, np.uint8)
-        decoder.decode(indices, boxes, flips, out, 0, len(indices))
+        decoder.decode(indices, boxes, flips, out, 0, len(indices), beyond)
         outs.append(out.astype(int))
     return outs
 
@@ -35,9 +35,9 @@ def test_jpegs_agree_with_the_oracle(prepared_photos, size, train):
     if train:
         boxes = random_resized_crops(height, width, Geometry(), rng)
     else:
-        boxes = centre_crops(height, width, Geometry())
+        boxes = centre_crops(height, width, Geometry(), size)
     flips = rng.random(len(indices)) < 0.5
-    ours, oracle = _both(table, indices, boxes, flips, size)
+    ours, oracle = _both(table, indices, boxes, flips, size, beyond=not train)
     assert np.abs(ours - oracle).mean() < 2.5
     assert np.abs(ours - oracle).max() <= 12
 
@@ -79,7 +79,7 @@ def test_large_jpegs_are_decoded_at_a_fraction_and_still_agree(tmp_path):
     prepare(str(tmp_path / "source"), out, PrepareOptions(val=0, minival=0, workers=1))
     table = read_table(out / "train.beton")
     indices = np.arange(4)
-    boxes = centre_crops(table.height, table.width, Geometry())
+    boxes = centre_crops(table.height, table.width, Geometry(), 64).astype(int)
     boxes[0] = [37, 411, 801, 603]  # not on any block's edge
     ours, oracle = _both(table, indices, boxes, np.zeros(4, bool), 64)
     assert np.abs(ours - oracle).mean() < 2.5
@@ -93,11 +93,11 @@ def test_undecodable_bytes_raise_and_name_the_sample(prepared_photos, tmp_path):
     path = tmp_path / "broken.beton"
     path.write_bytes(data)
     table = read_table(path)
-    boxes = centre_crops(table.height[:5], table.width[:5], Geometry())
+    boxes = centre_crops(table.height[:5], table.width[:5], Geometry(), 16)
     for decoder in (FfcvDecoder(table), TorchvisionDecoder(table)):
         out = np.empty((5, 16, 16, 3), np.uint8)
         with pytest.raises(ValueError, match=r"sample 3 of .* cannot be decoded"):
-            decoder.decode(np.arange(5), boxes, np.zeros(5, bool), out, 0, 5)
+            decoder.decode(np.arange(5), boxes, np.zeros(5, bool), out, 0, 5, True)
 
 
 def test_the_oracle_itself_is_pillow(prepared_photos):

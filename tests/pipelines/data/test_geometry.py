@@ -18,10 +18,13 @@ def test_boxes_lie_inside_their_image(height, width, scale, ratio, seed):
     geometry = Geometry(crop_scale=(scale, 1.0), crop_ratio=(ratio, 1 / ratio))
     rng = np.random.default_rng(abs(seed))
     boxes = random_resized_crops(np.full(8, height), np.full(8, width), geometry, rng)
-    centre = centre_crops(np.full(8, height), np.full(8, width), geometry)
-    for top, left, box_height, box_width in np.concatenate([boxes, centre]):
+    for top, left, box_height, box_width in boxes:
         assert top >= 0 and left >= 0 and box_height >= 1 and box_width >= 1
         assert top + box_height <= height and left + box_width <= width
+    centre = centre_crops(np.full(8, height), np.full(8, width), geometry, 1 + abs(seed) % 300)
+    for top, left, box_height, box_width in centre:
+        assert top >= 0 and left >= 0 and box_height > 0 and box_width > 0
+        assert top + box_height < height + 1e-6 and left + box_width < width + 1e-6
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (64, 64), (30, 300)])
@@ -47,8 +50,10 @@ def test_crops_are_distributed_as_torchvisions(height, width):
 
 
 def test_the_centre_crop_is_resize_256_crop_224():
-    box = centre_crops(np.array([375]), np.array([500]), Geometry())[0]
-    assert box.tolist() == [23, 86, 328, 328]  # 328 = 375 · 224/256
+    """375 × 500 becomes 256 × 341; of that, 224 from row 16 and column 58 on."""
+    box = centre_crops(np.array([375]), np.array([500]), Geometry(), 224)[0]
+    down, across = 375 / 256, 500 / 341
+    np.testing.assert_allclose(box, [16 * down, 58 * across, 224 * down, 224 * across])
 
 
 @pytest.mark.parametrize(
