@@ -109,14 +109,18 @@ def page_data(
 ) -> dict[str, Any]:
     """What the page's script reads, as plain JSON types."""
     batches = sorted({batch for point in front.points for batch in point.latency_ms}, key=int)
-    costs = {"gmacs": {"title": "GMACs per image", "unit": "GMACs", "short": "cost"}}
+    costs = {"gmacs": {"title": "GMACs per image", "unit": "GMACs", "column": "GMACs"}}
     if any(point.params for point in front.points):
-        costs["params"] = {"title": "parameters, millions", "unit": "M", "short": "parameters"}
+        costs["params"] = {
+            "title": "parameters, millions",
+            "unit": "M parameters",
+            "column": "M params",
+        }
     costs |= {
         f"latency_{batch}": {
             "title": f"ms per batch of {batch}",
-            "unit": "ms",
-            "short": f"batch {batch}",
+            "unit": f"ms (batch of {batch})",
+            "column": f"ms, batch {batch}",
         }
         for batch in batches
     }
@@ -175,7 +179,7 @@ def summary(front: Front) -> str:
             f"Knee: {knee.point_id} with {percent(knee.top1_minival)} % at {knee.gmacs:.4g} GMACs, "
             f"{100 * knee.dense_share:.0f} % of the dense model's. "
         )
-    return text + _saving(front)
+    return " ".join(filter(None, [text.rstrip(), _saving(front), _against_constant(front)]))
 
 
 def _saving(front: Front) -> str:
@@ -196,6 +200,23 @@ def _saving(front: Front) -> str:
         f"{as_good[0].point_id} is as accurate as the best dense model, {best.point_id}, "
         f"with {saved:.0f} % fewer GMACs."
     )
+
+
+def _against_constant(front: Front) -> str:
+    """What the search found where the best constant keep-rate costs as much."""
+    constant = [p for p in front.points if p.kind == "constant" and p.finished]
+    if not constant:
+        return ""
+    best = max(constant, key=lambda point: (point.top1_minival or 0.0, -point.gmacs))
+    text = (
+        f"The best constant keep-rate, {best.keep_rate:g} at width {best.width}, has "
+        f"{percent(best.top1_minival)} % at {best.gmacs:.4g} GMACs"
+    )
+    affordable = [p for p in front.on_front if p.kind == "final" and p.gmacs <= best.gmacs]
+    if not affordable:
+        return f"{text}; no searched model costs as little."
+    found = affordable[-1]
+    return f"{text}; {found.point_id} has {percent(found.top1_minival)} % at {found.gmacs:.4g}."
 
 
 def export_command(name: str, point: Point) -> str | None:

@@ -13,7 +13,7 @@ let chosen = null;
 const percent = (fraction) => (100 * fraction).toFixed(2) + " %";
 const withError = (point, split) => {
   const top1 = point["top1_" + split], error = point[split + "_error"];
-  return top1 === null ? "–" : error ? (100 * top1).toFixed(2) + " ± " + (100 * error).toFixed(2) + " %" : percent(top1);
+  return top1 === null ? "–" : (100 * top1).toFixed(2) + (error ? " ± " + (100 * error).toFixed(2) : "");
 };
 const number = (value) => value === null || value === undefined ? "–" : String(+(+value).toPrecision(4));
 // Plotly reads a few tags in hover texts.
@@ -137,7 +137,7 @@ function show(id) {
     + (point.val_error ? " ± " + (100 * point.val_error).toFixed(2) : ""));
   if (point.seeds > 1) facts.push("mean of " + point.seeds + " seeds");
   for (const [key, value] of Object.entries(point.costs))
-    if (key !== "gmacs") facts.push(number(value) + " " + COSTS[key].unit + " (" + COSTS[key].short + ")");
+    if (key !== "gmacs") facts.push(number(value) + " " + COSTS[key].unit);
   byId("model-facts").textContent = facts.join(" · ");
   const bars = byId("bars");
   bars.className = point.kind;
@@ -178,8 +178,8 @@ function step(direction) {
 }
 
 function fillTable() {
-  const columns = ["model", "width", "patch tokens after each block", ...Object.values(COSTS).map((c) => c.title),
-    "% of dense", "top-1 minival", "top-1 val", "status"];
+  const columns = ["model", "width", "patch tokens per block", ...Object.values(COSTS).map((c) => c.column),
+    "% of dense", "minival, %", "val, %", "status"];
   byId("head").replaceChildren(...columns.map((name, i) => {
     const cell = document.createElement("th");
     cell.scope = "col";
