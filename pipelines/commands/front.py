@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from pipelines.search.state import load_state
 from pipelines.track import files
 from pipelines.track.front import build_front
 from pipelines.track.table import front_table
+
+_UNBOUNDED = 160
 
 Name = Annotated[str, typer.Argument(help="The search.")]
 Storage = Annotated[
@@ -40,4 +43,6 @@ def front(
     elif as_csv:
         typer.echo(files.to_csv(points), nl=False)
     else:
-        Console().print(front_table(found, points))
+        # In a pipe or a file there is no edge to fit.
+        console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED)
+        console.print(front_table(found, points, width=console.width))

@@ -208,7 +208,7 @@ def _register(state: SearchState, storage: Path, screen: Screen) -> None:
 def show_front(state: SearchState, storage: Path, screen: Screen) -> None:
     """Prints the front and what to type next."""
     front = build_front(state)
-    screen.console.print(front_table(front))
+    screen.console.print(front_table(front, width=screen.console.width))
     option = "" if storage == Path("runs") else f" --storage {storage}"
     screen.say(f"picture and page: {storage}/searches/{state.name}/front.png, front.html")
     screen.say("next:")

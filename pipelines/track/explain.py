@@ -7,7 +7,7 @@ import difflib
 from pipelines.errors import UserError
 from pipelines.search.state import SearchState
 from pipelines.track.front import Front, Point, build_front
-from pipelines.track.table import compact_schedule, percent, with_spread
+from pipelines.track.table import compact_schedule, described, percent, with_spread
 from tune_spaces import pareto
 
 
@@ -34,7 +34,7 @@ def explain(state: SearchState, point_id: str) -> str:
     """
     front = build_front(state)
     point = find_point(front, point_id)
-    kind = "dense base" if point.kind == "dense" else f"{point.method}"
+    kind = "dense base" if point.kind == "dense" else described(point)
     lines = [
         f"{point.point_id}: width {point.width}, {kind}, {point.gmacs:.4g} GMACs "
         f"({100 * point.dense_share:.0f} % of dense)",

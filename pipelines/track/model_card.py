@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.data.manifest import Manifest
 from pipelines.track.front import Point
 from pipelines.track.points import standard_error
-from pipelines.track.table import compact_schedule
+from pipelines.track.table import compact_schedule, described, with_spread
 
 _USE = {
     "timm": """```python
@@ -37,7 +37,16 @@ def model_card(point: Point, facts: dict[str, Any], manifest: Manifest) -> str:
         for row in speed["batches"]
     ]
     usage = _USE[facts["format"]].format(folder=".", size=before["image_size"])
-    kind = "without pooling" if point.kind == "dense" else f"with token pooling ({point.method})"
+    kind = (
+        "without pooling" if point.kind == "dense" else f"with token pooling ({described(point)})"
+    )
+    # These weights are those of one training.
+    own = point.only(next(t for t in point.trainings if t.finished))
+    seeds = [
+        f"| over {point.num_seeds} seeds | minival "
+        f"{with_spread(point.top1_minival, point.minival_spread)} %, validation "
+        f"{with_spread(point.top1_val, point.val_spread)} %, mean±standard deviation |"
+    ]
     return "\n".join(
         [
             f"# {facts['search']} / {point.point_id}",
@@ -51,8 +60,9 @@ def model_card(point: Point, facts: dict[str, Any], manifest: Manifest) -> str:
             f"| patch tokens kept after each block | {compact_schedule(point.schedule)} |",
             f"| cost | {point.gmacs:.4g} GMACs per image, clustering counted; "
             f"{100 * point.dense_share:.0f} % of the widest dense model |",
-            f"| top-1 on minival | {_accuracy(point.top1_minival, manifest, 'minival')} |",
-            f"| top-1 on validation | {_accuracy(point.top1_val, manifest, 'val')} |",
+            f"| top-1 on minival | {_accuracy(own.top1_minival, manifest, 'minival')} |",
+            f"| top-1 on validation | {_accuracy(own.top1_val, manifest, 'val')} |",
+            *(seeds if point.minival_spread is not None else []),
             f"| data | {manifest.source}, {len(manifest.classes)} classes |",
             f"| config | {facts['config_hash']} |",
             "",

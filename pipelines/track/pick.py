@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipelines.errors import UserError
 from pipelines.track.front import Front, Point
-from pipelines.track.table import compact_schedule, percent
+from pipelines.track.table import compact_schedule, described, with_spread
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,13 @@ def explain_choice(front: Front, choice: Choice) -> str:
     point = choice.point
     lines = [
         f"{point.point_id}: {_figures(point)}, {100 * point.dense_share:.0f} % of dense",
-        f"  width {point.width}, {point.method}, patch tokens after each block: "
+        f"  width {point.width}, {described(point)}, patch tokens after each block: "
         f"{compact_schedule(point.schedule)}",
     ]
     if point.top1_val is not None:
-        lines.append(f"  top-1 on val: {percent(point.top1_val)} %")
+        lines.append(f"  top-1 on val: {with_spread(point.top1_val, point.val_spread)} %")
+    if point.minival_spread is not None:
+        lines.append(f"  mean ± standard deviation over {point.num_seeds} seeds")
     lines.append(f"  {choice.why}")
     if choice.cheaper is not None:
         lines.append(f"  One step cheaper: {_step(point, choice.cheaper)}.")
@@ -148,7 +150,7 @@ def _step(here: Point, there: Point) -> str:
 
 
 def _figures(point: Point) -> str:
-    return f"{point.gmacs:.4g} GMACs, {percent(point.top1_minival)} % top-1 (minival)"
+    return f"{point.gmacs:.4g} GMACs, {with_spread(point.top1_minival, point.minival_spread)} % top-1 (minival)"
 
 
 def _describe(point: Point) -> str:

@@ -9,14 +9,23 @@ from rich.table import Table
 
 from pipelines.track.front import Front, Point
 
+# What the table takes without latencies, and each of them more.
+_WIDTH, _LATENCY_WIDTH = 80, 9
 
-def front_table(front: Front, points: Sequence[Point] | None = None) -> Table:
+
+def front_table(front: Front, points: Sequence[Point] | None = None, *, width: int = 160) -> Table:
     """A table of `points` (default: the front alone), cheapest first.
 
     A star marks a point on the front and `knee` the knee, so that nothing is said by colour alone.
+
+    Args:
+        front: All points of the search.
+        points: Which to show.
+        width: Of the terminal, in characters; the latencies that do not fit are left out.
     """
     shown = front.on_front if points is None else points
     latencies = sorted({batch for point in shown for batch in point.latency_ms}, key=int)
+    latencies = latencies[: max(0, (width - _WIDTH) // _LATENCY_WIDTH)]
     table = Table(
         title=f"Front of {front.name}",
         caption=caption(front),
@@ -32,13 +41,14 @@ def front_table(front: Front, points: Sequence[Point] | None = None) -> Table:
     for name in ("GMACs", "% dense", "minival", "val"):
         table.add_column(name, justify="right", no_wrap=True)
     for batch in latencies:
-        table.add_column(f"ms (batch {batch})", justify="right")
+        table.add_column(f"ms b{batch}", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for point in shown:
         table.add_row(
             point.point_id,
             str(point.width),
-            compact_schedule(point.schedule),
+            compact_schedule(point.schedule)
+            + (f" (keep rate {point.keep_rate:g})" if point.keep_rate is not None else ""),
             f"{point.gmacs:.4g}",
             f"{100 * point.dense_share:.0f}",
             with_spread(point.top1_minival, point.minival_spread),
@@ -72,15 +82,22 @@ def percent(fraction: float | None) -> str:
 
 def with_spread(fraction: float | None, spread: float | None) -> str:
     """A percentage, with its standard deviation over seeds where there are several."""
-    return percent(fraction) + ("" if spread is None else f" ± {percent(spread)}")
+    return percent(fraction) + ("" if spread is None else f"±{percent(spread)}")
+
+
+def described(point: Point) -> str:
+    """How a point keeps tokens: `dense`, its method, or its method with a constant keep-rate."""
+    if point.kind == "dense":
+        return "dense"
+    rate = "" if point.keep_rate is None else f" at a constant keep-rate of {point.keep_rate:g}"
+    return point.method + rate
 
 
 def mark(point: Point) -> str:
-    """`★ knee`, `★` on the front, what a baseline is, or the status of what is not finished."""
-    baseline = f"keep rate {point.keep_rate:g}" if point.keep_rate is not None else ""
+    """`★ knee`, `★` on the front, or the status of anything else that is not finished."""
     if point.on_front:
-        return " ".join(filter(None, ["★ knee" if point.is_knee else "★", baseline]))
-    return baseline if point.status == "done" else point.status
+        return "★ knee" if point.is_knee else "★"
+    return "" if point.status == "done" else point.status
 
 
 def compact_schedule(schedule: Sequence[int]) -> str:

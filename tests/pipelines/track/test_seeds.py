@@ -3,6 +3,8 @@
 import io
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import ledgers
 import pytest
@@ -10,11 +12,13 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 import tokenpool as tp
+from pipelines.data.manifest import Manifest
 from pipelines.search.state import SearchState, fold
 from pipelines.track.explain import explain
 from pipelines.track.front import Front, build_front, history
 from pipelines.track.front_artifacts import description
 from pipelines.track.mirror import LedgerMirror
+from pipelines.track.model_card import model_card
 from pipelines.track.page import page_data, summary
 from pipelines.track.plot import front_figure
 from pipelines.track.points import vit_params
@@ -62,8 +66,26 @@ def test_one_seed_can_be_asked_for(front: Front, state: SearchState) -> None:
         0.976,
         "/nowhere/t001-s2",
     )
-    assert "mean of 3 seeds, 96.70 ± 0.82 %" in explain(state, "t001")
+    assert "mean of 3 seeds, 96.70±0.82 %" in explain(state, "t001")
     assert "top-1 97.60 % on minival" in explain(state, "t001-s2")
+
+
+def test_the_model_card_is_of_the_weights_it_lies_beside(front: Front) -> None:
+    splits = {"minival": SimpleNamespace(samples=100), "val": SimpleNamespace(samples=400)}
+    manifest = SimpleNamespace(splits=splits, source="digits", classes=["0", "1"])
+    facts = {
+        "search": "digits",
+        "format": "timm",
+        "config_hash": "x",
+        "preprocessing": {"image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3},
+        "check": {"images": 64, "largest_logit_difference": 0.0, "same_top1": True},
+        "speed": {"hardware": "x", "threads": 1, "batches": []},
+    }
+    point = front.point("t001")
+    assert point is not None
+    card = model_card(point, facts, cast(Manifest, manifest))
+    assert "| top-1 on minival | 96.50 ± 1.84 % of 100 images |" in card
+    assert "| over 3 seeds | minival 96.70±0.82 %, validation 95.80±0.42 %" in card
 
 
 def test_a_seed_that_failed_counts_for_nothing(state: SearchState) -> None:
@@ -102,10 +124,17 @@ def test_table_description_and_page_show_the_spread(front: Front) -> None:
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(front_table(front, front.points))
     text = " ".join(console.export_text().split())
-    assert "96.70 ± 0.82" in text
+    assert "96.70±0.82" in text
     assert "± one standard deviation over seeds" in text
-    assert "keep rate 0.8" in text
-    assert "| 96.70 ± 0.82 | 95.80 ± 0.42 |" in description(front)
+    assert "51 41 33 26 21 17 (keep rate 0.8)" in text
+    assert "ms b1" in text
+    narrow = Console(width=80, record=True, file=io.StringIO())
+    narrow.print(front_table(front, front.points, width=80))
+    text = narrow.export_text()
+    for whole in ("dense-96", "96.70±0.82", "95.80±0.42", "0.031", "48 40 32 24"):
+        assert whole in text
+    assert "…" not in text
+    assert "| 96.70±0.82 | 95.80±0.42 |" in description(front)
     data = page_data(front, history("digits", []), [], {"minival": 100, "val": 100}, "")
     points = {point["id"]: point for point in data["points"]}
     assert points["t001"]["minival_error"] == pytest.approx(SPREAD, abs=1e-6)
