@@ -11,6 +11,7 @@ from pipelines.console import Bar, Screen
 from pipelines.errors import UserError
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.display import epoch_line, short_note
+from pipelines.train.microbatch import first_micro_batch
 from pipelines.train.retention import BEST_NAME, score_of
 from pipelines.train.run_config import job_of
 from pipelines.train.trials import TrialRequest, run_trials
@@ -32,7 +33,10 @@ def run_alone(config: TrainRunConfig, screen: Screen, address: str | None = None
             cluster.concurrent_jobs(
                 workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker
             )
-            watcher = _Watcher(screen, bar, config.train.epochs)
+            share = max(1, config.train.batch_size // workers.num_workers)
+            watcher = _Watcher(
+                screen, bar, config.train.epochs, first_micro_batch(config.train, share)
+            )
             run_trials(
                 [TrialRequest(job, gmacs=0.0)],
                 max_concurrent=1,
@@ -56,8 +60,9 @@ def run_alone(config: TrainRunConfig, screen: Screen, address: str | None = None
 class _Watcher:
     """One line for each epoch, above the bar where there is one."""
 
-    def __init__(self, screen: Screen, bar: Bar, epochs: int) -> None:
+    def __init__(self, screen: Screen, bar: Bar, epochs: int, micro_batch: int) -> None:
         self._screen, self._bar, self._epochs = screen, bar, epochs
+        self._micro_batch = micro_batch
         self._done = 0
         self.checkpoint: str | None = None
         self.top1 = 0.0
@@ -65,6 +70,14 @@ class _Watcher:
 
     def report(self, job_id: str, report: dict[str, Any]) -> None:
         self.top1 = report["top1_minival"]
+        size = report.get("micro_batch", self._micro_batch)
+        if size < self._micro_batch:
+            self._screen.say(
+                f"memory ran out: workers compute micro-batches of {size} images, not "
+                f"{self._micro_batch}, and batches stay as they are",
+                style="yellow",
+            )
+            self._micro_batch = size
         self._screen.say(epoch_line(report, self._epochs))
         if self._screen.console.is_terminal:
             self._bar.advance(report["epoch"] - self._done, note=short_note(report))

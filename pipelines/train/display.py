@@ -30,6 +30,8 @@ def epoch_line(report: dict[str, Any], epochs: int) -> str:
         parts.append(f"GPU busy {report['gpu_utilisation']:.0%}")
     if report.get("skipped_steps"):
         parts.append(f"{report['skipped_steps']} steps skipped")
+    if report.get("rollbacks"):
+        parts.append(f"gone back to a checkpoint {report['rollbacks']} times")
     return " ".join(parts)
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,8 +58,13 @@ def _newest_undamaged(folders: list[Path]) -> Path | None:
     return None
 
 
-def _store(directory: Path, name: str, write: WriteCheckpoint) -> Path:
-    """Writes a checkpoint of all ranks aside, and renames it once all of them are done."""
+def _store(
+    directory: Path, name: str, write: WriteCheckpoint, before: Callable[[], None] | None = None
+) -> Path:
+    """Writes a checkpoint of all ranks aside, and renames it once all of them are done.
+
+    `before` is called on rank 0 right before that.
+    """
     aside, final = directory / f".writing-{name}", directory / name
     is_first = dist.get_rank() == 0
     if is_first:
@@ -71,6 +77,8 @@ def _store(directory: Path, name: str, write: WriteCheckpoint) -> Path:
         shutil.copytree(own, aside, dirs_exist_ok=True)
     dist.barrier()
     if is_first:
+        if before is not None:
+            before()
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
     return final
@@ -99,16 +107,23 @@ class FolderReporter:
         self, metrics: dict[str, Any], epoch: int, write: WriteCheckpoint, keep: int
     ) -> None:
         """See `Reporter`."""
-        folder = _store(self.directory, folder_name(epoch), write)
+        # In this order: a job killed in between does the epoch again and replaces its line.
+        folder = _store(self.directory, folder_name(epoch), write, partial(self._add_line, metrics))
         if self.rank == 0:
-            with (self.directory / "reports.jsonl").open("a") as file:
-                file.write(json.dumps(metrics) + "\n")
             keep_if_best(self.directory, folder)
             for old in superseded(self.directory, keep):
                 shutil.rmtree(old)
             if self._tell is not None:
                 self._tell(metrics)
         dist.barrier()
+
+    def _add_line(self, metrics: dict[str, Any]) -> None:
+        path = self.directory / "reports.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["epoch"] < metrics["epoch"]]
+        aside = path.with_suffix(".new")
+        aside.write_text("".join(f"{line}\n" for line in [*kept, json.dumps(metrics)]))
+        os.replace(aside, path)
 
     def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
         """See `Reporter`."""

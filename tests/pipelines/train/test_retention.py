@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch.distributed as dist
 
@@ -45,7 +47,7 @@ def test_the_newest_few_and_the_best_stay(alone, tmp_path):
 
 def test_a_checkpoint_within_an_epoch_is_the_newest_until_the_epochs_own(alone, tmp_path):
     reporter = FolderReporter(tmp_path, 0)
-    reporter.report({}, 1, writer(1, top1=0.1), 2)
+    reporter.report({"epoch": 1}, 1, writer(1, top1=0.1), 2)
     reporter.save(1, 7, writer(1, 7), 2)
     reporter.save(1, 14, writer(1, 14), 2)
     newest = tmp_path / "epoch-0001-step-000014"
@@ -55,11 +57,19 @@ def test_a_checkpoint_within_an_epoch_is_the_newest_until_the_epochs_own(alone, 
     assert (tmp_path / "best" / "weights").read_text() == "1/0"
 
 
+def test_an_epoch_that_is_done_again_replaces_its_line(alone, tmp_path):
+    reporter = FolderReporter(tmp_path, 0)
+    for epoch, loss in ((1, 3.0), (2, 2.0), (2, 2.0)):
+        reporter.report({"epoch": epoch, "loss": loss}, epoch, writer(epoch), 2)
+    rows = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
+    assert rows == [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}]
+
+
 def test_a_best_that_was_being_replaced_is_found_again(alone, tmp_path):
     reporter = FolderReporter(tmp_path, 0)
-    reporter.report({}, 1, writer(1, top1=0.8), 2)
+    reporter.report({"epoch": 1}, 1, writer(1, top1=0.8), 2)
     (tmp_path / "best").rename(tmp_path / ".best-old")  # where a kill would leave it
-    reporter.report({}, 2, writer(2, top1=0.4), 2)
+    reporter.report({"epoch": 2}, 2, writer(2, top1=0.4), 2)
     assert score_of(tmp_path / "best") == 0.8
 
 
