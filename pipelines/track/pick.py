@@ -150,7 +150,8 @@ def _step(here: Point, there: Point) -> str:
 
 
 def _figures(point: Point) -> str:
-    return f"{point.gmacs:.4g} GMACs, {with_spread(point.top1_minival, point.minival_spread)} % top-1 (minival)"
+    top1 = with_spread(point.top1_minival, point.minival_spread)
+    return f"{point.gmacs:.4g} GMACs, {top1} % top-1 (minival)"
 
 
 def _describe(point: Point) -> str:

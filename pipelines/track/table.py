@@ -10,7 +10,7 @@ from rich.table import Table
 from pipelines.track.front import Front, Point
 
 # What the table takes without latencies, and each of them more.
-_WIDTH, _LATENCY_WIDTH = 80, 9
+_WIDTH, _LATENCY_WIDTH = 80, 8
 
 
 def front_table(front: Front, points: Sequence[Point] | None = None, *, width: int = 160) -> Table:
@@ -33,7 +33,7 @@ def front_table(front: Front, points: Sequence[Point] | None = None, *, width: i
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     for name in ("model", "width"):
         table.add_column(name, no_wrap=True)

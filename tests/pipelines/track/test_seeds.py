@@ -131,7 +131,7 @@ def test_table_description_and_page_show_the_spread(front: Front) -> None:
     narrow = Console(width=80, record=True, file=io.StringIO())
     narrow.print(front_table(front, front.points, width=80))
     text = narrow.export_text()
-    for whole in ("dense-96", "96.70±0.82", "95.80±0.42", "0.031", "48 40 32 24"):
+    for whole in ("★ knee", "dense-96", "96.70±0.82", "95.80±0.42", "0.031", "48 40 32 24"):
         assert whole in text
     assert "…" not in text
     assert "| 96.70±0.82 | 95.80±0.42 |" in description(front)
