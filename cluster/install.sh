@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 venv=.venv
 stamp=$venv/.installed
-system_packages=(g++ libopencv-dev libturbojpeg0-dev pkg-config)
+system_packages=(g++ libjpeg-dev libopencv-dev libturbojpeg0-dev pkg-config)
 
 say() { printf '== %s\n' "$*"; }
 die() { printf 'install: %s\n' "$*" >&2; exit 1; }
