@@ -92,19 +92,21 @@ class Run:
             )  # fmt: skip
 
     def checkpoints(self):
-        """When each complete checkpoint was written."""
+        """When each was written."""
         return {state.parent.name: state.stat().st_mtime_ns for state in self._states()}
 
     def _states(self):
         return sorted(self.directory.glob("epoch-*/state.json"))
 
-    def wait_for_checkpoints(self, count):
+    def wait_for_epochs(self, count):
+        """The checkpoints of the epochs that Ray has committed and the driver has heard of."""
         deadline = time.monotonic() + 120
-        while len(found := self.checkpoints()) < count:
+        while (done := self.log.read_text().count(f"/{EPOCHS} loss")) < count:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             time.sleep(0.05)
-        return found
+        names = [f"epoch-{epoch:04d}" for epoch in range(1, done + 1)]
+        return {name: self.checkpoints()[name] for name in names}
 
     def is_under_way(self):
         return self.process.poll() is None and len(self.checkpoints()) < EPOCHS
@@ -146,7 +148,7 @@ def goes_on(run, before, straight):
 class TestTwoHosts:
     def test_a_killed_worker(self, hosts, folder, straight):
         run = Run(hosts, folder, "worker")
-        before = run.wait_for_checkpoints(2)
+        before = run.wait_for_epochs(2)
         assert [len(run.workers(number)) for number in (0, 1, 2)] == [0, 2, 2]
         assert run.is_under_way()
         os.kill(run.workers(2)[0], signal.SIGKILL)
@@ -154,7 +156,7 @@ class TestTwoHosts:
 
     def test_a_killed_host(self, hosts, folder, straight):
         run = Run(hosts, folder, "host")
-        before = run.wait_for_checkpoints(2)
+        before = run.wait_for_epochs(2)
         assert run.is_under_way()
         hosts.kill(2)
         hosts.start_ray(2)
@@ -162,7 +164,7 @@ class TestTwoHosts:
 
     def test_a_killed_job(self, hosts, folder, straight):
         run = Run(hosts, folder, "job")
-        before = run.wait_for_checkpoints(2)
+        before = run.wait_for_epochs(2)
         assert run.is_under_way()
         for child in psutil.Process(run.process.pid).children(recursive=True):
             child.kill()
