@@ -70,7 +70,7 @@ def rebuild_command(name: Name, storage: Storage = Path("runs")) -> None:
     load_state(storage, name)
     store = tracking_store(storage)
     count = rebuild(storage, name, store)
-    typer.echo(f"{name}: {count} runs logged to {store.uri}")
+    typer.echo(f"{name}: {count} runs logged to {store.shown}")
 
 
 def register(
@@ -89,5 +89,5 @@ def register(
         known = "" if found.new else " (known already)"
         typer.echo(f"models:/{name}/{found.version}  {found.point_id}{known}")
     typer.echo(
-        f'mlflow.pyfunc.load_model("models:/{name}@knee") with MLFLOW_TRACKING_URI={store.uri}'
+        f'mlflow.pyfunc.load_model("models:/{name}@knee") with MLFLOW_TRACKING_URI={store.shown}'
     )

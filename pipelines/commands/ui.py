@@ -32,7 +32,7 @@ def ui(
     store = tracking_store(storage)
     if store.is_local:
         check_port(port)
-    base = f"http://{LOOPBACK}:{port}" if store.is_local else store.uri.rstrip("/")
+    base = f"http://{LOOPBACK}:{port}" if store.is_local else store.shown.rstrip("/")
     pages = {search: catch_up(storage, search, store, base) for search in names}
     process = start_server(store, port, storage / "mlflow-server.log") if store.is_local else None
     typer.echo(f"MLflow: {base}" + (" (Ctrl-C ends it)" if process else ""))

@@ -18,7 +18,7 @@ from pipelines.track import files
 from pipelines.track.front_artifacts import send_front
 from pipelines.track.mlflow_runs import SearchRuns
 from pipelines.track.projection import PARENT, Projection, RunChange
-from pipelines.track.store import TrackingStore
+from pipelines.track.store import TrackingStore, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -163,11 +163,11 @@ class LedgerMirror:
         except (OSError, ValueError):
             return 0
         # Another store, or another search under this name since: from the beginning.
-        same = cursor.get("store") == self.store.uri and cursor.get("born") == self._born()
+        same = cursor.get("store") == self.store.shown and cursor.get("born") == self._born()
         return int(cursor["offset"]) if same else 0
 
     def _save_cursor(self, offset: int) -> None:
-        cursor = {"store": self.store.uri, "born": self._born(), "offset": offset}
+        cursor = {"store": self.store.shown, "born": self._born(), "offset": offset}
         files.write_text(self._cursor, json.dumps(cursor))
         self._sent_to = offset
 
@@ -195,5 +195,6 @@ def _now_ms() -> int:
 
 
 def one_line(error: Exception) -> str:
-    """An exception's type and first line."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+    """An exception's type and first line, without a password in an address."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {without_secrets(lines[0])[:200]}"

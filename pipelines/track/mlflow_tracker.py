@@ -76,7 +76,7 @@ class MlflowTracker:
             logger.warning(
                 "MLflow at %s did not take everything; nothing is lost: "
                 "`tokenpool track rebuild %s` logs it later",
-                self._mirror.store.uri,
+                self._mirror.store.shown,
                 self._mirror.name,
             )
         return done

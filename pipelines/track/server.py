@@ -33,7 +33,7 @@ def start_server(store: TrackingStore, port: int, log: Path) -> subprocess.Popen
         UserError: The port is in use, or the server did not come up.
     """
     if not store.is_local or store.artifact_root is None:
-        raise UserError(f"MLflow already runs at {store.uri}: open that address")
+        raise UserError(f"MLflow already runs at {store.shown}: open that address")
     check_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", store.uri]

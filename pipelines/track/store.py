@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+_SERVER = re.compile(r"https?://|databricks")
+_USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 @dataclass(frozen=True)
@@ -21,14 +25,24 @@ class TrackingStore:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a database file on this machine and not a server."""
+        """Whether it is a database and not a server."""
         return self.artifact_root is not None
+
+    @property
+    def shown(self) -> str:
+        """The URI for messages and files: without a name and password that stand in it."""
+        return without_secrets(self.uri)
+
+
+def without_secrets(text: str) -> str:
+    """A text with no name and password in the addresses that it names."""
+    return _USERINFO.sub("", text)
 
 
 def tracking_store(storage: Path) -> TrackingStore:
-    """The shared server that `MLFLOW_TRACKING_URI` names, else SQLite under `storage`."""
+    """The server or database that `MLFLOW_TRACKING_URI` names, else SQLite under `storage`."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri:
-        return TrackingStore(uri)
     root = storage.resolve()
-    return TrackingStore(f"sqlite:///{root / 'mlflow.db'}", root / "mlartifacts")
+    if not uri:
+        return TrackingStore(f"sqlite:///{root / 'mlflow.db'}", root / "mlartifacts")
+    return TrackingStore(uri, None if _SERVER.match(uri) else root / "mlartifacts")

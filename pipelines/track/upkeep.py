@@ -95,4 +95,4 @@ def rebuild(storage: Path, name: str, store: TrackingStore) -> int:
 
 
 def _does_not_answer(store: TrackingStore, error: Exception) -> UserError:
-    return UserError(f"MLflow at {store.uri} does not answer: {one_line(error)}", exit_code=1)
+    return UserError(f"MLflow at {store.shown} does not answer: {one_line(error)}", exit_code=1)

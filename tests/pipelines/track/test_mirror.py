@@ -240,3 +240,21 @@ def test_the_store_is_the_shared_server_where_one_is_named(
     assert local.uri == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
     assert tracking_store(tmp_path) == TrackingStore("https://mlflow.example.org")
+
+
+def test_a_password_in_the_address_is_shown_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:s3cret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    store = tracking_store(tmp_path)
+    assert not store.is_local
+    assert store.shown == "http://127.0.0.1:9"
+    write(tmp_path, ledgers.events())
+    with pytest.raises(UserError) as caught:
+        catch_up(tmp_path, "digits", store, store.shown)
+    assert "s3cret" not in str(caught.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ann:s3cret@db.example.org/mlflow")
+    database = tracking_store(tmp_path)
+    assert database.is_local  # a database: `tokenpool ui` starts a server over it
+    assert database.shown == "postgresql://db.example.org/mlflow"

@@ -1,20 +1,34 @@
-"""MLflow's own pages in a real browser. Set TOKENPOOL_SCREENSHOTS to a folder to keep pictures."""
+"""`tokenpool ui` and MLflow's own pages in a real browser.
+
+Set TOKENPOOL_SCREENSHOTS to a folder to keep pictures, and TOKENPOOL_BROWSE to a storage folder
+to browse the search `digits` in it instead of the made-up one.
+"""
 
 import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import chromium
 import ledgers
 import pytest
 
-from pipelines.track.mirror import LedgerMirror
-from pipelines.track.server import start_server, stop_server
-from pipelines.track.store import tracking_store
+from pipelines.search.state import load_state
+from pipelines.track.front import build_front
+from pipelines.track.server import check_port
 
 FILTER = "tags.pareto = 'true'"
+TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
+# MLflow asks who is logged in, also where nobody can be.
+NOT_OURS = "/ajax-api/2.0/mlflow/users/current"
 
 
 def keep(page: chromium.Page, name: str) -> None:
@@ -24,45 +38,108 @@ def keep(page: chromium.Page, name: str) -> None:
         page.screenshot(Path(folder) / f"{name}.png")
 
 
-@pytest.mark.slow  # MLflow's server and its pages take half a minute to come up
-@pytest.mark.skipif(chromium.EXECUTABLE is None, reason="needs Chromium: apt-get install chromium")
-def test_a_colleague_browses_the_front(folder: Path) -> None:
-    directory = ledgers.write_ledger(folder, "digits", ledgers.events()).parent
-    store = tracking_store(folder)
-    mirror = LedgerMirror(directory, store)
-    mirror.read()
-    mirror.send()
+@contextmanager
+def mlflow_ui(storage: Path) -> Iterator[tuple[str, str]]:
+    """Runs `tokenpool ui digits`; gives its base address and the search's, as printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    base = f"http://127.0.0.1:{port}"
-    parent = mirror.parent_url(base)
-    assert parent is not None
-    experiment = parent.split("/runs/")[0]
-    server = start_server(store, port, folder / "server.log")
+    command = [TOKENPOOL, "ui", "digits", "--storage", str(storage), "--port", str(port)]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
-        with chromium.browse(folder / "profile") as page:
-            page.size(1400, 1000)
-            # The runs table under the filter: six models on the front and their parent.
-            page.open(
-                f"{experiment}/runs?workflowType=machine_learning&searchFilter={quote(FILTER)}"
-            )
-            page.wait(f"document.body.innerText.includes('{len(ledgers.FRONT) + 1} matching runs')")
-            keep(page, "mlflow-runs")
-            # The parent says what was found, and links its children.
-            page.open(parent)
-            page.wait("document.body.innerText.includes('6 of them on the front')")
-            page.wait("document.body.innerText.includes('t007')")
-            keep(page, "mlflow-parent")
-            # The interactive front works inside MLflow's sandboxed frame.
-            page.open(str(mirror.parent_url(base, "artifacts/front.html")))
-            page.wait("document.querySelector('iframe') !== null")
-            frame = page.wait_frame("document.querySelectorAll('#chart .point').length > 6")
-            assert frame("document.getElementById('model-name').innerText") == "t003 (knee)"
-            frame("document.getElementById('better').click()")
-            assert frame("document.getElementById('model-name').innerText") == "dense-64"
-            keep(page, "mlflow-front")
-            outside = [u for u in page.requests if not u.startswith((base, "data:", "blob:"))]
-            assert outside == []
+        assert process.stdout is not None
+        first, second = process.stdout.readline(), process.stdout.readline()
+        assert first == f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+        address = re.fullmatch(r"  digits: (http://\S+)\n", second)
+        assert address is not None, second
+        yield f"http://127.0.0.1:{port}", address[1]
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "stopped\n"
+        assert process.wait(30) == 0
+        check_port(port)  # nothing of it is left
     finally:
-        stop_server(server)
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow  # MLflow's server and its pages take half a minute to come up
+@pytest.mark.skipif(chromium.EXECUTABLE is None, reason="needs Chromium: apt-get install chromium")
+def test_a_colleague_browses_the_front(folder: Path) -> None:
+    storage = Path(os.environ.get("TOKENPOOL_BROWSE", folder))
+    if storage == folder:
+        ledgers.write_ledger(folder, "digits", ledgers.events_with_seeds())
+    front = build_front(load_state(storage, "digits"))
+    rows = sum(sum(t.finished for t in point.trainings) for point in front.on_front)
+    assert front.knee is not None
+    knee = f"{front.knee.point_id} (knee)"
+    with mlflow_ui(storage) as (base, parent), chromium.browse(folder / "profile") as page:
+        page.size(1400, 900)
+        # The runs table under the filter: the models on the front, each seed, and their parent.
+        experiment = parent.split("/runs/")[0]
+        page.open(f"{experiment}/runs?workflowType=machine_learning&searchFilter={quote(FILTER)}")
+        page.wait(f"document.body.innerText.includes('{rows + 1} matching runs')")
+        keep(page, "mlflow-runs")
+        # The parent says what was found, and links its children.
+        page.open(parent)
+        page.wait(f"document.body.innerText.includes('{len(front.on_front)} of them on the front')")
+        page.wait(f"document.body.innerText.includes('{front.on_front[0].point_id}')")
+        keep(page, "mlflow-parent")
+        # The interactive front works inside MLflow's sandboxed frame.
+        page.open(parent.replace("?", "/artifacts/front.html?"))
+        page.wait("document.querySelector('iframe') !== null")
+        enough = f"document.querySelectorAll('#chart .point').length > {len(front.on_front)}"
+        frame = page.wait_frame(enough)
+        assert frame("document.getElementById('model-name').innerText") == knee
+        last = front.on_front[-1]
+        hover_and_click(page, frame, last.point_id)
+        assert frame("document.getElementById('model-name').innerText") == last.point_id
+        assert frame("document.getElementById('better').disabled") is True
+        frame("document.getElementById('cheaper').click()")
+        before = front.on_front[-2].point_id
+        shown = frame("document.getElementById('model-name').innerText")
+        assert shown.removesuffix(" (knee)") == before
+        keep(page, "mlflow-front")
+        assert [line for line in page.console if NOT_OURS not in line] == []
+        outside = [u for u in page.requests if not u.startswith((base, "data:", "blob:"))]
+        assert outside == []
+
+
+def hover_and_click(page: chromium.Page, frame: Callable[[str], Any], point_id: str) -> None:
+    """Moves the mouse to a point inside the frame, sees it shown, leaves, comes back, clicks."""
+    inside = frame(
+        f"""(() => {{
+        const chart = document.getElementById('chart'), layout = chart._fullLayout;
+        chart.scrollIntoView();
+        const box = chart.getBoundingClientRect();
+        const trace = chart.data.find(t => (t.customdata || []).includes({point_id!r}));
+        const at = trace.customdata.indexOf({point_id!r});
+        return [box.left + layout.xaxis._offset + layout.xaxis.d2p(trace.x[at]),
+                box.top + layout.yaxis._offset + layout.yaxis.d2p(trace.y[at])];
+        }})()"""
+    )
+    corner = page.evaluate(
+        "(() => { const b = document.querySelector('iframe').getBoundingClientRect();"
+        " return [b.left, b.top]; })()"
+    )
+    x, y = corner[0] + inside[0], corner[1] + inside[1]
+
+    def shows(name: str) -> None:
+        deadline = time.monotonic() + 10
+        while name not in frame("document.getElementById('model-name').innerText"):
+            assert time.monotonic() < deadline, f"{name} is not shown"
+            time.sleep(0.1)
+
+    page.mouse("mouseMoved", x, y)
+    shows(point_id)
+    page.mouse("mouseMoved", x - 5, y + 150)
+    shows("(knee)")
+    page.click(x, y)
+    shows(point_id)
+    chosen = frame("document.querySelector('tr.chosen').dataset.id")
+    assert chosen == point_id
