@@ -1,7 +1,9 @@
 """How `prepare` scales over cores: `python benchmarks/loader_prepare.py --out FILE`.
 
 Photographs of 500×375 are prepared by one worker and by all, in turns, with their bytes kept and
-shrunk to 256 px; medians of the turns. Efficiency is the rate of all over cores times that of one.
+shrunk to 256 px; medians of the turns. Efficiency is the rate of all over cores times that of one,
+from the first listing to the finished directory: the start of the workers counts, and so does what
+only one process can do.
 """
 
 import json
@@ -21,7 +23,7 @@ from pipelines.data.prepare import prepare
 
 
 def main(
-    images: Annotated[int, typer.Option(help="Photographs to make.")] = 6000,
+    images: Annotated[int, typer.Option(help="Files; 1,000 different ones, linked.")] = 12_000,
     turns: Annotated[int, typer.Option(help="Turns; medians count.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Write the result there as JSON.")] = None,
 ) -> None:
@@ -30,7 +32,11 @@ def main(
     result: dict[str, Any] = machine_facts(cores) | {"images": images, "rows": []}
     with tempfile.TemporaryDirectory(prefix="tokenpool-bench-") as scratch:
         source = Path(scratch) / "photos"
-        make_photos(source, images)
+        make_photos(source, min(images, 1000))
+        originals = sorted((source / "train").rglob("*.jpg"))
+        for i in range(len(originals), images):
+            original = originals[i % len(originals)]
+            original.with_name(f"{i:06d}.jpg").hardlink_to(original)
         for name, resolution in (("bytes kept", None), ("shrunk to 256 px", 256)):
             rates: dict[int, list[float]] = {1: [], cores: []}
             for turn in range(turns):

@@ -2,11 +2,13 @@
 
 import hashlib
 import io
+import mmap
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,8 @@ from pipelines.data.shards import schema, shard_paths, write_durably
 from pipelines.data.sources.base import Source
 from pipelines.data.sources.folder import no_images
 from pipelines.data.splits import assign_splits
+
+_PIECE_BYTES = 1 << 22
 
 
 @dataclass
@@ -159,15 +163,12 @@ def assemble(
             selected["size"],
             selected["label"],
         )
-        digest = hashlib.sha256()
-        written = _HashingFile(path, digest)
-        try:
+        with closing(_HashingFile(path)) as written:
             write_beton(written.write, table, page_size, table_start, _blobs(folder, selected))
-        finally:
-            written.close()
+            sha256 = written.finish()
         parts[split] = SplitManifest(
             file=path.name,
-            sha256=digest.hexdigest(),
+            sha256=sha256,
             size_bytes=path.stat().st_size,
             samples=len(chosen),
             counts=np.bincount(selected["label"], minlength=len(source.classes)).tolist(),
@@ -195,38 +196,59 @@ def assemble(
 
 
 class _HashingFile:
-    """Writes and hashes in one pass; fsynced when closed."""
+    """Writes in large pieces and hashes them in a thread beside; fsynced when closed.
 
-    def __init__(self, path: Path, digest: Any) -> None:
-        self._file, self._digest = path.open("wb"), digest
+    All other work of `prepare` is spread over the cores; what is left to one has to be short.
+    """
 
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=0)
+        self._digest = hashlib.sha256()
+        self._piece = bytearray()
+        self._hasher = ThreadPoolExecutor(1, "tokenpool-hash")
+        self._hashing: Future[None] | None = None
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._piece += data
+        if len(self._piece) >= _PIECE_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        piece, self._piece = self._piece, bytearray()
+        if self._hashing is not None:
+            self._hashing.result()  # one piece at a time: memory stays small
+        self._hashing = self._hasher.submit(self._digest.update, piece)
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def finish(self) -> str:
+        """Write what is left and give the SHA-256 of all of it, as hex digits."""
+        self._flush()
+        assert self._hashing is not None
+        self._hashing.result()
+        os.fsync(self._file.fileno())
+        return self._digest.hexdigest()
 
     def close(self) -> None:
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        self._hasher.shutdown()
+        self._file.close()
 
 
-def _blobs(folder: Path, rows: Rows) -> Iterator[bytes]:
+def _blobs(folder: Path, rows: Rows) -> Iterator[memoryview]:
     """Each row's bytes, in order; rows are in shard order, so one file is open at a time."""
-    current, file = -1, None
-    try:
-        for shard, offset, size in zip(
-            rows.shard.tolist(), rows["offset"].tolist(), rows["size"].tolist(), strict=True
+    for shard in np.unique(rows.shard).tolist():
+        mine = rows.shard == shard
+        with (
+            shard_paths(folder / "shards", shard)[0].open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as view,
         ):
-            if shard != current:
-                if file is not None:
-                    file.close()
-                current, file = shard, shard_paths(folder / "shards", shard)[0].open("rb")
-            assert file is not None
-            file.seek(offset)
-            yield file.read(size)
-    finally:
-        if file is not None:
-            file.close()
+            for offset, size in zip(
+                rows["offset"][mine].tolist(), rows["size"][mine].tolist(), strict=True
+            ):
+                with view[offset : offset + size] as blob:
+                    yield blob
 
 
 def _write_index(

@@ -138,7 +138,7 @@ def lay_out(sizes: np.ndarray) -> tuple[np.ndarray, int, int]:
 
 
 def write_beton(
-    write: Callable[[bytes], object],
+    write: Callable[[bytes | memoryview], object],
     samples: BetonTable,
     page_size: int,
     table_start: int,
@@ -176,7 +176,7 @@ def write_beton(
         if len(blob) != samples.size[i]:
             raise ValueError(f"sample {i} has {len(blob)} bytes, {samples.size[i]} were declared")
         position += _pad(write, int(samples.pointer[i]) - position)
-        write(bytes(blob))
+        write(blob)
         position += len(blob)
     _pad(write, table_start - position)
     allocations = np.zeros(num_samples, ALLOCATION)
@@ -185,7 +185,7 @@ def write_beton(
     write(allocations.tobytes())
 
 
-def _pad(write: Callable[[bytes], object], count: int) -> int:
+def _pad(write: Callable[[bytes | memoryview], object], count: int) -> int:
     remaining = count
     while remaining > 0:
         step = min(remaining, MIN_PAGE_SIZE)
