@@ -52,7 +52,10 @@ def _traced(file: str) -> Callable[[dict[str, Any]], None]:
 
         note("born", psutil.Process().create_time())
         note("worker")
-        from pipelines.train import loop, ray_job
+        from pipelines.train.imports import without_collector
+
+        with without_collector():  # as `train_worker` does
+            from pipelines.train import loop, ray_job
 
         note("loop")
         make_engine = loop.make_engine

@@ -93,7 +93,9 @@ def _measure(spec: BenchSpec, scratch: Path) -> list[dict[str, Any]]:
         check=False,
     )
     if ran.returncode:
-        raise UserError(f"a worker failed:\n{ran.stderr[-3000:]}", exit_code=1)
+        # Below the workers' own words torchrun tells at length that one failed.
+        told = ran.stderr.split("torch.distributed.elastic")[0].strip()
+        raise UserError(f"a worker failed:\n{told[-3000:]}", exit_code=1)
     turns: dict[str, list[float]] = json.loads((scratch / "turns.json").read_text())
     shares = json.loads((scratch / "shares.json").read_text())
     return [

@@ -18,6 +18,8 @@ import ray
 from ray.train import get_context
 from ray.train.backend import Backend, BackendConfig
 
+from pipelines.train.imports import without_collector
+
 _TIMEOUT = timedelta(minutes=30)
 
 
@@ -55,7 +57,8 @@ def _meeting_point() -> tuple[str, int]:
 
 def _join(address: str, port: int, backend: str) -> None:
     """Runs in each worker: the variables that torchrun would set, and the process group."""
-    import torch.distributed as dist
+    with without_collector():
+        import torch.distributed as dist
 
     context = get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from pipelines.train.imports import without_collector
 from pipelines.train.spec import TrainJob
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ def train_worker(job: dict[str, Any]) -> None:
         UserError: what only a person can put right.
     """
     started = time.monotonic()
-    from pipelines.train.loop import run_job
-    from pipelines.train.reporter import RayReporter
+    with without_collector():
+        from pipelines.train.loop import run_job
+        from pipelines.train.reporter import RayReporter
 
     logging.basicConfig(level=logging.INFO)
     spec = TrainJob.model_validate(job)

@@ -1,9 +1,13 @@
 """What a job's processes do not import: each trial waits for it (benchmarks/train_start.py)."""
 
+import gc
 import subprocess
 import sys
 
+import pytest
+
 from pipelines.config import TrainConfig, WorkersConfig
+from pipelines.train.imports import without_collector
 from pipelines.train.process_group import interface_of, use_interface_of
 from pipelines.train.spec import DataConfig, ModelSpec, TrainJob
 
@@ -70,3 +74,16 @@ def test_what_the_user_has_chosen_stays(monkeypatch):
     environment.clear()
     use_interface_of("10.0.0.1")
     assert environment == {"GLOO_SOCKET_IFNAME": "net0", "NCCL_SOCKET_IFNAME": "=net0"}
+
+
+def test_the_collector_rests_while_modules_are_imported_and_then_goes_on():
+    assert gc.isenabled()
+    with without_collector():
+        assert not gc.isenabled()
+        with without_collector():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), without_collector():
+        raise ImportError
+    assert gc.isenabled()
