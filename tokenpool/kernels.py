@@ -98,21 +98,29 @@ def medoids_of(
     # What token j adds to the cost of a medoid i of its cluster: w_j · d(j, i), in row j.
     added = distances if weights is None else distances * weights.unsqueeze(2)
     count = start.shape[1]
-    medoids, assignment = start, nearest_medoid(distances, start)
+    space = _work_space(distances, count)
+    medoids, assignment = start, nearest_medoid(distances, start, space)
     for _ in range(iterations):
-        total = segment_sum(added, assignment, count)
+        total = segment_sum(added, assignment, count, space)
         cost = total.gather(1, assignment.unsqueeze(1)).squeeze(1)
         medoids = segment_argmin(cost, assignment, count)
-        assignment = nearest_medoid(distances, medoids)
+        assignment = nearest_medoid(distances, medoids, space)
     return assignment, medoids
 
 
-def nearest_medoid(distances: Tensor, medoids: Tensor) -> Tensor:
-    """Each token's nearest medoid `[B, N]`; a medoid is its own, even if another equals it."""
+def nearest_medoid(distances: Tensor, medoids: Tensor, space: Tensor | None = None) -> Tensor:
+    """Each token's nearest medoid `[B, N]`; a medoid is its own, even if another equals it.
+
+    Args:
+        distances: symmetric, `[B, N, N]`.
+        medoids: `[B, k]`.
+        space: `[B · k, N]` to work in, overwritten; None: made anew.
+    """
     batch, tokens, _ = distances.shape
     count = medoids.shape[1]
     # Whole rows of the symmetric matrix are copied far faster than its columns are gathered.
-    rows = distances.flatten(0, 1).index_select(0, flat_index(medoids, tokens))
+    index = flat_index(medoids, tokens)
+    rows = torch.index_select(distances.flatten(0, 1), 0, index, out=space)
     own = torch.arange(count, device=medoids.device).expand(batch, count)
     return rows.view(batch, count, tokens).min(1).indices.scatter(1, medoids, own)
 
@@ -131,20 +139,30 @@ def segment_argmin(cost: Tensor, assignment: Tensor, k: int) -> Tensor:
     return first.scatter_reduce(1, assignment, candidate, "amin")
 
 
-def segment_sum(values: Tensor, assignment: Tensor, k: int) -> Tensor:
+def segment_sum(values: Tensor, assignment: Tensor, k: int, space: Tensor | None = None) -> Tensor:
     """Sums `[B, k, C]` of the rows of `values [B, N, C]` that `assignment [B, N]` puts together.
 
     On a CPU rows are added in order; elsewhere, where that would be atomic and so vary from run to
-    run, a one-hot matrix is multiplied.
+    run, a one-hot matrix is multiplied. On a CPU they are put into `space [B · k, C]`, if given.
     """
     batch, _, width = values.shape
     if values.device.type == "cpu":
-        sums = values.new_zeros(batch * k, width)
+        sums = values.new_zeros(batch * k, width) if space is None else space.zero_()
         sums.index_add_(0, flat_index(assignment, k), values.flatten(0, 1))
         return sums.view(batch, k, width)
     clusters = torch.arange(k, device=values.device).view(1, k, 1)
     with torch.autocast(values.device.type, enabled=False):
         return torch.bmm((assignment.unsqueeze(1) == clusters).to(values.dtype), values)
+
+
+def _work_space(square: Tensor, k: int) -> Tensor | None:
+    """A place `[B · k, N]` for what each iteration makes of `square [B, N, N]`.
+
+    Fresh memory of this size has to be mapped page by page, which takes longer than to fill it. A
+    compiler finds such places by itself.
+    """
+    batch, tokens, _ = square.shape
+    return None if torch.compiler.is_compiling() else square.new_empty(batch * k, tokens)
 
 
 def flat_index(index: Tensor, size: int) -> Tensor:
@@ -171,6 +189,7 @@ def kmeans_reference(
         weights = scaled(weights)
         weighted = product * weights.unsqueeze(2)
     # ‖x − c‖² less ‖x‖², which does not matter to x, for the centres as they start: −2·x·c + ‖c‖².
+    space = _work_space(product, count)
     rows = product.flatten(0, 1).index_select(0, flat_index(start, tokens))
     square = product.diagonal(dim1=1, dim2=2).gather(1, start)
     begin = rows.view(batch, count, tokens).mul_(-2).add_(square.unsqueeze(2))
@@ -181,11 +200,12 @@ def kmeans_reference(
         mass = weights.new_zeros(batch, count).scatter_add(1, members, weights)
         present = mass > NOTHING
         inverse = torch.where(present, 1 / mass, 0)
-        inner = segment_sum(weighted, members, count)
+        inner = segment_sum(weighted, members, count, space)
         own = inner.gather(1, members.unsqueeze(1)).squeeze(1) * weights
         square = torch.zeros_like(mass).scatter_add(1, members, own) * inverse.square()
-        distance = torch.addcmul(square.unsqueeze(2), inner, -2 * inverse.unsqueeze(2))
-        distance = torch.where(present.unsqueeze(2), distance, begin)
+        out = None if space is None else inner
+        distance = torch.addcmul(square.unsqueeze(2), inner, -2 * inverse.unsqueeze(2), out=out)
+        distance = torch.where(present.unsqueeze(2), distance, begin, out=out)
         assignment = distance.min(1).indices
     return assignment, members
 

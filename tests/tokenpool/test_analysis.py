@@ -140,7 +140,7 @@ def test_rivals_pool_the_tokens_of_the_model_and_not_their_own():
     tp.pool(model, (32, 16, 8), "powerbert")
     with record(model, keep_tokens=True) as found:
         model(x)
-    rows = analysis.paired_errors(model, [x], "kmeans", iterations=0, start="matching")
+    rows = analysis.paired_errors(model, [x], "kmeans", iterations=1, start="matching")
     for row, layer in zip(rows, found.layers, strict=True):
         tokens = layer.tokens
         features = work_features(tokens)
