@@ -37,7 +37,6 @@ from pipelines.track.plot import write_png
 from pipelines.track.store import tracking_store
 from pipelines.track.system import SystemSampler
 from pipelines.track.table import front_table
-from pipelines.train.engine import check_compiler
 from pipelines.train.trials import short_reason
 
 LAST_RESULT = "front.html"
@@ -76,8 +75,6 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
         verify_beton(config.data.path, split, manifest)
     if state.exists:
         _check_same_data(state, config, manifest)
-    if address is None:
-        check_compiler()
     with Ledger(directory) as ledger:
         # Read again: only what is read under the lock is sure to be the whole of it.
         state = fold(config.name, read_events(directory / LEDGER_NAME), directory)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +11,6 @@ import torch.distributed as dist
 from torch import nn
 
 from pipelines.config import TrainConfig
-from pipelines.errors import UserError
 from pipelines.train.imports import import_deepspeed
 from pipelines.train.optim import make_optimizer
 
@@ -39,13 +35,7 @@ def make_engine(model: nn.Module, train: TrainConfig, world_size: int) -> Any:
 
     Micro-batches and, at stage 0, clipping are not DeepSpeed's affair but `Update`'s: its own
     clipping at stage 0 goes through the parameters one by one and adds an all-reduce to each step.
-
-    Raises:
-        UserError: on a CPU there must be a C++ compiler.
     """
-    if dist.get_backend() != "nccl":
-        check_compiler()
-        _keep_built_ops_with_the_interpreter()
     deepspeed = import_deepspeed()
     from deepspeed.utils import logger as deepspeed_logger
 
@@ -70,28 +60,6 @@ def make_engine(model: nn.Module, train: TrainConfig, world_size: int) -> Any:
         dist_init_required=False,
     )
     return engine
-
-
-def _keep_built_ops_with_the_interpreter() -> None:
-    """Where torch keeps what DeepSpeed builds: beside this interpreter's packages.
-
-    By default it is one folder for all of a user's environments, whose paths are part of the
-    build, so that two of them (two clones) build it anew in turns, a minute each time.
-    """
-    folder = Path(sys.prefix) / "torch_extensions"
-    if folder.is_dir() or os.access(sys.prefix, os.W_OK):
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder))
-
-
-def check_compiler() -> None:
-    """Raises UserError where DeepSpeed could not build what it needs on a CPU."""
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
-        raise UserError(
-            f"no C++ compiler ({compiler}): DeepSpeed builds its CPU communication with it; "
-            "install g++, as `make install` does",
-            exit_code=1,
-        )
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:
