@@ -103,6 +103,14 @@ class _Training:
     def run(self) -> dict[str, Any]:
         train_loader = self._loader("train", train=True)
         minival_loader = self._loader("minival", train=False)
+        try:
+            self._run(train_loader, minival_loader)
+        finally:
+            train_loader.close()
+            minival_loader.close()
+        return self.metrics
+
+    def _run(self, train_loader: Loader, minival_loader: Loader) -> None:
         self.steps_per_epoch = len(train_loader)
         checkpoint = self.reporter.newest_checkpoint()
         progress = self.saver.resume(checkpoint)
@@ -112,21 +120,15 @@ class _Training:
         if checkpoint is not None and progress.epoch >= self.train.epochs:
             # It was killed after its last checkpoint and before anybody heard of that.
             self.reporter.report_again(self.metrics, checkpoint)
-        try:
-            for epoch in range(progress.epoch, self.train.epochs):
-                is_interrupted = epoch == progress.epoch
-                meter = EpochMeter(self.watch, progress.sums if is_interrupted else None)
-                self._train_epoch(
-                    train_loader, meter, epoch, progress.step if is_interrupted else 0
-                )
-                self.metrics = self._epoch_metrics(meter, epoch) | self._evaluate(minival_loader)
-                self.metrics["device_seconds"] = self._device_seconds()
-                write = partial(self.saver.write, self._progress(epoch + 1))
-                self.reporter.report(self.metrics, epoch + 1, write, self.train.keep_checkpoints)
-        finally:
-            train_loader.close()
-            minival_loader.close()
-        return self.metrics
+        first_step, sums = progress.step, progress.sums
+        for epoch in range(progress.epoch, self.train.epochs):
+            meter = EpochMeter(self.watch, sums)
+            self._train_epoch(train_loader, meter, epoch, first_step)
+            self.metrics = self._epoch_metrics(meter, epoch) | self._evaluate(minival_loader)
+            self.metrics["device_seconds"] = self._device_seconds()
+            write = partial(self.saver.write, self._progress(epoch + 1))
+            self.reporter.report(self.metrics, epoch + 1, write, self.train.keep_checkpoints)
+            first_step, sums = 0, EpochSums()
 
     def _loader(self, split: str, *, train: bool) -> Loader:
         return make_loader(

@@ -26,11 +26,10 @@ class EpochMeter:
 
     Args:
         watch: measures the phases of the steps.
-        before: what was there when the job was interrupted within this epoch.
+        before: what was there when the job was interrupted within this epoch, or nothing.
     """
 
-    def __init__(self, watch: Stopwatch, before: EpochSums | None = None) -> None:
-        before = before or EpochSums()
+    def __init__(self, watch: Stopwatch, before: EpochSums) -> None:
         self._watch, self._before = watch, before
         self.steps = before.steps
         rank, world_size = dist.get_rank(), dist.get_world_size()

@@ -33,10 +33,10 @@ def test_an_interrupted_epoch_adds_up_to_the_same_loss():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         losses = torch.rand(20, generator=torch.Generator().manual_seed(0))
-        straight = EpochMeter(Stopwatch(CPU))
+        straight = EpochMeter(Stopwatch(CPU), EpochSums())
         for loss in losses:
             straight.add(loss)
-        first = EpochMeter(Stopwatch(CPU))
+        first = EpochMeter(Stopwatch(CPU), EpochSums())
         for loss in losses[:7]:
             first.add(loss)
         sums = first.sums()
@@ -48,7 +48,7 @@ def test_an_interrupted_epoch_adds_up_to_the_same_loss():
         # Sums of two ranks that one rank goes on with.
         third = EpochMeter(Stopwatch(CPU), EpochSums(steps=2, losses=[1.0, 3.0]))
         assert third.mean_loss() == 2.0
-        assert math.isnan(EpochMeter(Stopwatch(CPU)).mean_loss())
+        assert math.isnan(EpochMeter(Stopwatch(CPU), EpochSums()).mean_loss())
     finally:
         dist.destroy_process_group()
 
