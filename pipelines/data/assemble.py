@@ -2,8 +2,8 @@
 
 import hashlib
 import io
-import mmap
 import os
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -163,7 +163,7 @@ def assemble(
             selected["size"],
             selected["label"],
         )
-        with closing(_HashingFile(path)) as written:
+        with closing(_HashingFile(path, options.processes)) as written:
             write_beton(written.write, table, page_size, table_start, _blobs(folder, selected))
             sha256 = written.finish()
         parts[split] = SplitManifest(
@@ -196,59 +196,68 @@ def assemble(
 
 
 class _HashingFile:
-    """Writes in large pieces and hashes them in a thread beside; fsynced when closed.
+    """Hashes what is written to it, in large pieces on `workers` threads; fsynced when finished.
 
-    All other work of `prepare` is spread over the cores; what is left to one has to be short.
+    All other work of `prepare` is spread over the cores; what is left to one process must not
+    decide how fast it is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, workers: int) -> None:
         self._file = path.open("wb", buffering=0)
         self._digest = hashlib.sha256()
-        self._piece = bytearray()
+        self._piece, self._position = bytearray(), 0
+        self._workers = workers
+        self._writers = ThreadPoolExecutor(workers, "tokenpool-write")
         self._hasher = ThreadPoolExecutor(1, "tokenpool-hash")
-        self._hashing: Future[None] | None = None
+        self._pending: deque[Future[None]] = deque()
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes) -> None:
         self._piece += data
         if len(self._piece) >= _PIECE_BYTES:
             self._flush()
 
     def _flush(self) -> None:
-        piece, self._piece = self._piece, bytearray()
-        if self._hashing is not None:
-            self._hashing.result()  # one piece at a time: memory stays small
-        self._hashing = self._hasher.submit(self._digest.update, piece)
+        piece, position = self._piece, self._position
+        self._piece, self._position = bytearray(), position + len(piece)
+        if self._workers == 1:
+            self._digest.update(piece)
+            self._write_at(piece, position)
+            return
+        self._pending.append(self._hasher.submit(self._digest.update, piece))
+        self._pending.append(self._writers.submit(self._write_at, piece, position))
+        while len(self._pending) > 4 * self._workers:  # memory stays small
+            self._pending.popleft().result()
+
+    def _write_at(self, piece: bytearray, position: int) -> None:
         rest = memoryview(piece)
         while rest:
-            rest = rest[self._file.write(rest) :]
+            written = os.pwrite(self._file.fileno(), rest, position)
+            rest, position = rest[written:], position + written
 
     def finish(self) -> str:
         """Write what is left and give the SHA-256 of all of it, as hex digits."""
         self._flush()
-        assert self._hashing is not None
-        self._hashing.result()
+        while self._pending:
+            self._pending.popleft().result()
         os.fsync(self._file.fileno())
         return self._digest.hexdigest()
 
     def close(self) -> None:
-        self._hasher.shutdown()
+        for pool in (self._writers, self._hasher):
+            pool.shutdown(cancel_futures=True)
         self._file.close()
 
 
-def _blobs(folder: Path, rows: Rows) -> Iterator[memoryview]:
+def _blobs(folder: Path, rows: Rows) -> Iterator[bytes]:
     """Each row's bytes, in order; rows are in shard order, so one file is open at a time."""
-    for shard in np.unique(rows.shard).tolist():
-        mine = rows.shard == shard
-        with (
-            shard_paths(folder / "shards", shard)[0].open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-            memoryview(mapped) as view,
-        ):
-            for offset, size in zip(
-                rows["offset"][mine].tolist(), rows["size"][mine].tolist(), strict=True
-            ):
-                with view[offset : offset + size] as blob:
-                    yield blob
+    shards, begins = np.unique(rows.shard, return_index=True)
+    ends = [*begins[1:].tolist(), len(rows)]
+    for shard, begin, end in zip(shards.tolist(), begins.tolist(), ends, strict=True):
+        offsets = rows["offset"][begin:end].tolist()
+        sizes = rows["size"][begin:end].tolist()
+        with shard_paths(folder / "shards", shard)[0].open("rb") as file:
+            for offset, size in zip(offsets, sizes, strict=True):
+                yield os.pread(file.fileno(), size, offset)
 
 
 def _write_index(

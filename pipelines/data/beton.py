@@ -138,11 +138,11 @@ def lay_out(sizes: np.ndarray) -> tuple[np.ndarray, int, int]:
 
 
 def write_beton(
-    write: Callable[[bytes | memoryview], object],
+    write: Callable[[bytes], object],
     samples: BetonTable,
     page_size: int,
     table_start: int,
-    data: Iterable[bytes | memoryview],
+    data: Iterable[bytes],
 ) -> None:
     """Write a whole beton front to back, so that the caller can hash while it writes.
 
@@ -185,7 +185,7 @@ def write_beton(
     write(allocations.tobytes())
 
 
-def _pad(write: Callable[[bytes | memoryview], object], count: int) -> int:
+def _pad(write: Callable[[bytes], object], count: int) -> int:
     remaining = count
     while remaining > 0:
         step = min(remaining, MIN_PAGE_SIZE)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -61,6 +62,11 @@ class PrepareOptions(BaseModel):
     variation: float = Field(
         default=0.5, ge=0, le=1, description="glyphs: spread of place, size, angle and colour."
     )
+
+    @property
+    def processes(self) -> int:
+        """How many to work with on this machine."""
+        return self.workers or len(os.sched_getaffinity(0))
 
     def content(self) -> dict[str, Any]:
         """The options that decide what is written, without those that only decide how."""

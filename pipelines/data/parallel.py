@@ -37,7 +37,7 @@ def make_shards(
     if options.address is not None:
         yield from _on_ray(tasks, folder, options, mode, num_classes)
         return
-    workers = min(options.workers or len(os.sched_getaffinity(0)), len(tasks))
+    workers = min(options.processes, len(tasks))
     if workers <= 1:
         for number, unit in tasks:
             write_shard(folder, number, *make_shard(unit, options, mode, num_classes))
