@@ -143,7 +143,7 @@ def goes_on(run, before, straight):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 class TestTwoHosts:
     def test_a_killed_worker(self, hosts, folder, straight):
