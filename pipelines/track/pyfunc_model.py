@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,6 @@ import torch
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 import tokenpool as tp
-
-# MLflow warns of any type hint that is not a list; the signature says what goes in and out.
-warnings.filterwarnings("ignore", message=".*[Tt]ype hint")
 
 
 class PooledClassifier(PythonModel):
@@ -30,13 +26,14 @@ class PooledClassifier(PythonModel):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = tp.load(folder).to(self._device)
 
+    # MLflow warns of other type hints than this; the signature says what goes in.
     def predict(
         self,
         context: PythonModelContext,
-        model_input: Any,
+        model_input: np.ndarray,
         params: dict[str, Any] | None = None,
     ) -> np.ndarray:
-        """Logits of a batch of RGB images of the size the model was trained at."""
+        """Logits float32 `[B, classes]` of uint8 RGB images `[B, H, W, 3]` of the trained size."""
         images = torch.from_numpy(np.ascontiguousarray(model_input)).permute(0, 3, 1, 2)
         inputs = (images.float() / 255 - self._mean) / self._std
         with torch.no_grad():
