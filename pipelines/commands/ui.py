@@ -37,7 +37,8 @@ def ui(
     process = start_server(store, port, storage / "mlflow-server.log") if store.is_local else None
     typer.echo(f"MLflow: {base}" + (" (Ctrl-C ends it)" if process else ""))
     for search, page in pages.items():
-        typer.echo(f"  {search}: {page}")
+        typer.echo(f"  {search}: {page.parent}")
+        typer.echo(f"  {' ' * len(search)}  its front: {page.front}")
     if process is None:
         return
     try:

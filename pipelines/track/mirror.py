@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.search.ledger import LEDGER_NAME, Event
 from pipelines.track import files
 from pipelines.track.front_artifacts import send_front
+from pipelines.track.front_view import front_view_url
 from pipelines.track.mlflow_runs import SearchRuns
 from pipelines.track.projection import PARENT, Projection, RunChange
 from pipelines.track.store import TrackingStore, without_secrets
@@ -135,6 +136,10 @@ class LedgerMirror:
         page = f"{base}/#/experiments/{runs.experiment_id}/runs/{run_id}"
         # Without it MLflow shows its menu for chat models.
         return f"{page}/{tab}".rstrip("/") + "?workflowType=machine_learning"
+
+    def front_url(self, base: str) -> str:
+        """Address of MLflow's runs table, opened as the front."""
+        return front_view_url(base, self._connect().experiment_id)
 
     # ---------------------------------------------------------------- private
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pipelines.track.front_view import VIEW_TAG, front_view
 from pipelines.track.projection import PARENT, RunChange
 from pipelines.track.store import TrackingStore
 
@@ -18,8 +19,8 @@ POINT_TAG = "tokenpool.point"
 
 # A down server is asked again soon; these are MLflow's own settings, and the user's go first.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-# Opens the experiment with its runs, not with traces of chat models.
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+# The first opens the experiment with its runs, not with traces of chat models.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development", VIEW_TAG: front_view()}
 _METRICS_PER_CALL = 800  # MLflow takes 1,000 items a call, params and tags included
 
 
@@ -81,6 +82,8 @@ class SearchRuns:
             return made
         if experiment.lifecycle_stage == "deleted":
             self.client.restore_experiment(experiment.experiment_id)
+        if experiment.tags.get(VIEW_TAG) != front_view():
+            self.client.set_experiment_tag(experiment.experiment_id, VIEW_TAG, front_view())
         return str(experiment.experiment_id)
 
     def _existing(self) -> Iterator[tuple[str, str, bool]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
@@ -14,7 +15,20 @@ from pipelines.track.store import TrackingStore
 DRIVER_LOCK = "driver.lock"
 
 
-def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> str | None:
+@dataclass(frozen=True)
+class Addresses:
+    """Where MLflow shows a search.
+
+    Attributes:
+        parent: The parent run's page; None if nothing was logged yet.
+        front: The runs table, opened as the front.
+    """
+
+    parent: str | None
+    front: str
+
+
+def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> Addresses:
     """Logs what MLflow has missed of a search, and ends runs that no driver stands behind.
 
     A driver that was killed could not end its runs: they would be shown as running for ever.
@@ -26,7 +40,7 @@ def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> str |
         base: Address of the MLflow server.
 
     Returns:
-        Address of the parent's page.
+        Where it is to be seen.
 
     Raises:
         UserError: MLflow is not reachable.
@@ -40,7 +54,7 @@ def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> str |
             mirror.send()
         else:
             mirror.read()
-        return mirror.parent_url(base)
+        return Addresses(mirror.parent_url(base), mirror.front_url(base))
     except Exception as error:  # whatever MLflow or its database throws
         raise _does_not_answer(store, error) from None
 

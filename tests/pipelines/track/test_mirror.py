@@ -180,7 +180,8 @@ def test_runs_of_a_killed_driver_are_ended_and_go_on_after_a_resume(folder: Path
     send(directory, folder)
     assert dump(folder)["t001"]["status"] == "RUNNING"
     page = catch_up(folder, "digits", store, "http://127.0.0.1:5000")
-    assert page is not None
+    assert page.parent is not None
+    assert page.front.endswith("/runs?workflowType=machine_learning&viewStateShareKey=front")
     killed = dump(folder)
     assert killed["t001"]["status"] == killed["parent"]["status"] == "KILLED"
     assert killed["dense-96"]["status"] == "FINISHED"

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import chromium
 import ledgers
@@ -27,8 +26,6 @@ from pipelines.track.server import check_port
 
 FILTER = "tags.pareto = 'true'"
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
-EXPANDER = "button[data-component-id$='runnamecellrenderer.tsx_46']"
-MORE_COLUMNS = "button[data-component-id*='experimentviewrunstableaddcolumncta']"
 # MLflow asks who is logged in, also where nobody can be.
 NOT_OURS = "/ajax-api/2.0/mlflow/users/current"
 
@@ -41,8 +38,8 @@ def keep(page: chromium.Page, name: str) -> None:
 
 
 @contextmanager
-def mlflow_ui(storage: Path) -> Iterator[tuple[str, str]]:
-    """Runs `tokenpool ui digits`; gives its base address and the search's, as printed."""
+def mlflow_ui(storage: Path) -> Iterator[tuple[str, str, str]]:
+    """Runs `tokenpool ui digits`; gives three addresses: its own, the search's, the front's."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -60,7 +57,9 @@ def mlflow_ui(storage: Path) -> Iterator[tuple[str, str]]:
         assert first == f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)\n"
         address = re.fullmatch(r"  digits: (http://\S+)\n", second)
         assert address is not None, second
-        yield f"http://127.0.0.1:{port}", address[1]
+        front = re.fullmatch(r" +its front: (http://\S+)\n", process.stdout.readline())
+        assert front is not None
+        yield f"http://127.0.0.1:{port}", address[1], front[1]
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "stopped\n"
         assert process.wait(30) == 0
@@ -80,25 +79,27 @@ def test_a_colleague_browses_the_front(folder: Path) -> None:
     rows = sum(sum(t.finished for t in point.trainings) for point in front.on_front)
     assert front.knee is not None
     knee = f"{front.knee.point_id} (knee)"
-    with mlflow_ui(storage) as (base, parent), chromium.browse(folder / "profile") as page:
+    with mlflow_ui(storage) as (base, parent, table), chromium.browse(folder / "profile") as page:
         page.size(1400, 620)
         page.open(base)
         # The panel of MLflow's assistant would hide half of every page.
         for key, value in (("panelOpen_v1", "false"), ("fab.autoOpenedOnFirstLoad_v1", "true")):
             page.evaluate(f"localStorage.setItem('mlflow.assistant.{key}', '{value}')")
-        # The runs table under the filter: the models on the front, each seed, under their parent.
-        experiment = parent.split("/runs/")[0]
-        page.open(f"{experiment}/runs?workflowType=machine_learning&searchFilter={quote(FILTER)}")
-        page.wait(f"document.body.innerText.includes('{rows + 1} matching runs')")
-        page.wait(f"document.querySelector({EXPANDER!r}) !== null")
-        page.evaluate(f"document.querySelector({EXPANDER!r}).click()")
-        names = {t.run_id for point in front.on_front for t in point.trainings if t.finished}
-        for name in sorted(names):
+        # The runs table: the models on the front, each of their seeds, cheapest first.
+        page.open(table)
+        page.wait(f"document.body.innerText.includes('{rows} matching runs')")
+        assert page.evaluate(f"document.body.innerText.includes({FILTER!r})") or page.evaluate(
+            f"[...document.querySelectorAll('input, textarea')].some(e => e.value === {FILTER!r})"
+        )
+        names = [t.run_id for point in front.on_front for t in point.trainings if t.finished]
+        for name in names:
             page.wait(f"[...document.querySelectorAll('a')].some(a => a.innerText === {name!r})")
-        dominated = {p.point_id for p in front.points if not p.on_front}
-        shown = set(page.evaluate("[...document.querySelectorAll('a')].map(a => a.innerText)"))
-        assert not dominated & shown
-        page.evaluate(f"document.querySelector({MORE_COLUMNS!r})?.click()")
+        known = {t.run_id for point in front.points for t in point.trainings}
+        links = page.evaluate("[...document.querySelectorAll('a')].map(a => a.innerText)")
+        shown = [link for link in links if link in known]
+        assert set(shown) == set(names)
+        costs = [p.gmacs for name in shown if (p := front.point(name)) is not None]
+        assert costs == sorted(costs)
         keep(page, "mlflow-runs")
         # The parent says what was found, and links its children.
         page.size(1400, 1150)
