@@ -75,7 +75,7 @@ class Update:
             if ran_out:
                 self._spoil_gradients()
         if not self._partitioned:
-            self.engine.allreduce_gradients()
+            self._reduce()
         self.watch.lap("communication")
         applied = self._step()
         if applied:
@@ -95,6 +95,16 @@ class Update:
         if self._partitioned:
             return self.engine.coalesce_grad_reduction()
         return self.engine.no_sync()
+
+    def _reduce(self) -> None:
+        """The mean gradient over the ranks, everywhere."""
+        if dist.get_world_size() > 1:
+            self.engine.allreduce_gradients()
+            return
+        for parameter in self.engine.module.parameters():
+            # As DeepSpeed does, which would then copy all of them twice.
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _spoil_gradients(self) -> None:
         """Makes all gradients NaN, after a backward pass that broke off."""

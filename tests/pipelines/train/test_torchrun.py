@@ -156,6 +156,16 @@ def test_two_workers_train_what_a_plain_loop_trains(digits, tmp_path):
     assert report["top1_minival"] > 0.15  # chance is 0.1: two epochs of a toy
 
 
+@pytest.mark.slow  # the compiler takes a minute
+def test_a_compiled_model_trains_what_a_plain_loop_trains(digits, tmp_path):
+    job = make_job(digits, tmp_path / "jobs", 1, epochs=1, warmup_epochs=0.2, compile=True)
+    report = run(job, tmp_path)
+    expected, losses = plain_training(job)
+    assert report["loss"] == pytest.approx(losses[-1], abs=2e-4)
+    for name, value in weights(job, 1).items():
+        torch.testing.assert_close(value, expected[name], atol=2e-3, rtol=0, msg=name)
+
+
 def curve(job):
     rows = [json.loads(r) for r in (job.directory / "reports.jsonl").read_text().splitlines()]
     names = ("epoch", "loss", "lr", "top1_minival", "top1_minival_raw", "loss_minival_raw")
