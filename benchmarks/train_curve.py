@@ -18,7 +18,7 @@ from pipelines.config import TrainRunConfig, load_as
 from pipelines.console import use_own_scripts
 from pipelines.data.bench_loader import machine_facts
 from pipelines.data.manifest import load_manifest
-from pipelines.train.checkpoint import MODEL_NAME
+from pipelines.train.checkpoint import MODEL_NAME, read_progress
 from pipelines.train.run_config import job_of
 from pipelines.train.spec import TrainJob
 from pipelines.train.trials import TrialRequest, run_trials
@@ -82,7 +82,7 @@ def main(
     config: Annotated[Path, typer.Argument(help="As for `tokenpool train`.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="End after so long, with code 3; typed again it goes on.")
+        float | None, typer.Option(help="Stop after so long, with code 3; typed again it goes on.")
     ] = None,
     note: Annotated[str | None, typer.Option(help="Kept with the result.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result there as JSON.")] = None,
@@ -105,23 +105,38 @@ def main(
                 name="tune",
             )
     except KeyboardInterrupt:
+        _write(loaded, job, curve, job.directory / "best", note, out)
         raise typer.Exit(3) from None
     signal.alarm(0)
     if curve.checkpoint is None:
         raise SystemExit("it ended without a checkpoint")
-    manifest = load_manifest(job.data.path)
-    result = machine_facts(loaded.workers.num_workers) | {
+    _write(loaded, job, curve, Path(curve.checkpoint), note, out)
+
+
+def _write(
+    config: TrainRunConfig,
+    job: TrainJob,
+    curve: _Curve,
+    checkpoint: Path,
+    note: str | None,
+    out: Path | None,
+) -> None:
+    """Scores a checkpoint, and writes it with the curve, as far as it goes."""
+    manifest, rows = load_manifest(job.data.path), curve.rows()
+    result = machine_facts(config.workers.num_workers) | {
         "command": " ".join(["python", *sys.argv]),
         **({"note": note} if note else {}),
-        **_score(job, Path(curve.checkpoint) / MODEL_NAME),
-        "config": loaded.model_dump(mode="json", exclude={"storage"}),
+        "finished": len(rows) == config.train.epochs,
+        "epoch_scored": read_progress(checkpoint).epoch,
+        **_score(job, checkpoint / MODEL_NAME),
+        "config": config.model_dump(mode="json", exclude={"storage"}),
         "data": manifest.source,
         "data_options": manifest.options,
         "train_images": manifest.splits["train"].samples,
         "minival_images": manifest.splits["minival"].samples,
-        "rows": curve.rows(),
+        "rows": rows,
     }
-    print(json.dumps({key: result[key] for key in ("top1_val", "val_images")}))
+    print(json.dumps({key: result[key] for key in ("epoch_scored", "top1_val", "val_images")}))
     if out is not None:
         out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
