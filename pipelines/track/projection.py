@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipelines.search.ledger import Event
@@ -110,7 +111,7 @@ class Projection:
         change.params |= parent_params(self.state)
         change.tags |= {
             "tokenpool.kind": "search",
-            "dataset": self.state.source,
+            "dataset": dataset_name(self.state),
             "dataset_hash": dataset_hash(self.state),
             "dataset_path": str(self.state.config.get("data", {}).get("path", "")),
             "config_hash": self.state.config_hash,
@@ -248,7 +249,7 @@ class Projection:
             change.tags |= {
                 "tokenpool.point": point_id,
                 "tokenpool.kind": kind,
-                "dataset": self.state.source,
+                "dataset": dataset_name(self.state),
                 "dataset_hash": dataset_hash(self.state),
                 "config_hash": self.state.config_hash,
             }
@@ -291,7 +292,7 @@ def parent_params(state: SearchState) -> dict[str, str]:
     config = state.config
     data, model = config.get("data", {}), config.get("model", {})
     wanted = {
-        "source": state.source,
+        "source": dataset_name(state),
         "image_size": data.get("image_size"),
         "patch_size": model.get("patch_size"),
         "depth": model.get("depth"),
@@ -302,6 +303,11 @@ def parent_params(state: SearchState) -> dict[str, str]:
         "config_hash": state.config_hash,
     }
     return {key: str(value) for key, value in wanted.items() if value not in (None, "")}
+
+
+def dataset_name(state: SearchState) -> str:
+    """What the data was prepared from; its folder's name where the ledger does not tell."""
+    return state.source or Path(state.config.get("data", {}).get("path", "")).name
 
 
 def dataset_hash(state: SearchState) -> str:

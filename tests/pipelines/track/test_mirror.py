@@ -80,6 +80,7 @@ def test_what_a_finished_search_looks_like(folder: Path) -> None:
     volumes = [value for _, value, _ in runs["parent"]["metrics"]["hypervolume"]]
     assert volumes == sorted(volumes)
     assert runs["parent"]["tags"]["config_hash"] == "0123456789ab"
+    assert runs["parent"]["tags"]["dataset"] == t001["tags"]["dataset"] == "digits"
 
 
 def test_killed_after_any_event_it_ends_the_same(folder: Path, tmp_path: Path) -> None:
