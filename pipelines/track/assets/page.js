@@ -154,7 +154,12 @@ function show(id) {
     row.append(label, track, count);
     return row;
   }));
-  byId("command").textContent = point.command || "no checkpoint to take away";
+  // A line may end between words only, not within --format.
+  byId("command").replaceChildren(...(point.command || "no checkpoint to take away").split(" ").flatMap((word, i) => {
+    const part = document.createElement("span");
+    part.textContent = word;
+    return i ? [" ", part] : [part];
+  }));
   byId("copy").disabled = !point.command;
   byId("model-reason").textContent = point.reason ? point.status + ": " + point.reason : "";
 }
