@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -93,9 +94,7 @@ def _measure(spec: BenchSpec, scratch: Path) -> list[dict[str, Any]]:
         check=False,
     )
     if ran.returncode:
-        # Below the workers' own words torchrun tells at length that one failed.
-        told = ran.stderr.split("torch.distributed.elastic")[0].strip()
-        raise UserError(f"a worker failed:\n{told[-3000:]}", exit_code=1)
+        raise UserError(f"a worker failed: {_reasons(ran.stderr)}", exit_code=1)
     turns: dict[str, list[float]] = json.loads((scratch / "turns.json").read_text())
     shares = json.loads((scratch / "shares.json").read_text())
     return [
@@ -107,6 +106,15 @@ def _measure(spec: BenchSpec, scratch: Path) -> list[dict[str, Any]]:
         }
         for name, rates in turns.items()
     ]
+
+
+def _reasons(stderr: str) -> str:
+    """The lines of a torchrun's words that say what went wrong, one or more for each worker."""
+    lines = stderr.splitlines()
+    telling = [
+        line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.]*(Error|Exception)\b", line)
+    ]
+    return " | ".join(telling or lines[-20:])
 
 
 class _Turns:
