@@ -183,7 +183,7 @@ def measure(model: Any, images: Tensor, labels: Tensor, draws: int) -> list[dict
             )
         rows += [
             {"kind": "paired", **where, **row}
-            for row in paired(model, images[:100], schedule, draws)
+            for row in paired(model, images[:64], schedule, min(draws, 2))
         ]
         print(f"width {model.embed_dim}, {100 * share:.0f} % of the MACs: done", flush=True)
     tp.pool(model, None)

@@ -68,6 +68,7 @@ def default_variants(depth: int, patches: int, rate: float) -> list[Variant]:
         Variant("PoWER-BERT, CLS significance", "powerbert", shared, {"significance": "cls"}),
         Variant("K-Medoids, 5 iterations", "kmedoids", shared),
         Variant("WK-Medoids, 5 iterations", "wkmedoids", shared),
+        Variant("K-Medoids on keys", "kmedoids", shared, {"features": "keys"}),
         Variant("WK-Medoids on keys", "wkmedoids", shared, {"features": "keys"}),
         Variant(
             "WK-Medoids on keys, CLS significance",

@@ -9,6 +9,7 @@ iteration then costs O(N²) additions, whatever k.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,6 +146,9 @@ def segment_sum(values: Tensor, assignment: Tensor, k: int, space: Tensor | None
     On a CPU rows are added in order; elsewhere, where that would be atomic and so vary from run to
     run, a one-hot matrix is multiplied. On a CPU they are put into `space [B · k, C]`, if given.
     """
+    if _better_opaque(values):
+        summed: Tensor = _segment_sum_op(values, assignment, k)
+        return summed
     batch, _, width = values.shape
     if values.device.type == "cpu":
         sums = values.new_zeros(batch * k, width) if space is None else space.zero_()
@@ -217,11 +221,11 @@ def scaled(weights: Tensor) -> Tensor:
 
 
 def _better_opaque(features: Tensor) -> bool:
-    """Whether a compiler should leave a clustering call alone.
+    """Whether a compiler should leave sums over clusters, and all that is made of them, alone.
 
-    For a CPU, inductor writes the sums over clusters as atomic additions one by one: DeiT-S with
-    K-Medoids came out slower than uncompiled (1.15 against 1.33 times the dense model's speed,
-    `benchmarks/results/pooling-cpu.md`). An exported program has to run without this package.
+    For a CPU, inductor writes them as atomic additions one by one: DeiT-S with K-Medoids came out
+    slower than uncompiled (1.15 against 1.33 times the dense model's speed; left alone, 1.34). An
+    exported program has to run without this package.
     """
     return (
         features.device.type == "cpu"
@@ -248,6 +252,30 @@ def _kmeans_op(
     assignment, members = kmeans_reference(features, start, weights, iterations)
     # What was expanded shares memory between rows, and the last two may be one and the same.
     return assignment, members.clone(memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("tokenpool::segment_sum", mutates_args=())
+def _segment_sum_op(values: Tensor, assignment: Tensor, k: int) -> Tensor:
+    """`segment_sum` as one operator."""
+    return segment_sum(values, assignment, k)
+
+
+@_segment_sum_op.register_fake
+def _(values: Tensor, assignment: Tensor, k: int) -> Tensor:
+    return values.new_empty(values.shape[0], k, values.shape[2])
+
+
+def _keep_assignment(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _segment_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (assignment,) = ctx.saved_tensors
+    rows = assignment.unsqueeze(2).expand(-1, -1, grad.shape[2])
+    return grad.gather(1, rows), None, None
+
+
+_segment_sum_op.register_autograd(_segment_sum_backward, setup_context=_keep_assignment)
 
 
 @_kmedoids_op.register_fake

@@ -402,3 +402,12 @@ def test_the_operator_a_compiler_sees_keeps_its_promises(name, iterations, weigh
     )
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_operator_for_sums_has_the_right_gradient():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 9, 4, generator=generator, dtype=torch.double, requires_grad=True)
+    members = torch.randint(0, 3, (2, 9), generator=generator)
+    torch.library.opcheck(kernels._segment_sum_op, (x, members, 4))
+    assert torch.autograd.gradcheck(lambda x: kernels._segment_sum_op(x, members, 4), (x,))
+    assert torch.equal(kernels._segment_sum_op(x, members, 4), kernels.segment_sum(x, members, 4))
