@@ -183,13 +183,13 @@ function step(direction) {
 }
 
 function fillTable() {
-  const columns = ["model", "width", "patch tokens per block", ...Object.values(COSTS).map((c) => c.column),
-    "% of dense", "minival, %", "val, %", "status"];
+  const columns = ["model", "status", "width", "patch tokens per block", ...Object.values(COSTS).map((c) => c.column),
+    "% of dense", "minival, %", "val, %"];
   byId("head").replaceChildren(...columns.map((name, i) => {
     const cell = document.createElement("th");
     cell.scope = "col";
     cell.textContent = name;
-    if (i === 2 || i === columns.length - 1) cell.className = "text";
+    if (i === 1 || i === 3) cell.className = "text";
     return cell;
   }));
   byId("rows").replaceChildren(...data.points.map((point) => {
@@ -198,13 +198,13 @@ function fillTable() {
     button.type = "button";
     button.textContent = point.id;
     button.addEventListener("click", () => choose(point.id));
-    const status = point.knee ? "★ knee" : point.pareto ? "★ on the front" : point.finished ? "dominated" : point.status;
-    const cells = [button, point.width, point.compact, ...Object.keys(COSTS).map((key) => number(point.costs[key])),
-      point.percent_of_dense.toFixed(0), ...["minival", "val"].map((split) => withError(point, split)), status];
+    const status = point.knee ? "★ knee" : point.pareto ? "★ front" : point.finished ? "dominated" : point.status;
+    const cells = [button, status, point.width, point.compact, ...Object.keys(COSTS).map((key) => number(point.costs[key])),
+      point.percent_of_dense.toFixed(0), ...["minival", "val"].map((split) => withError(point, split))];
     row.append(...cells.map((content, i) => {
       const cell = document.createElement("td");
       cell.append(content);
-      if (i === 2 || i === cells.length - 1) cell.className = "text";
+      if (i === 1 || i === 3) cell.className = "text";
       return cell;
     }));
     return row;
