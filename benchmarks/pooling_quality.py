@@ -9,6 +9,8 @@ trained on.
 import argparse
 import json
 import math
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -231,7 +233,7 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
         "MACs that pruning by them leaves; every method is given the same K (`grid` and `tome` "
         "keep what they can: `kept` in the rows of `methods-digits.jsonl`). "
         f"{facts['hardware']}, torch {facts['torch']}, timm {facts['timm']}, {facts['date']}. "
-        "Made by `python benchmarks/pooling_quality.py`.\n"
+        f"Made by `python benchmarks/pooling_quality.py {shlex.join(sys.argv[1:])}`.\n"
     )
     for width in dict.fromkeys(row["width"] for row in rows):
         mine = [row for row in rows if row["width"] == width]
