@@ -44,6 +44,11 @@ class AugmentConfig(BaseModel):
         default=0.5, ge=0, le=1, description="Of these, the share by CutMix where both are on."
     )
     label_smoothing: float = Field(default=0, ge=0, lt=1)
+    repeats: int = Field(
+        default=1,
+        ge=1,
+        description="Repeated augmentation: an epoch is as long, of fewer images so often each.",
+    )
 
     @model_validator(mode="after")
     def _scale_rises(self) -> "AugmentConfig":
@@ -69,7 +74,8 @@ PRESETS: dict[str, AugmentConfig] = {
         mixup=0.8,
         cutmix=1.0,
         label_smoothing=0.1,
+        repeats=3,
     ),
-    "deit3": AugmentConfig(three_augment=True, colour_jitter=0.3, mixup=0.8, cutmix=1.0),
+    "deit3": AugmentConfig(three_augment=True, colour_jitter=0.3, mixup=0.8, cutmix=1.0, repeats=3),
 }
 """By name; `deit` and `deit3` follow Touvron et al. 2021, 2022 (crop and flip are the loader's)."""

@@ -142,6 +142,7 @@ class _Training:
             num_threads=self.job.data.loader_threads,
             image_size=self.job.model.image_size,
             implementation=self.job.data.loader,
+            repeats=self.train.augment.repeats if train else 1,
             pin_memory=self.device.type == "cuda",  # or its copies to the GPU would wait for it
         )
 
