@@ -3,7 +3,8 @@
 Photographs of 500×375 are prepared by one worker and by all, in turns, with their bytes kept and
 shrunk to 256 px; medians of the turns. Efficiency is the rate of all over cores times that of one,
 from the first listing to the finished directory: the start of the workers counts, and so does what
-only one process can do.
+only one process can do. The run with one worker is bound to one core: else its writing and hashing
+would go on beside the worker, and one core's rate would be that of more than one.
 """
 
 import json
@@ -28,7 +29,8 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write the result there as JSON.")] = None,
 ) -> None:
     """Measure and print."""
-    cores = len(os.sched_getaffinity(0))
+    every_core = os.sched_getaffinity(0)
+    cores = len(every_core)
     result: dict[str, Any] = machine_facts(cores) | {"images": images, "rows": []}
     with tempfile.TemporaryDirectory(prefix="tokenpool-bench-") as scratch:
         source = Path(scratch) / "photos"
@@ -45,9 +47,11 @@ def main(
                     options = PrepareOptions(
                         minival=0, val=0, workers=workers, resolution=resolution, skip_bad=True
                     )
+                    os.sched_setaffinity(0, sorted(every_core)[:workers])
                     start = time.perf_counter()
                     prepare(str(source), target, options)
                     rates[workers].append(images / (time.perf_counter() - start))
+                    os.sched_setaffinity(0, every_core)
             one, every = (statistics.median(rates[w]) for w in (1, cores))
             row = {
                 "what": name,
