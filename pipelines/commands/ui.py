@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,8 @@ def ui(
         typer.echo(f"  {' ' * len(search)}  its front: {page.front}")
     if process is None:
         return
+    # Ended from outside, it must not leave the server behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         process.wait()
     except KeyboardInterrupt:

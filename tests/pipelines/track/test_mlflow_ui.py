@@ -65,8 +65,8 @@ def mlflow_ui(storage: Path) -> Iterator[tuple[str, str, str]]:
         assert process.wait(30) == 0
         check_port(port)  # nothing of it is left
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # its server goes with it
+        process.wait(60)
 
 
 @pytest.mark.slow  # MLflow's server and its pages take half a minute to come up
