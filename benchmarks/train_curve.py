@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from cluster.session import ray_session
-from pipelines.config import TrainRunConfig, load_as
+from pipelines.config import TrainRunConfig
+from pipelines.config_file import load_as
 from pipelines.console import use_own_scripts
 from pipelines.data.bench_loader import machine_facts
 from pipelines.data.manifest import load_manifest

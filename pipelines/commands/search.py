@@ -21,7 +21,7 @@ def search(
     ] = None,
 ) -> None:
     """Search widths and token schedules; resumes where an earlier run of this name stopped."""
-    from pipelines.config import load_config
+    from pipelines.config_file import load_config
     from pipelines.console import Screen
 
     loaded = load_config(config, overrides)

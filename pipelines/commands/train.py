@@ -23,7 +23,8 @@ def train(
     ] = None,
 ) -> None:
     """Train one model, dense or pooled; goes on from its newest checkpoint if there is one."""
-    from pipelines.config import TrainRunConfig, load_as
+    from pipelines.config import TrainRunConfig
+    from pipelines.config_file import load_as
     from pipelines.console import Screen
 
     loaded = load_as(TrainRunConfig, config, overrides)

@@ -13,7 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines.config import TrainRunConfig, load_as
+from pipelines.config import TrainRunConfig
+from pipelines.config_file import load_as
 from pipelines.console import Screen, use_own_scripts
 from pipelines.errors import UserError
 from pipelines.train.display import epoch_line, short_note

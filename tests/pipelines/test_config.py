@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.config import SearchConfig, config_hash, differences, load_config
+from pipelines.config import SearchConfig, config_hash, differences
+from pipelines.config_file import load_config
 from pipelines.errors import UserError
 
 PRESET = Path(__file__).parents[2] / "tune_spaces/presets/digits.yaml"
