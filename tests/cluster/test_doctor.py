@@ -79,5 +79,5 @@ def test_install_without_root_and_sudo_says_what_to_ask_for(tmp_path):
         {"python3": "exit 0", "dpkg-query": "exit 1", "id": "echo 1000", "apt-get": "exit 0"},
     )
     assert result.returncode == 1
-    assert "ask an administrator to run: apt-get install g++ libopencv-dev" in result.stderr
+    assert "ask an administrator to run: apt-get install g++ libjpeg-dev" in result.stderr
     assert not (tmp_path / "repo/.venv").exists()
