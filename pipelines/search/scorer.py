@@ -27,8 +27,8 @@ class Scorer:
         batch_size: images per forward pass.
         device: where the models run.
         num_threads: threads torch computes with; None leaves them as they are.
-        normalization: mean and standard deviation of each channel (of 0..255) that the models
-            want; None: those of the data, as the models we train.
+        normalization: mean and standard deviation of each channel (of pixels in 0..1) that the
+            models want; None: those of the data, as the models we train.
         most_images: of a split, spread evenly over it; None for all.
     """
 

@@ -52,6 +52,7 @@ def plain_ddp(schedules, clip, device):
     optimizer = torch.optim.AdamW(
         [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.05}],
         lr=1e-3,
+        fused=True,  # torch's faster form, which the job uses: it rounds otherwise
     )
     ddp = DistributedDataParallel(model)
     first = None
@@ -168,7 +169,7 @@ def test_two_workers_do_what_ddp_and_adamw_do(ranks, kind, stage):
         assert gradients < 1e-6
         assert weights < 1e-5
         if stage == 0:
-            assert gradients == 0  # to the bit: the order of sums is the same
+            assert (gradients, weights) == (0, 0)  # to the bit: the order of sums is the same
 
 
 def train_as_torchrun_does(config):
@@ -193,7 +194,7 @@ def test_one_two_and_four_workers_have_the_same_losses(tmp_path):
             "width": {"width": 32, "heads": 2},
             "schedule": [8, 4],
             "train": {
-                "epochs": 2, "batch_size": 64, "lr": 1e-3, "warmup_epochs": 1,
+                "epochs": 2, "batch_size": 64, "lr": 2e-3, "warmup_epochs": 1,
                 "augment": {"rotate": 5.0, "translate": 0.05},
             },
         }  # fmt: skip
@@ -201,6 +202,6 @@ def test_one_two_and_four_workers_have_the_same_losses(tmp_path):
         assert run_gang(world_size, train_as_torchrun_does, config) == [0] * world_size
         reports = (storage / "trains" / "job" / "reports.jsonl").read_text().splitlines()
         losses[world_size] = [json.loads(line)["loss"] for line in reports]
-    assert len(losses[1]) == 2 and losses[1][1] < losses[1][0] - 0.05  # it learns
+    assert len(losses[1]) == 2 and losses[1][1] < losses[1][0] - 0.1  # it learns
     assert losses[2] == pytest.approx(losses[1], abs=1e-5)
     assert losses[4] == pytest.approx(losses[1], abs=1e-5)
