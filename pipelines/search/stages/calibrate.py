@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import ray
@@ -34,11 +35,7 @@ def run_calibrate(context: StageContext) -> None:
             for start in range(0, len(schedules), _PROBES_PER_TASK)
         ]
         for width in missing:
-            method, images = config.space.method, stage.images
-
-            def submit(actor: Any, task: Any, width: int = width) -> Any:
-                return actor.divergence.remote(width, task, method, images)  # noqa: B023
-
+            submit = partial(_submit, width, config.space.method, stage.images)
             rows: list[tuple[tuple[int, ...], float]] = []
             for task, found in zip(tasks, pool.map(submit, tasks), strict=True):
                 rows += zip(task, found, strict=True)
@@ -50,3 +47,9 @@ def run_calibrate(context: StageContext) -> None:
         f"{len(schedules)} probes per width, at {', '.join(map(str, counts))} tokens"
     )
     context.recorder.add("stage_done", stage="calibrate")
+
+
+def _submit(
+    width: int, method: str, images: int, actor: Any, schedules: list[tuple[int, ...]]
+) -> Any:
+    return actor.divergence.remote(width, schedules, method, images)
