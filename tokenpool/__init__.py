@@ -6,6 +6,7 @@ Needs torch, timm, numpy and safetensors only. `import tokenpool as tp`.
 from tokenpool.clustering import Clustering, kmeans, kmedoids, reconstruction_error
 from tokenpool.cost import MacReport, VitSpec, macs, vit_macs, vit_spec
 from tokenpool.inherit import inherit_width
+from tokenpool.method_text import format_method, parse_method
 from tokenpool.methods import METHODS as _STRATEGIES
 from tokenpool.models import build_vit
 from tokenpool.options import PoolOptions
@@ -26,6 +27,7 @@ __all__ = [
     "Trace",
     "VitSpec",
     "build_vit",
+    "format_method",
     "inherit_width",
     "kmeans",
     "kmedoids",
@@ -33,6 +35,7 @@ __all__ = [
     "macs",
     "method_of",
     "options_of",
+    "parse_method",
     "pool",
     "powerbert_schedule",
     "realised_schedule",

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from tokenpool.method_text import parse_method
 from tokenpool.methods import method as method_named
 from tokenpool.methods.base import PoolingMethod
 from tokenpool.options import PoolOptions
@@ -106,7 +107,8 @@ def macs(
     Args:
         model: a timm ViT, pooled or not.
         schedule: None means the model's own (dense if it is not pooled).
-        method: None means the model's own, else "wkmedoids".
+        method: None means the model's own, else "wkmedoids"; with options as text, as in `tp.pool`,
+            these stand in for the model's own.
         image_size: side, or height and width, in pixels; None is the native size.
         **options: fields of `PoolOptions`; none given means the model's own.
 
@@ -114,13 +116,18 @@ def macs(
         ValueError: as `tp.pool`.
     """
     spec = vit_spec(model, image_size)
-    own_options = options_of(model) or PoolOptions()
-    chosen = own_options.with_(**PoolOptions.of(**options).as_dict()) if options else own_options
+    name = method_of(model) or "wkmedoids"
+    chosen = options_of(model) or PoolOptions()
+    if method is not None:
+        name, said = parse_method(method)
+        chosen = chosen if said == PoolOptions() else said
+    if options:
+        chosen = chosen.with_(**PoolOptions.of(**options).as_dict())
     if schedule is None:
         schedule = schedule_of(model) or Schedule.dense(spec.depth, spec.patches)
     if chosen.cls_only_last:
         head_reads(model)
-    return vit_macs(spec, Schedule(schedule), method or method_of(model) or "wkmedoids", chosen)
+    return vit_macs(spec, Schedule(schedule), name, chosen)
 
 
 def vit_macs(
@@ -134,7 +141,8 @@ def vit_macs(
     Raises:
         ValueError: for a schedule of another depth, or an unknown method.
     """
-    return _vit_macs(spec, schedule, method, options or PoolOptions())
+    name, chosen = parse_method(method) if options is None else (method, options)
+    return _vit_macs(spec, schedule, name, chosen)
 
 
 @lru_cache(maxsize=4096)
@@ -173,10 +181,11 @@ def block_macs(
         layer: which block, from 1.
         incoming: patch tokens that enter it.
         kept: patch tokens that leave its pooling layer, as the method really keeps them.
-        method: of `tp.METHODS`.
+        method: of `tp.METHODS`; where no options are given, as text with them (`parse_method`).
         options: of the method.
     """
-    return _block_macs(spec, layer, incoming, kept, method_named(method), options or PoolOptions())
+    name, chosen = parse_method(method) if options is None else (method, options)
+    return _block_macs(spec, layer, incoming, kept, method_named(name), chosen)
 
 
 def _block_macs(

@@ -8,6 +8,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from tokenpool.method_text import with_options
 from tokenpool.methods import method as method_named
 from tokenpool.methods.base import Grid, PoolingMethod
 from tokenpool.options import PoolOptions
@@ -40,7 +41,7 @@ def pool(
         model: DeiT, distilled DeiT, DeiT-3, AugReg ViT and their like.
         schedule: patch tokens kept after each block (`Schedule`, a sequence, or "49,40,…");
             None takes the pooling away again.
-        method: one of `tp.METHODS`.
+        method: one of `tp.METHODS`, or with options as text: `wkmedoids(start=matching)`.
         **options: fields of `PoolOptions`.
 
     Raises:
@@ -54,7 +55,8 @@ def pool(
                 vit.blocks[index] = block.restore()
         return vit
     schedule = Schedule.parse(schedule) if isinstance(schedule, str) else Schedule(schedule)
-    layers = plans(model, schedule, method_named(method), PoolOptions.of(**options))
+    name, chosen = with_options(method, **options)
+    layers = plans(model, schedule, method_named(name), chosen)
     for index, (block, plan) in enumerate(zip(blocks, layers, strict=True)):
         if isinstance(block, PooledBlock):
             block.plan = plan

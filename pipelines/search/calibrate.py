@@ -93,7 +93,7 @@ def plan(
     levels = _planning_levels(space)
     size = len(levels)
     cost = np.full((space.depth, size, size), np.inf)
-    strategy = method_named(method)
+    strategy = method_named(tp.parse_method(method)[0])
     for i, k_in in enumerate(levels):
         for j, k_out in enumerate(levels[: i + 1]):
             try:

@@ -13,9 +13,11 @@ from tune_spaces.space import ScheduleSpace
 
 
 def check_method(method: str) -> None:
-    """Raises UserError for a method that does not exist."""
-    if method not in tp.METHODS:
-        raise UserError(f"space.method {method} is unknown: use one of {', '.join(tp.METHODS)}")
+    """Raises UserError for a method or an option that does not exist."""
+    try:
+        tp.parse_method(method)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def vit_spec(config: SearchConfig, width: WidthConfig, num_classes: int) -> tp.VitSpec:

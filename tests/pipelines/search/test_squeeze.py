@@ -111,7 +111,7 @@ def test_the_table_names_the_best_and_the_dense(trained, digits, tmp_path):
         (["--rate", 0.5, "--max-gmacs", 1], "exactly one of"),
         (["--rate", 1.5], "no share of the dense cost"),
         (["--max-gmacs", 1e-9], "no schedule costs 0 to 1e-09 GMACs"),
-        (["--rate", 0.5, "--method", "x"], "method x is unknown"),
+        (["--rate", 0.5, "--method", "x"], "no pooling method .x."),
         (["--rate", 0.5, "--device", "cuda"], "no CUDA device"),
     ],
 )
