@@ -58,6 +58,19 @@ def test_mean_and_spread_by_hand(front: Front) -> None:
     assert (other.num_seeds, other.minival_spread) == (1, None)
 
 
+def test_a_further_seed_never_lowers_the_hypervolume(state: SearchState) -> None:
+    plain = build_front(fold("digits", ledgers.events())).hypervolume
+    constant = state.trials["c000"]
+    assert constant.top1_minival is not None and constant.top1_minival < 0.965
+    # t001's mean is above its first seed here; then its further seeds are worse than the first.
+    assert build_front(state).hypervolume == pytest.approx(plain)
+    for name in ledgers.SEEDS:
+        state.trials[name].top1_minival = 0.5
+    assert build_front(state).hypervolume == pytest.approx(plain)
+    point = build_front(state).point("t001")
+    assert point is not None and point.top1_minival == pytest.approx((0.965 + 0.5 + 0.5) / 3)
+
+
 def test_one_seed_can_be_asked_for(front: Front, state: SearchState) -> None:
     one = front.point("t001-s2")
     assert one is not None
