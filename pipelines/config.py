@@ -62,15 +62,32 @@ class WidthConfig(StrictModel):
 
 
 class SpaceConfig(StrictModel):
-    """What is searched: widths × monotone schedules × method."""
+    """What is searched: widths × monotone schedules × methods with their options."""
 
     widths: tuple[WidthConfig, ...] = Field(min_length=1)
-    method: str = "wkmedoids"
+    method: str | tuple[str, ...] = Field(
+        default="wkmedoids",
+        min_length=1,
+        description="How tokens are pooled, with options: wkmedoids(start=matching). Several: a "
+        "list to choose from.",
+    )
     min_tokens: Positive = Field(default=1, description="Fewest tokens any layer may keep.")
     token_step: Positive = Field(default=1, description="Token counts are multiples of this.")
     max_gmacs: float | None = Field(
         default=None, gt=0, description="Upper bound on a candidate's GMACs."
     )
+
+    @property
+    def all_methods(self) -> tuple[str, ...]:
+        """The methods to choose from."""
+        return (self.method,) if isinstance(self.method, str) else self.method
+
+    @field_validator("method")
+    @classmethod
+    def _methods_differ(cls, method: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not isinstance(method, str) and len(set(method)) < len(method):
+            raise ValueError(f"a method is listed twice: {', '.join(method)}")
+        return method
 
     @field_validator("widths")
     @classmethod
@@ -162,6 +179,49 @@ class TrainConfig(StrictModel):
 
     zero_stage: Literal[0, 1, 2] = 0
     augment: AugmentConfig = AugmentConfig()
+
+
+class SubNetConfig(StrictModel):
+    """One way to run a supernet."""
+
+    schedule: tuple[Positive, ...]
+    method: str | None = Field(default=None, description="None: the job's.")
+
+
+class SandwichConfig(StrictModel):
+    """Training one set of weights for all schedules at once (pipelines.train.sandwich)."""
+
+    near: tuple[SubNetConfig, ...] = Field(
+        default=(), description="Sub-nets whose neighbours are drawn; none: all are uniform."
+    )
+    methods: tuple[str, ...] = Field(default=(), description="Drawn from; none: the job's alone.")
+    random: Positive = Field(
+        default=2, description="Random schedules of each step, beside the dense and the smallest."
+    )
+    uniform_share: float = Field(
+        default=0.2, ge=0, le=1, description="Of the random ones, from anywhere in the space."
+    )
+    distill_weight: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the dense sub-net's answer, against the labels, in what the pooled "
+        "ones learn from.",
+    )
+    min_tokens: Positive = 1
+    token_step: Positive = 1
+    max_gmacs: float | None = Field(default=None, gt=0)
+
+
+def check_sandwich(train: TrainConfig, schedule: tuple[int, ...] | None = None) -> None:
+    """Raises ValueError for what does not go together with a sandwich."""
+    if schedule is not None:
+        raise ValueError("a sandwich trains all schedules: leave out schedule")
+    if train.compile:
+        raise ValueError(
+            "a sandwich changes the schedule in every pass, so compiling would never end: "
+            "set train.compile=false"
+        )
 
 
 class WorkersConfig(StrictModel):
@@ -349,5 +409,14 @@ class TrainRunConfig(RunConfig):
     init: str | None = Field(
         default=None, description="A saved model, a .safetensors or .pth file, or a timm name."
     )
+    sandwich: SandwichConfig | None = Field(
+        default=None, description="Train a supernet for all schedules; `schedule` is then none."
+    )
     train: TrainConfig
     workers: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _one_kind_of_model(self) -> TrainRunConfig:
+        if self.sandwich is not None:
+            check_sandwich(self.train, self.schedule)
+        return self

@@ -14,7 +14,7 @@ import numpy as np
 
 from tune_spaces.pareto import front_ranks
 from tune_spaces.space import Candidate, ScheduleSpace
-from tune_spaces.surrogate import LEAST_PER_WIDTH, ScheduleSurrogate
+from tune_spaces.surrogate import LEAST_PER_ARM, ScheduleSurrogate
 
 _CROSSOVER_RATE = 0.3
 _ATTEMPTS_PER_CHILD = 50
@@ -35,7 +35,9 @@ def first_generation(
     count: int,
     seeds: Sequence[Candidate] = (),
 ) -> list[Candidate]:
-    """`count` different candidates: the seeds, then each width spread over its own cost range.
+    """`count` different candidates: the seeds, then each arm spread over its own cost range.
+
+    An arm is a width with a method.
 
     A space with fewer candidates gives fewer.
     """
@@ -44,9 +46,10 @@ def first_generation(
         missing = count - len(chosen)
         if missing <= 0:
             break
-        for index, width in enumerate(space.widths):
-            share = missing // len(space.widths) + (index < missing % len(space.widths))
-            for candidate in space.sample(rng, share, width=width) if share else []:
+        arms = list(space.cost_ranges)
+        for index, (width, method) in enumerate(arms):
+            share = missing // len(arms) + (index < missing % len(arms))
+            for candidate in space.sample(rng, share, width=width, method=method) if share else []:
                 chosen.setdefault(candidate.key, candidate)
     return list(chosen.values())[:count]
 
@@ -90,7 +93,7 @@ def _breed(
         first = parents[rng.integers(len(parents))].candidate
         if rng.random() < _CROSSOVER_RATE:
             child = space.crossover(rng, first, parents[rng.integers(len(parents))].candidate)
-            child = space.mutate(rng, child, width_rate=0.0)
+            child = space.mutate(rng, child, width_rate=0.0, method_rate=0.0)
         else:
             child = space.mutate(rng, first, num_layers=int(rng.integers(1, 4)))
         if child.key not in known:
@@ -100,24 +103,24 @@ def _breed(
 
 
 def _parents(scored: Sequence[Scored], count: int) -> list[Scored]:
-    """As many of each width: a width that looks worse untrained would not be bred any more."""
-    widths = sorted({entry.candidate.width for entry in scored})
-    share = -(-count // len(widths))
+    """As many of each arm: one that looks worse untrained would not be bred any more."""
+    arms = sorted({entry.candidate.arm for entry in scored})
+    share = -(-count // len(arms))
     return [
         parent
-        for width in widths
-        for parent in select([e for e in scored if e.candidate.width == width], share)
+        for arm in arms
+        for parent in select([e for e in scored if e.candidate.arm == arm], share)
     ]
 
 
 def _reliable_surrogate(space: ScheduleSpace, scored: Sequence[Scored]) -> ScheduleSurrogate | None:
     """A surrogate fitted to all that is scored, if it is known to order schedules well."""
-    widths = [entry.candidate.width for entry in scored]
-    if min((widths.count(width) for width in set(widths)), default=0) < LEAST_PER_WIDTH:
+    arms = [entry.candidate.arm for entry in scored]
+    if min((arms.count(arm) for arm in set(arms)), default=0) < LEAST_PER_ARM:
         return None
     surrogate = ScheduleSurrogate(
         space.patches,
-        widths,
+        arms,
         [list(entry.candidate.schedule) for entry in scored],
         [entry.quality for entry in scored],
     )
@@ -137,7 +140,7 @@ def _most_promising(
     """
     costs = np.array([child.gmacs for child in children])
     expected = surrogate.predict(
-        [child.width for child in children], [list(child.schedule) for child in children]
+        [child.arm for child in children], [list(child.schedule) for child in children]
     )
     known = np.array([entry.candidate.gmacs for entry in scored])
     order = np.argsort(known, kind="stable")

@@ -1,4 +1,4 @@
-"""The space that is searched: widths × monotone token schedules, with hard bounds on the cost.
+"""The space that is searched: widths × monotone token schedules × methods, with hard bounds.
 
 Every way to make a schedule here keeps it non-increasing and on the grid by construction, so
 nothing has to be repaired afterwards. The cost of a candidate is known without training; it comes
@@ -6,7 +6,7 @@ in as a function, so that the space does not care how MACs are counted.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,9 @@ from tokenpool import Schedule
 
 Cost = Callable[[int, Schedule], float]
 """`cost(width, schedule)` in GMACs; must not fall when a layer keeps more tokens."""
+
+Arm = tuple[int, str]
+"""A width and a method."""
 
 _BISECTIONS = 24
 _ATTEMPTS = 32
@@ -43,26 +46,38 @@ class Limit:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One point of the space: a model width, the patch tokens kept per block, and their cost."""
+    """One point of the space: a model width, the patch tokens kept per block, and their cost.
+
+    Attributes:
+        method: How tokens are pooled, by the name the space has for it; empty where it has one
+            method without a name.
+    """
 
     width: int
     schedule: Schedule
     gmacs: float
+    method: str = ""
 
     @property
-    def key(self) -> tuple[int, tuple[int, ...]]:
+    def key(self) -> tuple[int, tuple[int, ...], str]:
         """What makes two candidates the same one."""
-        return self.width, tuple(self.schedule)
+        return self.width, tuple(self.schedule), self.method
+
+    @property
+    def arm(self) -> tuple[int, str]:
+        """The model and method whose schedules it competes with on equal terms."""
+        return self.width, self.method
 
 
 class ScheduleSpace:
-    """Widths × schedules `patches ≥ k₁ ≥ … ≥ k_depth ≥ min_tokens` on a grid of token counts.
+    """Widths × schedules `patches ≥ k₁ ≥ … ≥ k_depth ≥ min_tokens` on a grid × methods.
 
     Args:
         depth: Number of transformer blocks, one count for each.
         patches: Patch tokens that enter the first block.
         widths: Embedding widths to choose from.
-        cost: GMACs of a width with a schedule, clustering included.
+        cost: GMACs of a width with a schedule, clustering included; for several methods (or one
+            with a name) a function for each, by name.
         min_tokens: The least patch tokens a block may keep.
         step: Counts are multiples of this, and `patches` itself; 1 allows all integers.
         max_gmacs: Hard upper bound on the cost; None for none.
@@ -78,7 +93,7 @@ class ScheduleSpace:
         depth: int,
         patches: int,
         widths: Sequence[int],
-        cost: Cost,
+        cost: Cost | Mapping[str, Cost],
         *,
         min_tokens: int = 1,
         step: int = 1,
@@ -94,30 +109,41 @@ class ScheduleSpace:
             raise ValueError(f"min_tokens must be in 1..{patches}, got {min_tokens}")
         if not widths:
             raise ValueError("a space needs at least one width")
+        self._costs: dict[str, Cost] = dict(cost) if isinstance(cost, Mapping) else {"": cost}
+        if not self._costs:
+            raise ValueError("a space needs at least one method")
         self.depth = depth
         self.patches = patches
-        self.cost = cost
         self.max_gmacs = math.inf if max_gmacs is None else float(max_gmacs)
         self.min_gmacs = float(min_gmacs)
         self.limits = tuple(limits)
         grid = [count for count in range(step, patches, step) if count >= min_tokens]
         self.levels: NDArray[np.int64] = np.array([*grid, patches], dtype=np.int64)
-        ranges = {width: self._cost_range(width) for width in sorted(set(widths))}
+        ranges = {
+            (width, method): self._cost_range(width, method)
+            for width in sorted(set(widths))
+            for method in self._costs
+        }
         feasible = {
-            width: (max(low, self.min_gmacs), min(high, self.max_gmacs))
-            for width, (low, high) in ranges.items()
+            arm: (max(low, self.min_gmacs), min(high, self.max_gmacs))
+            for arm, (low, high) in ranges.items()
             if low <= self.max_gmacs and high >= self.min_gmacs
         }
         if not feasible:
-            width, (low, high) = min(ranges.items(), key=lambda item: item[1][0])
+            (width, _), (low, high) = min(ranges.items(), key=lambda item: item[1][0])
             raise ValueError(
                 f"no schedule costs {self.min_gmacs:g} to {self.max_gmacs:g} GMACs: width {width} "
                 f"costs {low:.4g} at {self.levels[0]} tokens per block and {high:.4g} when dense"
             )
         self.cost_ranges = self._within_limits(feasible)
-        self.widths = tuple(self.cost_ranges)
+        self.widths = tuple(sorted({width for width, _ in self.cost_ranges}))
+        self.methods = tuple(m for m in self._costs if any(arm[1] == m for arm in self.cost_ranges))
 
     # ------------------------------------------------------------------ facts
+
+    def cost(self, width: int, schedule: Schedule, method: str | None = None) -> float:
+        """GMACs of a width with a schedule; without a method, by the first one."""
+        return float(self._costs[self.methods[0] if method is None else method](width, schedule))
 
     def dense(self) -> Schedule:
         """The schedule that keeps every token."""
@@ -132,13 +158,18 @@ class ScheduleSpace:
         """How many monotone schedules the grid has, before the bounds on the cost."""
         return math.comb(len(self.levels) + self.depth - 1, self.depth)
 
-    def candidate(self, width: int, schedule: Sequence[int]) -> Candidate:
-        """A candidate with its cost.
+    def candidate(
+        self, width: int, schedule: Sequence[int], method: str | None = None
+    ) -> Candidate:
+        """A candidate with its cost; without a method, of the first one.
 
         Raises:
             ValueError: The schedule is not of this space, or the cost is out of bounds.
         """
-        candidate = self._candidate(width, np.asarray(schedule, dtype=np.int64))
+        chosen = self.methods[0] if method is None else method
+        if chosen not in self.methods:
+            raise ValueError(f"method {chosen} is not in the space: {self.describe()}")
+        candidate = self._candidate((width, chosen), np.asarray(schedule, dtype=np.int64))
         if not self.contains(candidate):
             raise ValueError(
                 f"width {width} with {','.join(map(str, schedule))} ({candidate.gmacs:.4g} GMACs) "
@@ -150,7 +181,7 @@ class ScheduleSpace:
         """Whether the candidate is on the grid and within the bounds."""
         counts = candidate.schedule
         return (
-            candidate.width in self.widths
+            candidate.arm in self.cost_ranges
             and len(counts) == self.depth
             and bool(np.isin(counts, self.levels).all())
             and self.min_gmacs <= candidate.gmacs <= self.max_gmacs
@@ -163,8 +194,9 @@ class ScheduleSpace:
         if self.min_gmacs > 0 or self.max_gmacs < math.inf:
             bounds = f", {self.min_gmacs:g} to {self.max_gmacs:g} GMACs"
         bounds += "".join(f", {limit.name} up to {limit.maximum:g}" for limit in self.limits)
+        methods = f"; {', '.join(self.methods)}" if any(self.methods) else ""
         return (
-            f"widths {', '.join(map(str, self.widths))}; {self.depth} blocks of "
+            f"widths {', '.join(map(str, self.widths))}{methods}; {self.depth} blocks of "
             f"{self.levels[0]} to {self.patches} tokens, {len(self.levels)} levels{bounds}"
         )
 
@@ -186,66 +218,79 @@ class ScheduleSpace:
     # --------------------------------------------------------------- sampling
 
     def sample(
-        self, rng: np.random.Generator, count: int = 1, *, width: int | None = None
+        self,
+        rng: np.random.Generator,
+        count: int = 1,
+        *,
+        width: int | None = None,
+        method: str | None = None,
     ) -> list[Candidate]:
         """Random candidates spread evenly over the cost range.
 
         Uniform draws of monotone sequences bunch in the middle of the range. So each candidate
         gets a target cost first, one from each of `count` equal slices of the range, then a width
-        that can reach it, then a random curve over the layers that is scaled until its cost just
-        stays under the target.
+        and method that can reach it, then a random curve over the layers that is scaled until its
+        cost just stays under the target.
 
         Args:
             rng: Source of randomness.
             count: How many; duplicates are possible in small spaces.
             width: Only this width.
+            method: Only this method.
 
         Raises:
-            ValueError: `width` is not in the space, or the bounds are too tight for its grid.
+            ValueError: They are not in the space, or the bounds are too tight for its grid.
         """
-        ranges = self.cost_ranges
-        if width is not None:
-            if width not in ranges:
-                raise ValueError(f"width {width} is not in the space: {self.describe()}")
-            ranges = {width: ranges[width]}
+        ranges = {
+            arm: bounds
+            for arm, bounds in self.cost_ranges.items()
+            if width in (None, arm[0]) and method in (None, arm[1])
+        }
+        if not ranges:
+            wanted = f"width {width}" if method is None else f"width {width} with {method}"
+            raise ValueError(f"{wanted} is not in the space: {self.describe()}")
         low = min(bounds[0] for bounds in ranges.values())
         high = max(bounds[1] for bounds in ranges.values())
         targets = low + (high - low) * (rng.permutation(count) + rng.random(count)) / max(count, 1)
         found = []
         for target in targets:
-            able = [w for w, bounds in ranges.items() if bounds[0] <= target <= bounds[1]]
+            able = [arm for arm, bounds in ranges.items() if bounds[0] <= target <= bounds[1]]
             # Widths' ranges may leave a gap between them: then the nearest one serves.
-            chosen = int(rng.choice(able)) if able else self._nearest_width(float(target), ranges)
+            chosen = (
+                able[int(rng.integers(len(able)))]
+                if able
+                else self._nearest_arm(float(target), ranges)
+            )
             found.append(self._sample_at(rng, chosen, float(target)))
         return found
 
-    def _sample_at(self, rng: np.random.Generator, width: int, target: float) -> Candidate:
+    def _sample_at(self, rng: np.random.Generator, arm: Arm, target: float) -> Candidate:
         """A random curve over the layers, scaled to the dearest schedule within `target`."""
-        floor = self.cost_ranges[width][0]
+        floor = self.cost_ranges[arm][0]
         for attempt in range(_ATTEMPTS):
             # A small concentration gives a few abrupt drops, a large one a smooth decline.
             concentration = float(np.exp(rng.uniform(np.log(0.15), np.log(3.0))))
             drops = np.cumsum(rng.dirichlet(np.full(self.depth, concentration)))
             # The floor lets even the first block come down to the lowest level.
-            candidate = self._scaled(np.maximum(drops, _LEAST_DROP), width, target)
+            candidate = self._scaled(np.maximum(drops, _LEAST_DROP), arm, target)
             if self.contains(candidate):
                 return candidate
             if self.limits and attempt >= _ATTEMPTS // 8:
                 # Another bound than the cost binds up here: come down to where it does not.
                 target = floor + 0.9 * (target - floor)
         raise ValueError(
-            f"found no schedule of width {width} within {self.min_gmacs:g} to "
+            f"found no schedule of width {arm[0]} within {self.min_gmacs:g} to "
             f"{self.max_gmacs:g} GMACs: widen the bounds or use a finer step than the present one"
         )
 
-    def _scaled(self, drops: NDArray[np.float64], width: int, target: float) -> Candidate:
+    def _scaled(self, drops: NDArray[np.float64], arm: Arm, target: float) -> Candidate:
         """Bisection on how steep the curve is, on a log axis, from dense to the lowest level."""
         gentle = math.log(0.1 / self.patches)
         steep = math.log(math.log(2 * self.patches) / _LEAST_DROP)
-        best = self._candidate(width, self._curve(drops, steep))
+        best = self._candidate(arm, self._curve(drops, steep))
         for _ in range(_BISECTIONS):
             middle = (gentle + steep) / 2
-            candidate = self._candidate(width, self._curve(drops, middle))
+            candidate = self._candidate(arm, self._curve(drops, middle))
             if candidate.gmacs <= target:
                 best, steep = candidate, middle
             else:
@@ -264,6 +309,7 @@ class ScheduleSpace:
         *,
         num_layers: int = 1,
         width_rate: float = 0.1,
+        method_rate: float = 0.1,
     ) -> Candidate:
         """A neighbour of `parent`: some layers moved within the counts of *their* neighbours.
 
@@ -272,6 +318,7 @@ class ScheduleSpace:
             parent: A candidate of this space.
             num_layers: How many moves, one layer each.
             width_rate: Probability that the width changes too.
+            method_rate: Probability that the method changes too.
 
         Returns:
             A candidate within the bounds; the parent itself where none was found.
@@ -283,7 +330,10 @@ class ScheduleSpace:
             width = parent.width
             if len(self.widths) > 1 and rng.random() < width_rate:
                 width = int(rng.choice([w for w in self.widths if w != parent.width]))
-            child = self._candidate(width, counts)
+            method = parent.method
+            if len(self.methods) > 1 and rng.random() < method_rate:
+                method = str(rng.choice([m for m in self.methods if m != parent.method]))
+            child = self._candidate((width, method), counts)
             if child.key != parent.key and self.contains(child):
                 return child
         return parent
@@ -305,7 +355,7 @@ class ScheduleSpace:
         return moved
 
     def crossover(self, rng: np.random.Generator, first: Candidate, second: Candidate) -> Candidate:
-        """The elementwise mean of two schedules, with the width of one of the parents.
+        """The elementwise mean of two schedules, with the width and method of one of the parents.
 
         A mean of non-increasing sequences is non-increasing, and so is its rounding to the grid.
 
@@ -313,8 +363,8 @@ class ScheduleSpace:
             A candidate within the bounds; the cheaper parent where the mean is out of them.
         """
         mean = (np.asarray(first.schedule) + np.asarray(second.schedule)) / 2
-        width = first.width if rng.random() < 0.5 else second.width
-        child = self._candidate(width, self._snap(mean))
+        arm = first.arm if rng.random() < 0.5 else second.arm
+        child = self._candidate(arm, self._snap(mean))
         return child if self.contains(child) else min(first, second, key=lambda c: c.gmacs)
 
     # ----------------------------------------------------------------- helpers
@@ -324,28 +374,27 @@ class ScheduleSpace:
         boundaries = (self.levels[1:] + self.levels[:-1]) / 2
         return self.levels[np.searchsorted(boundaries, counts, side="right")]
 
-    def _candidate(self, width: int, counts: NDArray[np.int64]) -> Candidate:
+    def _candidate(self, arm: Arm, counts: NDArray[np.int64]) -> Candidate:
+        width, method = arm
         schedule = Schedule(counts.tolist())
-        return Candidate(width, schedule, float(self.cost(width, schedule)))
+        return Candidate(width, schedule, float(self._costs[method](width, schedule)), method)
 
-    def _cost_range(self, width: int) -> tuple[float, float]:
-        return (
-            float(self.cost(width, self.smallest())),
-            float(self.cost(width, self.dense())),
-        )
+    def _cost_range(self, width: int, method: str) -> tuple[float, float]:
+        cost = self._costs[method]
+        return float(cost(width, self.smallest())), float(cost(width, self.dense()))
 
     def _within_limits(
-        self, ranges: dict[int, tuple[float, float]]
-    ) -> dict[int, tuple[float, float]]:
+        self, ranges: dict[Arm, tuple[float, float]]
+    ) -> dict[Arm, tuple[float, float]]:
         """Leaves out widths of which even the smallest schedule breaks a limit."""
         smallest = self.smallest()
         kept = {
-            width: bounds
-            for width, bounds in ranges.items()
-            if all(limit.allows(width, smallest) for limit in self.limits)
+            arm: bounds
+            for arm, bounds in ranges.items()
+            if all(limit.allows(arm[0], smallest) for limit in self.limits)
         }
         if not kept:
-            width = min(ranges)
+            width = min(ranges)[0]
             broken = next(limit for limit in self.limits if not limit.allows(width, smallest))
             raise ValueError(
                 f"no schedule keeps {broken.name} within {broken.maximum:g}: width {width} has "
@@ -354,5 +403,5 @@ class ScheduleSpace:
         return kept
 
     @staticmethod
-    def _nearest_width(target: float, ranges: dict[int, tuple[float, float]]) -> int:
-        return min(ranges, key=lambda w: max(ranges[w][0] - target, target - ranges[w][1]))
+    def _nearest_arm(target: float, ranges: dict[Arm, tuple[float, float]]) -> Arm:
+        return min(ranges, key=lambda arm: max(ranges[arm][0] - target, target - ranges[arm][1]))

@@ -2,20 +2,21 @@
 
 Ridge regression on what a schedule keeps: per layer the log keep-rate against the dense count and
 its square, and the products of neighbouring layers, since what one layer drops the next one
-cannot. Each width has its own model. Qualities go in as normal scores of their ranks: only the
-order of schedules matters, and the loss of schedules that keep almost nothing has no bounds.
+cannot. Each arm (a width, or a width with a method) has its own model. Qualities go in as normal
+scores of their ranks: only the order of schedules matters, and the loss of schedules that keep
+almost nothing has no bounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-LEAST_PER_WIDTH = 12
+LEAST_PER_ARM = 12
 
 
 class ScheduleSurrogate:
@@ -23,63 +24,66 @@ class ScheduleSurrogate:
 
     Args:
         patches: Patch tokens that enter the first block.
-        widths: `[n]`, the width of each scored candidate.
+        arms: `[n]`, of each scored candidate what it shares a model with: its width, say.
         schedules: `[n, depth]`, patch tokens kept after each block.
         qualities: `[n]`, more is better.
 
     Attributes:
         scores: `[n]`, the fitted candidates' own normal scores.
         reliability: Rank correlation (Spearman) of leave-one-out predictions with the truth, over
-            all widths; 1 is perfect, 0 is useless.
+            all arms; 1 is perfect, 0 is useless.
 
     Raises:
-        ValueError: Lengths differ, or a width has too few candidates to learn from.
+        ValueError: Lengths differ, or an arm has too few candidates to learn from.
     """
 
     def __init__(
         self,
         patches: int,
-        widths: Sequence[int],
+        arms: Sequence[Hashable],
         schedules: Sequence[Sequence[int]],
         qualities: Sequence[float],
     ) -> None:
-        if not len(widths) == len(schedules) == len(qualities):
+        if not len(arms) == len(schedules) == len(qualities):
             raise ValueError(
-                f"{len(widths)} widths, {len(schedules)} schedules and {len(qualities)} qualities"
+                f"{len(arms)} arms, {len(schedules)} schedules and {len(qualities)} qualities"
             )
         self._patches = patches
         self.scores = normal_scores(np.asarray(qualities, dtype=np.float64))
-        every = np.asarray(widths)
         features = self._features(schedules)
-        left_out = np.empty(len(every))
-        self._models: dict[int, tuple[NDArray[np.float64], float]] = {}
-        for width in sorted(set(widths)):
-            mine = every == width
-            if mine.sum() < LEAST_PER_WIDTH:
+        left_out = np.empty(len(features))
+        self._models: dict[Hashable, tuple[NDArray[np.float64], float]] = {}
+        for arm in dict.fromkeys(arms):
+            mine = _where(arms, arm)
+            if mine.sum() < LEAST_PER_ARM:
                 raise ValueError(
-                    f"width {width} has {mine.sum()} scored schedules: at least "
-                    f"{LEAST_PER_WIDTH} are needed"
+                    f"{arm} has {mine.sum()} scored schedules: at least {LEAST_PER_ARM} are needed"
                 )
             scale = np.maximum(np.abs(features[mine]).max(axis=0), 1e-9)
             weights, mean, predicted = _fit(features[mine] / scale, self.scores[mine])
-            self._models[width] = (weights / scale, mean)
+            self._models[arm] = (weights / scale, mean)
             left_out[mine] = predicted
         self.reliability = rank_correlation(left_out, self.scores)
 
     def predict(
-        self, widths: Sequence[int], schedules: Sequence[Sequence[int]]
+        self, arms: Sequence[Hashable], schedules: Sequence[Sequence[int]]
     ) -> NDArray[np.float64]:
-        """Normal scores expected of schedules; -inf for a width that was never scored."""
+        """Normal scores expected of schedules; -inf for an arm that was never scored."""
         features = self._features(schedules)
         found = np.full(len(features), -np.inf)
-        for width, (weights, mean) in self._models.items():
-            mine = np.asarray(widths) == width
+        for arm, (weights, mean) in self._models.items():
+            mine = _where(arms, arm)
             found[mine] = features[mine] @ weights + mean
         return found
 
     def _features(self, schedules: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         kept = np.log(np.asarray(schedules, dtype=np.float64) / self._patches)
         return np.concatenate([kept, kept**2, kept[:, 1:] * kept[:, :-1]], axis=1)
+
+
+def _where(arms: Sequence[Hashable], wanted: Hashable) -> NDArray[np.bool_]:
+    """`[n]`; an arm may be a tuple, which numpy would take apart."""
+    return np.array([arm == wanted for arm in arms], dtype=bool)
 
 
 def normal_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:

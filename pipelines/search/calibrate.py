@@ -94,6 +94,7 @@ def plan(
     size = len(levels)
     cost = np.full((space.depth, size, size), np.inf)
     strategy = method_named(tp.parse_method(method)[0])
+    own = method if method in space.methods else space.methods[0]
     for i, k_in in enumerate(levels):
         for j, k_out in enumerate(levels[: i + 1]):
             try:
@@ -108,16 +109,16 @@ def plan(
     front = plan_front(levels, cost, table.at(levels), fixed_cost=fixed, max_cost=space.max_gmacs)
     # The same costs up to rounding; what else bounds a candidate, only the space knows.
     priced = [
-        PlannedSchedule(entry.schedule, space.cost(spec.width, entry.schedule), entry.damage)
+        PlannedSchedule(entry.schedule, space.cost(spec.width, entry.schedule, own), entry.damage)
         for entry in front
     ]
     inside = [
         entry
         for entry in priced
-        if space.contains(Candidate(spec.width, entry.schedule, entry.cost))
+        if space.contains(Candidate(spec.width, entry.schedule, entry.cost, own))
     ]
     return [
-        (space.candidate(spec.width, entry.schedule), entry.damage)
+        (space.candidate(spec.width, entry.schedule, own), entry.damage)
         for entry in spread_over_bins(inside, seeds, bins)
     ]
 

@@ -9,7 +9,7 @@ from pipelines.config import DataConfig, SearchConfig, WidthConfig
 from pipelines.errors import UserError
 from pipelines.search.state import TrialState
 from pipelines.train.spec import ModelSpec, TrainJob
-from tune_spaces.space import ScheduleSpace
+from tune_spaces.space import Cost, ScheduleSpace
 
 
 def check_method(method: str) -> None:
@@ -49,15 +49,15 @@ def make_space(config: SearchConfig, num_classes: int) -> ScheduleSpace:
     """
     specs = {w.width: vit_spec(config, w, num_classes) for w in config.space.widths}
 
-    def cost(width: int, schedule: tp.Schedule) -> float:
-        return tp.vit_macs(specs[width], schedule, config.space.method).gmacs
+    def cost_by(method: str) -> Cost:
+        return lambda width, schedule: tp.vit_macs(specs[width], schedule, method).gmacs
 
     try:
         return ScheduleSpace(
             config.model.depth,
             config.model.num_patches(config.data.image_size),
             list(specs),
-            cost,
+            {method: cost_by(method) for method in config.space.all_methods},
             min_tokens=config.space.min_tokens,
             step=config.space.token_step,
             max_gmacs=config.space.max_gmacs,

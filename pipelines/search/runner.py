@@ -58,7 +58,8 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
         UserError: the data is missing or altered, the search exists with another config,
             the cluster is too small, or a stage failed.
     """
-    check_method(config.space.method)
+    for method in config.space.all_methods:
+        check_method(method)
     directory = config.directory
     state = fold(config.name, read_events(directory / LEDGER_NAME), directory)
     if state.exists:

@@ -190,7 +190,7 @@ def _normalization(model: Any) -> tuple[Sequence[float], Sequence[float]] | None
 
 def _front(screened: Sequence[ScreenedSchedule]) -> list[ScreenedSchedule]:
     """By ascending cost, those of less loss than all cheaper ones."""
-    rows = {(row.width, row.schedule): row for row in screened}
+    rows = {(row.width, row.schedule, row.method): row for row in screened}
     front: list[ScreenedSchedule] = []
     for entry in sorted(as_scored(screened), key=lambda e: (e.candidate.gmacs, -e.quality)):
         row = rows[entry.candidate.key]
@@ -202,4 +202,4 @@ def _front(screened: Sequence[ScreenedSchedule]) -> list[ScreenedSchedule]:
 def shown(front: Sequence[ScreenedSchedule], count: int) -> list[ScreenedSchedule]:
     """`count` of a front, spread over its cost, the best one among them."""
     keys = {entry.candidate.key for entry in select(as_scored(front), count)}
-    return [row for row in front if (row.width, row.schedule) in keys]
+    return [row for row in front if (row.width, row.schedule, row.method) in keys]

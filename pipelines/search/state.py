@@ -44,7 +44,7 @@ class BaseState:
 
 @dataclass
 class Calibration:
-    """What was measured on one width's model: the divergence (nats) of each probe.
+    """What was measured on one width's model by one method: the divergence (nats) of each probe.
 
     Attributes:
         counts: token counts the probes are made of, ascending.
@@ -64,6 +64,7 @@ class PlannedCandidate:
     schedule: tuple[int, ...]
     gmacs: float
     damage: float
+    method: str = ""
 
 
 @dataclass
@@ -75,6 +76,7 @@ class ScreenedSchedule:
     gmacs: float
     top1: float
     loss: float
+    method: str = ""
 
 
 @dataclass
@@ -133,7 +135,7 @@ class SearchState:
     )
     num_classes: int = 0
     bases: list[BaseState] = field(default_factory=list)
-    calibrations: dict[int, Calibration] = field(default_factory=dict)
+    calibrations: dict[tuple[int, str], Calibration] = field(default_factory=dict)
     planned: list[PlannedCandidate] = field(default_factory=list)
     screened: list[ScreenedSchedule] = field(default_factory=list)
     trials: dict[str, TrialState] = field(default_factory=dict)
@@ -197,7 +199,7 @@ class SearchState:
         base.status, base.reason = "failed", event["reason"]
 
     def _on_calibrated(self, event: Event) -> None:
-        self.calibrations[event["width"]] = Calibration(
+        self.calibrations[event["width"], self._method(event)] = Calibration(
             event["width"],
             tuple(event["counts"]),
             {tuple(schedule): value for schedule, value in event["rows"]},
@@ -205,13 +207,15 @@ class SearchState:
 
     def _on_planned(self, event: Event) -> None:
         self.planned = [
-            PlannedCandidate(width, tuple(schedule), gmacs, damage)
-            for width, schedule, gmacs, damage in event["rows"]
+            PlannedCandidate(width, tuple(schedule), gmacs, damage, *method or (self._method({}),))
+            for width, schedule, gmacs, damage, *method in event["rows"]
         ]
 
     def _on_screened(self, event: Event) -> None:
         self.screened += [
-            ScreenedSchedule(event["width"], tuple(schedule), gmacs, top1, loss)
+            ScreenedSchedule(
+                event["width"], tuple(schedule), gmacs, top1, loss, self._method(event)
+            )
             for schedule, gmacs, top1, loss in event["rows"]
         ]
 
@@ -256,6 +260,12 @@ class SearchState:
         if "trial_id" in event:
             return self.trials[event["trial_id"]]
         return self.base(event["width"])
+
+    def _method(self, event: Event) -> str:
+        """An event's method; that of the config where a search had but one."""
+        configured = self.config.get("space", {}).get("method", "")
+        only = configured if isinstance(configured, str) else configured[0]
+        return str(event.get("method") or only)
 
     @staticmethod
     def _add_report(point: BaseState | TrialState, event: Event) -> None:

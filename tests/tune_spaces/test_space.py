@@ -27,6 +27,14 @@ def latency(width: int, schedule: Sequence[int]) -> float:
     return width / 96 * (1 + schedule[0] / PATCHES + schedule[1] / PATCHES)
 
 
+def dearer(width: int, schedule: Sequence[int]) -> float:
+    """A method that costs a tenth more."""
+    return 1.1 * cost(width, schedule)
+
+
+COSTS = {"": cost, "plain": cost, "dear": dearer}
+
+
 def make_space(**options: object) -> ScheduleSpace:
     defaults: dict = {"depth": 6, "patches": PATCHES, "widths": (64, 96), "cost": cost}
     return ScheduleSpace(**(defaults | options))
@@ -39,6 +47,7 @@ SPACES = [
     make_space(max_gmacs=0.012),
     make_space(step=8, min_gmacs=0.01, max_gmacs=0.03),
     make_space(limits=[Limit("latency_ms", latency, 2.5)]),
+    make_space(cost={"plain": cost, "dear": dearer}, max_gmacs=0.02),
 ]
 SEEDS = st.integers(0, 2**32 - 1)
 SPACE = st.sampled_from(SPACES)
@@ -50,7 +59,7 @@ def assert_in_space(candidate: Candidate, space: ScheduleSpace) -> None:
     assert all(a >= b for a, b in itertools.pairwise([space.patches, *counts]))
     assert set(counts) <= set(space.levels.tolist())
     assert candidate.width in space.widths
-    assert candidate.gmacs == pytest.approx(cost(candidate.width, counts))
+    assert candidate.gmacs == pytest.approx(COSTS[candidate.method](candidate.width, counts))
     assert space.min_gmacs <= candidate.gmacs <= space.max_gmacs
     for limit in space.limits:
         assert limit.measure(candidate.width, candidate.schedule) <= limit.maximum
@@ -63,7 +72,7 @@ def test_whatever_is_made_is_in_the_space(space: ScheduleSpace, seed: int) -> No
     first, second = space.sample(rng, 2)
     children = [
         space.mutate(rng, first),
-        space.mutate(rng, first, num_layers=3, width_rate=1.0),
+        space.mutate(rng, first, num_layers=3, width_rate=1.0, method_rate=1.0),
         space.crossover(rng, first, second),
     ]
     for candidate in (first, second, *children):
@@ -97,7 +106,7 @@ def test_mutation_reaches_the_whole_of_a_small_space() -> None:
         seen[child.key] = child
     levels = space.levels.tolist()
     everything = {c for c in itertools.product(levels, repeat=3) if list(c) == sorted(c)[::-1]}
-    assert {schedule for _, schedule in seen} == everything
+    assert {schedule for _, schedule, _ in seen} == everything
     assert space.num_schedules == len(everything)
 
 
@@ -202,3 +211,25 @@ def test_widths_beyond_a_limit_are_left_out() -> None:
     assert make_space(limits=[parameters]).widths == (64,)
     with pytest.raises(ValueError, match=r"parameters within 100: width 64 has 2\.949e\+05"):
         make_space(limits=[Limit("parameters", parameters.measure, 100)])
+
+
+def test_a_space_of_several_methods_is_sampled_in_all_and_names_them() -> None:
+    space = make_space(cost={"plain": cost, "dear": dearer})
+    rng = np.random.default_rng(0)
+    assert {c.arm for c in space.sample(rng, 60)} == set(space.cost_ranges)
+    assert {c.method for c in space.sample(rng, 10, method="dear")} == {"dear"}
+    parent = space.sample(rng, method="plain")[0]
+    assert space.mutate(rng, parent, method_rate=1.0).method == "dear"
+    assert space.mutate(rng, parent, method_rate=0.0, width_rate=0.0).method == "plain"
+    assert space.candidate(64, space.dense(), "dear").gmacs == pytest.approx(
+        1.1 * space.cost(64, space.dense(), "plain")
+    )
+    assert "plain, dear" in space.describe()
+    with pytest.raises(ValueError, match="method other is not in the space"):
+        space.candidate(64, space.dense(), "other")
+
+
+def test_a_method_that_is_too_dear_is_left_out() -> None:
+    least = cost(64, (1,) * 6)
+    space = make_space(cost={"plain": cost, "dear": dearer}, max_gmacs=1.05 * least)
+    assert space.methods == ("plain",) and space.widths == (64,)

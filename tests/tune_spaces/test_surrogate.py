@@ -80,9 +80,9 @@ def test_normal_scores_and_rank_correlation_by_hand() -> None:
 
 def test_too_little_to_learn_from_is_refused() -> None:
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="width 96 has 5 scored schedules: at least 12"):
+    with pytest.raises(ValueError, match="96 has 5 scored schedules: at least 12"):
         ScheduleSurrogate(PATCHES, [96] * 5, random_schedules(rng, 5), rng.random(5))
-    with pytest.raises(ValueError, match="1 widths, 2 schedules and 3 qualities"):
+    with pytest.raises(ValueError, match="1 arms, 2 schedules and 3 qualities"):
         ScheduleSurrogate(PATCHES, [96], [[1] * 6] * 2, [0.0] * 3)
 
 

@@ -25,7 +25,7 @@ def run_calibrate(context: StageContext) -> None:
         return
     space = make_space(config, state.num_classes)
     counts = probe_counts(space, stage.counts)
-    missing = [width for width in space.widths if width not in state.calibrations]
+    missing = [arm for arm in space.cost_ranges if arm not in state.calibrations]
     schedules = probes(space.depth, counts)
     with context.screen.progress("probes", len(schedules) * len(missing)) as bar:
         actors = make_scorers(context, config.screen.actors) if missing else []
@@ -34,17 +34,17 @@ def run_calibrate(context: StageContext) -> None:
             schedules[start : start + _PROBES_PER_TASK]
             for start in range(0, len(schedules), _PROBES_PER_TASK)
         ]
-        for width in missing:
-            submit = partial(_submit, width, config.space.method, stage.images)
+        for width, method in missing:
+            submit = partial(_submit, width, method, stage.images)
             rows: list[tuple[tuple[int, ...], float]] = []
             for task, found in zip(tasks, pool.map(submit, tasks), strict=True):
                 rows += zip(task, found, strict=True)
-                bar.advance(len(task), note=f"width {width}")
-            context.recorder.add("calibrated", width=width, counts=counts, rows=rows)
+                bar.advance(len(task), note=f"width {width} {method}")
+            context.recorder.add("calibrated", width=width, method=method, counts=counts, rows=rows)
         for actor in actors:
             ray.kill(actor)
     context.screen.say(
-        f"{len(schedules)} probes per width, at {', '.join(map(str, counts))} tokens"
+        f"{len(schedules)} probes per width and method, at {', '.join(map(str, counts))} tokens"
     )
     context.recorder.add("stage_done", stage="calibrate")
 

@@ -47,13 +47,14 @@ def companions(config: SearchConfig, state: SearchState) -> list[dict[str, Any]]
 def _constant_rates(
     config: SearchConfig, state: SearchState, finals: dict[str, TrialState]
 ) -> list[dict[str, Any]]:
-    known = {(trial.width, trial.schedule) for trial in finals.values()}
+    known = {(trial.width, trial.schedule, trial.method) for trial in finals.values()}
+    method = _usual_method(config, finals)
     found: list[dict[str, Any]] = []
     for width in config.space.widths:
         spec = vit_spec(config, width, state.num_classes)
         for rate in config.finals.constant_rates:
             schedule = tp.Schedule.constant_rate(spec.depth, spec.patches, rate)
-            if (width.width, tuple(schedule)) in known:
+            if (width.width, tuple(schedule), method) in known:
                 continue
             found.append(
                 {
@@ -61,9 +62,15 @@ def _constant_rates(
                     "width": width.width,
                     "num_heads": width.heads,
                     "schedule": list(schedule),
-                    "method": config.space.method,
-                    "gmacs": tp.vit_macs(spec, schedule, config.space.method).gmacs,
+                    "method": method,
+                    "gmacs": tp.vit_macs(spec, schedule, method).gmacs,
                     "keep_rate": rate,
                 }
             )
     return found
+
+
+def _usual_method(config: SearchConfig, finals: dict[str, TrialState]) -> str:
+    """What most finals pool by: a baseline should lack the schedule alone."""
+    methods = [trial.method for trial in finals.values()]
+    return max(config.space.all_methods, key=methods.count)

@@ -120,7 +120,7 @@ def _create_trials(context: StageContext) -> None:
             width=candidate.width,
             num_heads=heads[candidate.width],
             schedule=list(candidate.schedule),
-            method=context.config.space.method,
+            method=entry.candidate.method,
             gmacs=candidate.gmacs,
         )
 

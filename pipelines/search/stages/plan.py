@@ -8,30 +8,31 @@ from pipelines.search.stages.context import StageContext
 
 
 def run_plan(context: StageContext) -> None:
-    """Plans every width, each over its own range of cost; takes seconds and no cluster."""
+    """Plans every width and method, each over its own range of cost; needs no cluster."""
     config, state = context.config, context.state
-    rows: list[tuple[int, list[int], float, float]] = []
+    rows: list[tuple[int, list[int], float, float, str]] = []
     space = make_space(config, state.num_classes)
-    share = -(-config.plan.seeds // len(space.widths))
-    for width in config.space.widths:
-        calibration = state.calibrations.get(width.width)
-        if calibration is None or width.width not in space.widths:
+    share = -(-config.plan.seeds // len(space.cost_ranges))
+    widths = {width.width: width for width in config.space.widths}
+    for width, method in space.cost_ranges:
+        calibration = state.calibrations.get((width, method))
+        if calibration is None:
             continue
         found = plan(
             space,
-            vit_spec(config, width, state.num_classes),
-            config.space.method,
+            vit_spec(config, widths[width], state.num_classes),
+            method,
             damage_table(space.depth, calibration.counts, calibration.divergence),
             seeds=share,
             bins=config.plan.bins,
         )
         rows += [
-            (width.width, list(candidate.schedule), candidate.gmacs, damage)
+            (width, list(candidate.schedule), candidate.gmacs, damage, method)
             for candidate, damage in found
         ]
         if found:
             context.screen.say(
-                f"width {width.width}: {len(found)} schedules from {found[0][0].gmacs:.4f} to "
+                f"width {width} {method}: {len(found)} schedules from {found[0][0].gmacs:.4f} to "
                 f"{found[-1][0].gmacs:.4f} GMACs"
             )
     if not rows:

@@ -65,7 +65,7 @@ def due(
         if before
         else first_generation(space, rng, count, planned)
     )
-    known = {(row.width, tuple(row.schedule)) for row in screened}
+    known = {(row.width, tuple(row.schedule), row.method) for row in screened}
     rest = [candidate for candidate in generation if candidate.key not in known]
     if rest or not screened:
         return rest
@@ -76,7 +76,10 @@ def due(
 
 def seeds(context: StageContext, space: ScheduleSpace) -> list[Candidate]:
     """What the plan expects most of."""
-    return [space.candidate(row.width, row.schedule) for row in context.state.planned]
+    return [
+        space.candidate(row.width, row.schedule, row.method or None)
+        for row in context.state.planned
+    ]
 
 
 def as_scored(screened: Sequence[ScreenedSchedule]) -> list[Scored]:
@@ -85,7 +88,7 @@ def as_scored(screened: Sequence[ScreenedSchedule]) -> list[Scored]:
     Cross-entropy tells apart schedules whose top-1 is equal on a small minival.
     """
     return [
-        Scored(Candidate(row.width, Schedule(row.schedule), row.gmacs), -row.loss)
+        Scored(Candidate(row.width, Schedule(row.schedule), row.gmacs, row.method), -row.loss)
         for row in screened
     ]
 
@@ -110,11 +113,11 @@ def make_scorers(context: StageContext, count: int) -> list[Any]:
 
 def _score(context: StageContext, actors: list[Any], candidates: list[Candidate], bar: Bar) -> None:
     """Scores candidates on the actors and records them in the order of the candidates."""
-    method = context.config.space.method
     pool = ray.util.ActorPool(actors)
 
     def submit(actor: Any, task: list[Candidate]) -> Any:
-        return actor.score.remote(task[0].width, [tuple(c.schedule) for c in task], method)
+        first = task[0]
+        return actor.score.remote(first.width, [tuple(c.schedule) for c in task], first.method)
 
     tasks = list(_tasks(candidates))
     for task, results in zip(tasks, pool.map(submit, tasks), strict=True):
@@ -122,14 +125,15 @@ def _score(context: StageContext, actors: list[Any], candidates: list[Candidate]
             (tuple(candidate.schedule), candidate.gmacs, top1, loss)
             for candidate, (top1, loss) in zip(task, results, strict=True)
         ]
-        context.recorder.add("screened", width=task[0].width, rows=rows)
+        width, method = task[0].arm
+        context.recorder.add("screened", width=width, method=method, rows=rows)
         best = max(row[2] for row in rows)
-        bar.advance(len(task), note=f"width {task[0].width} top-1 up to {best:.1%}")
+        bar.advance(len(task), note=f"width {width} top-1 up to {best:.1%}")
 
 
 def _tasks(candidates: list[Candidate]) -> Iterator[list[Candidate]]:
-    """Candidates of one width together, a few to a task."""
-    for width in sorted({candidate.width for candidate in candidates}):
-        group = [candidate for candidate in candidates if candidate.width == width]
+    """Candidates of one width and method together, a few to a task."""
+    for arm in sorted({candidate.arm for candidate in candidates}):
+        group = [candidate for candidate in candidates if candidate.arm == arm]
         for start in range(0, len(group), _SCHEDULES_PER_TASK):
             yield group[start : start + _SCHEDULES_PER_TASK]

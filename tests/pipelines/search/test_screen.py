@@ -45,6 +45,8 @@ def test_what_was_planned_is_scored_first():
     space = make_space()
     planned = [space.candidate(8, (12, 8, 4, 2)), space.candidate(16, (9, 9, 1, 1))]
     screened = screen(space, planned=planned)
-    assert [(row.width, row.schedule) for row in screened[:2]] == [c.key for c in planned]
+    assert [(row.width, row.schedule, row.method) for row in screened[:2]] == [
+        c.key for c in planned
+    ]
     assert len(screened) == 40
     assert screen(space, 1, planned=planned) == screened
