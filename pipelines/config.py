@@ -76,6 +76,17 @@ class SpaceConfig(StrictModel):
     max_gmacs: float | None = Field(
         default=None, gt=0, description="Upper bound on a candidate's GMACs."
     )
+    min_gmacs: float = Field(default=0.0, ge=0, description="Lower bound on a candidate's GMACs.")
+    max_mparams: float | None = Field(
+        default=None, gt=0, description="Upper bound on a model's parameters, in millions."
+    )
+    max_latency_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="Upper bound on a forward pass of `latency_batch` images, predicted from "
+        "blocks timed on the machine that screens.",
+    )
+    latency_batch: Positive = Field(default=1, description="Images of that forward pass.")
 
     @property
     def all_methods(self) -> tuple[str, ...]:

@@ -31,17 +31,23 @@ class Limit:
 
     Attributes:
         name: What is bounded, for messages: "latency_ms", "parameters".
-        measure: The quantity for a width with a schedule; must not fall with more tokens.
+        measure: The quantity for a width with a schedule; must not fall with more tokens. Where
+            it depends on the method, a function for each, by name.
         maximum: The most that is allowed.
     """
 
     name: str
-    measure: Cost
+    measure: Cost | Mapping[str, Cost]
     maximum: float
 
-    def allows(self, width: int, schedule: Schedule) -> bool:
+    def of(self, width: int, schedule: Schedule, method: str = "") -> float:
+        """The quantity."""
+        measure = self.measure[method] if isinstance(self.measure, Mapping) else self.measure
+        return float(measure(width, schedule))
+
+    def allows(self, width: int, schedule: Schedule, method: str = "") -> bool:
         """Whether the bound is kept."""
-        return self.measure(width, schedule) <= self.maximum
+        return self.of(width, schedule, method) <= self.maximum
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,9 @@ class ScheduleSpace:
             and len(counts) == self.depth
             and bool(np.isin(counts, self.levels).all())
             and self.min_gmacs <= candidate.gmacs <= self.max_gmacs
-            and all(limit.allows(candidate.width, counts) for limit in self.limits)
+            and all(
+                limit.allows(candidate.width, counts, candidate.method) for limit in self.limits
+            )
         )
 
     def describe(self) -> str:
@@ -391,14 +399,16 @@ class ScheduleSpace:
         kept = {
             arm: bounds
             for arm, bounds in ranges.items()
-            if all(limit.allows(arm[0], smallest) for limit in self.limits)
+            if all(limit.allows(arm[0], smallest, arm[1]) for limit in self.limits)
         }
         if not kept:
-            width = min(ranges)[0]
-            broken = next(limit for limit in self.limits if not limit.allows(width, smallest))
+            width, method = min(ranges)
+            broken = next(
+                limit for limit in self.limits if not limit.allows(width, smallest, method)
+            )
             raise ValueError(
                 f"no schedule keeps {broken.name} within {broken.maximum:g}: width {width} has "
-                f"{broken.measure(width, smallest):.4g} at {self.levels[0]} tokens per block"
+                f"{broken.of(width, smallest, method):.4g} at {self.levels[0]} tokens per block"
             )
         return kept
 

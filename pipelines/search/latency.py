@@ -1,4 +1,4 @@
-"""How long a saved model takes, measured where nothing else of the search runs."""
+"""How long models take: a saved one, and one of random weights block by block."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import tokenpool as tp
+from pipelines.search.latency_table import LatencyTable
 
 BATCHES = {"cpu": (1, 32), "cuda": (1, 32, 128)}
 _WARM_UP, _LEAST_RUNS = 2, 5
+_SECONDS_PER_PAIR = 0.1
 
 
 def measure_latency(
@@ -33,19 +36,76 @@ def measure_latency(
     found = {}
     for batch in batches:
         images = torch.randn(batch, 3, height, width, device=device)
-        times: list[float] = []
-        with torch.inference_mode():
-            for _ in range(_WARM_UP):
-                model(images)
-            deadline = time.perf_counter() + seconds
-            while len(times) < _LEAST_RUNS or time.perf_counter() < deadline:
-                _wait_for(device)
-                start = time.perf_counter()
-                model(images)
-                _wait_for(device)
-                times.append(time.perf_counter() - start)
-        found[str(batch)] = round(1000 * statistics.median(times), 4)
+        found[str(batch)] = round(median_ms(model, images, seconds=seconds), 4)
     return found
+
+
+def median_ms(model: torch.nn.Module, images: torch.Tensor, *, seconds: float) -> float:
+    """Median milliseconds of a forward pass, over at least so many seconds of passes."""
+    device = images.device.type
+    times: list[float] = []
+    with torch.inference_mode():
+        for _ in range(_WARM_UP):
+            model(images)
+        deadline = time.perf_counter() + seconds
+        while len(times) < _LEAST_RUNS or time.perf_counter() < deadline:
+            _wait_for(device)
+            start = time.perf_counter()
+            model(images)
+            _wait_for(device)
+            times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def measure_table(
+    spec: tp.VitSpec,
+    patch_size: int,
+    method: str,
+    counts: Sequence[int],
+    *,
+    batch: int,
+    device: str,
+    num_threads: int,
+) -> LatencyTable:
+    """Measures a table: one and two blocks of the width, at each pair of counts.
+
+    Args:
+        spec: shapes of the model.
+        patch_size: side of a patch in pixels.
+        method: with its options.
+        counts: ascending; the last is the number of patches.
+        batch: images at a time.
+        device: `cpu` or `cuda`.
+        num_threads: threads torch computes with on a CPU.
+    """
+    torch.set_num_threads(num_threads)
+    size = (spec.grid[0] * patch_size, spec.grid[1] * patch_size)
+    shapes = (size, patch_size, spec.width)
+    one, two = (
+        tp.build_vit(*shapes, depth, spec.heads, spec.classes).eval().to(device) for depth in (1, 2)
+    )
+    images = torch.randn(batch, 3, *size, device=device)
+
+    def time_of(model: torch.nn.Module, schedule: tuple[int, ...]) -> float:
+        tp.pool(model, schedule, method)
+        return median_ms(model, images, seconds=_SECONDS_PER_PAIR)
+
+    n = len(counts)
+    first = [time_of(one, (count,)) for count in counts]
+    blocks = np.zeros((n, n))
+    for i in range(n):
+        for j in range(i + 1):
+            blocks[i, j] = max(time_of(two, (counts[i], counts[j])) - first[i], 0.0)
+    # What is around the blocks; noise may make it negative.
+    rest = max(first[-1] - blocks[-1, -1], 0.0)
+    # Noise must not make a block slower for less work: it would bar schedules at random.
+    stays = np.maximum.accumulate(np.diagonal(blocks))
+    pooled = np.tril(blocks, -1)
+    rising = np.maximum.accumulate(np.maximum.accumulate(pooled, axis=0), axis=1)
+    kept = np.tril(rising, -1) + np.diag(stays)
+    return LatencyTable(
+        tuple(counts), tuple(tuple(round(float(v), 5) for v in row) for row in kept), round(rest, 5)
+    )
 
 
 def _wait_for(device: str) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 import tokenpool as tp
 from pipelines.config import DataConfig, SearchConfig, WidthConfig
 from pipelines.errors import UserError
+from pipelines.search.latency_table import LatencyTable
 from pipelines.search.state import TrialState
 from pipelines.train.spec import ModelSpec, TrainJob
-from tune_spaces.space import Cost, ScheduleSpace
+from tune_spaces.space import Cost, Limit, ScheduleSpace
 
 
 def check_method(method: str) -> None:
@@ -41,12 +45,22 @@ def dense_gmacs(config: SearchConfig, width: WidthConfig, num_classes: int) -> f
     return tp.vit_macs(spec, tp.Schedule.dense(spec.depth, spec.patches)).gmacs
 
 
-def make_space(config: SearchConfig, num_classes: int) -> ScheduleSpace:
-    """The space of widths and schedules, with the cost of each counted in closed form.
+def make_space(
+    config: SearchConfig,
+    num_classes: int,
+    latencies: Mapping[tuple[int, str], LatencyTable] | None = None,
+) -> ScheduleSpace:
+    """The space of widths, schedules and methods, with the cost of each in closed form.
+
+    Args:
+        config: of the search.
+        num_classes: of the data.
+        latencies: by width and method; without them latency is not bounded.
 
     Raises:
         UserError: no schedule is within the bounds.
     """
+    bounds = config.space
     specs = {w.width: vit_spec(config, w, num_classes) for w in config.space.widths}
 
     def cost_by(method: str) -> Cost:
@@ -58,12 +72,46 @@ def make_space(config: SearchConfig, num_classes: int) -> ScheduleSpace:
             config.model.num_patches(config.data.image_size),
             list(specs),
             {method: cost_by(method) for method in config.space.all_methods},
-            min_tokens=config.space.min_tokens,
-            step=config.space.token_step,
-            max_gmacs=config.space.max_gmacs,
+            min_tokens=bounds.min_tokens,
+            step=bounds.token_step,
+            max_gmacs=bounds.max_gmacs,
+            min_gmacs=bounds.min_gmacs,
+            limits=_limits(config, num_classes, latencies or {}),
         )
     except ValueError as error:
         raise UserError(f"space: {error}") from None
+
+
+def _limits(
+    config: SearchConfig, num_classes: int, latencies: Mapping[tuple[int, str], LatencyTable]
+) -> list[Limit]:
+    found, bounds = [], config.space
+    if bounds.max_mparams is not None:
+        millions = {w.width: count_parameters(config, w, num_classes) / 1e6 for w in bounds.widths}
+        found.append(Limit("mparams", lambda width, _: millions[width], bounds.max_mparams))
+    if bounds.max_latency_ms is not None and latencies:
+        predictors = {arm: table.predictor() for arm, table in latencies.items()}
+
+        def latency_by(method: str) -> Cost:
+            return lambda width, schedule: predictors[width, method](schedule)
+
+        measure = {method: latency_by(method) for method in bounds.all_methods}
+        found.append(Limit("latency_ms", measure, bounds.max_latency_ms))
+    return found
+
+
+def count_parameters(config: SearchConfig, width: WidthConfig, num_classes: int) -> int:
+    """Parameters of one width's model; pooling adds none. Nothing is allocated."""
+    with torch.device("meta"):
+        model = tp.build_vit(
+            config.data.image_size,
+            config.model.patch_size,
+            width.width,
+            config.model.depth,
+            width.heads,
+            num_classes,
+        )
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def base_job_id(width: int) -> str:

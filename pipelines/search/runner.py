@@ -20,6 +20,7 @@ from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
 from pipelines.search.plan import check_method, dense_gmacs, make_space
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.base import run_base
+from pipelines.search.stages.bounds import prepare_bounds
 from pipelines.search.stages.calibrate import run_calibrate
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.finals import run_finals
@@ -103,6 +104,7 @@ def _run_stages(
         ):
             recorder.notify = tracker.notify
             context = StageContext(config, cluster, recorder, screen)
+            prepare_bounds(context)
             for number, (name, title, run) in enumerate(_STAGES, start=1):
                 if recorder.state.stages[name] != "done":
                     screen.heading(f"{number}/{len(_STAGES)} {title}")

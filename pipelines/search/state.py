@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.errors import UserError
+from pipelines.search.latency_table import LatencyTable
 from pipelines.search.ledger import LEDGER_NAME, Event, read_events
 
 TrialStatus = Literal["pending", "running", "done", "stopped", "failed"]
@@ -136,6 +137,7 @@ class SearchState:
     num_classes: int = 0
     bases: list[BaseState] = field(default_factory=list)
     calibrations: dict[tuple[int, str], Calibration] = field(default_factory=dict)
+    latency_tables: dict[tuple[int, str], LatencyTable] = field(default_factory=dict)
     planned: list[PlannedCandidate] = field(default_factory=list)
     screened: list[ScreenedSchedule] = field(default_factory=list)
     trials: dict[str, TrialState] = field(default_factory=dict)
@@ -203,6 +205,11 @@ class SearchState:
             event["width"],
             tuple(event["counts"]),
             {tuple(schedule): value for schedule, value in event["rows"]},
+        )
+
+    def _on_latency_table(self, event: Event) -> None:
+        self.latency_tables[event["width"], event["method"]] = LatencyTable(
+            tuple(event["counts"]), tuple(tuple(row) for row in event["blocks"]), event["rest"]
         )
 
     def _on_planned(self, event: Event) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import ray
 
 from pipelines.search.calibrate import probe_counts, probes
-from pipelines.search.plan import make_space
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.screen import make_scorers
 
@@ -23,7 +22,7 @@ def run_calibrate(context: StageContext) -> None:
         context.screen.say("switched off (calibrate.enabled)")
         context.recorder.add("stage_done", stage="calibrate")
         return
-    space = make_space(config, state.num_classes)
+    space = context.space
     counts = probe_counts(space, stage.counts)
     missing = [arm for arm in space.cost_ranges if arm not in state.calibrations]
     schedules = probes(space.depth, counts)

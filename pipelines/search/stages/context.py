@@ -8,8 +8,10 @@ from cluster.session import Cluster, ClusterError
 from pipelines.config import SearchConfig, WorkersConfig
 from pipelines.console import Screen
 from pipelines.errors import UserError
+from pipelines.search.plan import make_space
 from pipelines.search.recorder import Recorder
 from pipelines.search.state import SearchState
+from tune_spaces.space import ScheduleSpace
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,15 @@ class StageContext:
     def state(self) -> SearchState:
         """What is known so far."""
         return self.recorder.state
+
+    @property
+    def space(self) -> ScheduleSpace:
+        """What is searched, within all its bounds.
+
+        Raises:
+            UserError: no schedule is within them.
+        """
+        return make_space(self.config, self.state.num_classes, self.state.latency_tables)
 
     def concurrency(self, workers: WorkersConfig, wanted: int) -> int:
         """How many jobs may run at once so that none waits for another's workers.

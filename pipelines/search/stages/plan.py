@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.search.calibrate import damage_table, plan
-from pipelines.search.plan import make_space, vit_spec
+from pipelines.search.plan import vit_spec
 from pipelines.search.stages.context import StageContext
 
 
@@ -11,7 +11,7 @@ def run_plan(context: StageContext) -> None:
     """Plans every width and method, each over its own range of cost; needs no cluster."""
     config, state = context.config, context.state
     rows: list[tuple[int, list[int], float, float, str]] = []
-    space = make_space(config, state.num_classes)
+    space = context.space
     share = -(-config.plan.seeds // len(space.cost_ranges))
     widths = {width.width: width for width in config.space.widths}
     for width, method in space.cost_ranges:

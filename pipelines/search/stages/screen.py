@@ -9,7 +9,6 @@ import numpy as np
 import ray
 
 from pipelines.console import Bar
-from pipelines.search.plan import make_space
 from pipelines.search.scorer import Scorer
 from pipelines.search.stages.context import StageContext
 from pipelines.search.state import ScreenedSchedule
@@ -24,7 +23,7 @@ def run_screen(context: StageContext) -> None:
     """Scores schedules, generation by generation, until there are as many as configured."""
     config, state = context.config, context.state
     stage = config.screen
-    space = make_space(config, state.num_classes)
+    space = context.space
     wanted = stage.schedules
     with context.screen.progress("schedules scored", wanted) as bar:
         bar.advance(len(state.screened), note="from before" if state.screened else "")

@@ -1,0 +1,57 @@
+"""Before the first stage: what bounds need to know, so that what nothing meets is said at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from pipelines.search.calibrate import probe_counts
+from pipelines.search.latency import measure_table
+from pipelines.search.plan import make_space, vit_spec
+from pipelines.search.stages.context import StageContext
+
+_COUNTS = 6
+
+
+def prepare_bounds(context: StageContext) -> None:
+    """Times blocks where latency is bounded; once a search.
+
+    Raises:
+        UserError: no schedule is within the bounds.
+    """
+    config, state = context.config, context.state
+    if config.space.max_latency_ms is None:
+        return
+    unbounded = make_space(config, state.num_classes)
+    missing = [arm for arm in unbounded.cost_ranges if arm not in state.latency_tables]
+    if missing:
+        stage = config.screen
+        context.fits(1, stage.cpus_per_actor, stage.gpus_per_actor)
+        measure: Any = measure_table  # Ray's types know of functions without arguments only
+        remote = ray.remote(num_cpus=stage.cpus_per_actor, num_gpus=stage.gpus_per_actor)(measure)
+        widths = {width.width: width for width in config.space.widths}
+        counts = probe_counts(unbounded, _COUNTS)
+        with context.screen.progress("blocks timed", len(missing)) as bar:
+            for width, method in missing:
+                table = ray.get(
+                    remote.remote(
+                        vit_spec(config, widths[width], state.num_classes),
+                        config.model.patch_size,
+                        method,
+                        counts,
+                        batch=config.space.latency_batch,
+                        device="cuda" if stage.gpus_per_actor else "cpu",
+                        num_threads=max(1, int(stage.cpus_per_actor)),
+                    )
+                )
+                context.recorder.add(
+                    "latency_table",
+                    width=width,
+                    method=method,
+                    counts=table.counts,
+                    blocks=table.blocks,
+                    rest=table.rest,
+                )
+                bar.advance(note=f"width {width} {method}")
+    context.screen.say(f"within the bounds: {context.space.describe()}")
