@@ -5,7 +5,7 @@ it is less accurate than every dear one. Here a trial is compared at its own cos
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,25 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """How a trial compares with all sound trials of its rung, itself among them.
+
+    Attributes:
+        num_trials: so many they are.
+        lack: see `Verdict`.
+        below: whether it lacks more than the noise.
+        rank: see `Verdict`.
+        twin: finds the kept trial beside it that makes it superfluous, if there is one.
+    """
+
+    num_trials: int
+    lack: float
+    below: bool
+    rank: int
+    twin: Callable[[], str | None]
+
+
+@dataclass(frozen=True)
 class HalvingRule:
     """When a trial is kept at a rung.
 
@@ -100,7 +119,7 @@ class HalvingRule:
             return Verdict(False, math.inf, len(rung) - 1, 0, "its metric is not a number")
         sound = {name: other for name, other in rung.items() if not other.diverged}
         if len(sound) <= self.min_peers:
-            return Verdict(True, 0.0, 0, len(sound), "too few others to compare with")
+            return self.too_few(len(sound))
 
         names = list(sound)
         me = names.index(trial_id)
@@ -113,18 +132,31 @@ class HalvingRule:
         alone = spread(points[tied])
         better = int((beyond < beyond[me]).sum())
         rank = better + int((alone > alone[tied[:me].sum()]).sum())
-        quota = max(1, math.ceil(self.keep * len(names)))
-        lack = float(raw[me])
 
-        if beyond[me] > 0:
-            place = f"rank {rank + 1} of {len(names)}, {quota} go on"
+        def twin() -> str | None:
+            found = self._twin(me, [sound[name].kept for name in names], points, qualities, beyond)
+            return None if found is None else names[found]
+
+        return self.decide(Comparison(len(names), float(raw[me]), beyond[me] > 0, rank, twin))
+
+    @staticmethod
+    def too_few(num_trials: int) -> Verdict:
+        """The verdict where there are no more than `min_peers` trials."""
+        return Verdict(True, 0.0, 0, num_trials, "too few others to compare with")
+
+    def decide(self, found: Comparison) -> Verdict:
+        """The verdict on a trial that is sound and has enough others to be compared with."""
+        rank, lack = found.rank, found.lack
+        quota = max(1, math.ceil(self.keep * found.num_trials))
+        if found.below:
+            place = f"rank {rank + 1} of {found.num_trials}, {quota} go on"
             return Verdict(
                 rank < quota, lack, rank, quota, f"{lack:.4g} below the front at its cost; {place}"
             )
         where = "on the front" if lack <= 0 else f"{lack:.4g} below the front, within the noise"
-        twin = self._twin(me, [sound[name].kept for name in names], points, qualities, beyond)
-        if rank >= quota and twin is not None:
-            reason = f"{where}, but {names[twin]} stands beside it and is at least as good"
+        twin = found.twin() if rank >= quota else None
+        if twin is not None:
+            reason = f"{where}, but {twin} stands beside it and is at least as good"
             return Verdict(False, lack, rank, quota, reason)
         return Verdict(True, lack, rank, quota, where)
 

@@ -15,6 +15,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.utils import flatten_dict
 
 from tune_spaces.halving import Entry, HalvingRule, Verdict
+from tune_spaces.rung import Rung
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -108,7 +109,7 @@ class ParetoHalving(FIFOScheduler):
             raise ValueError(f"rungs must be at least 1, got {list(rungs)}")
         self.time_attr = time_attr
         self.rule = HalvingRule(1 / reduction_factor, margins, min_spread, min_peers)
-        self.rungs: dict[int, dict[str, Entry]] = {rung: {} for rung in sorted(set(rungs))}
+        self.rungs = {rung: Rung(self.rule) for rung in sorted(set(rungs))}
         self.decisions: list[Decision] = []
         self.listener = listener
         self.trial_key = trial_key
@@ -138,7 +139,7 @@ class ParetoHalving(FIFOScheduler):
         """One line for Tune's log."""
         self._load()
         counts = ", ".join(
-            f"{rung}: {sum(entry.kept for entry in entries.values())} of {len(entries)} kept"
+            f"{rung}: {entries.num_kept} of {len(entries)} kept"
             for rung, entries in self.rungs.items()
         )
         return f"ParetoHalving on {', '.join(self.metrics)} at {', '.join(self.costs)}: {counts}"
@@ -177,9 +178,7 @@ class ParetoHalving(FIFOScheduler):
             if entries[trial_id].kept:
                 return None
             return Verdict(False, 0.0, 0, 0, f"was stopped at rung {rung} before")
-        entries[trial_id] = entry
-        verdict = self.rule.judge(trial_id, entries)
-        entries[trial_id] = Entry(entry.costs, entry.qualities, verdict.kept)
+        verdict = entries.judge(trial_id, entry)
         self._append(rung, trial_id, entries[trial_id])
         decision = Decision(trial_id, rung, verdict)
         self.decisions.append(decision)
@@ -211,17 +210,20 @@ class ParetoHalving(FIFOScheduler):
             stopped: Whether it was stopped at the last rung it reached.
         """
         flat_config = flatten_dict(dict(config))
-        last = None
+        found: list[tuple[int, Entry]] = []
         for result in reports:
             flat = flatten_dict(dict(result))
             entry = self._entry(flat_config, flat)
             reached = [rung for rung in self.rungs if rung <= float(flat.get(self.time_attr, 0))]
-            if entry is not None and reached and trial_id not in self.rungs[reached[-1]]:
-                last = reached[-1]
-                self.rungs[last][trial_id] = entry
-        if stopped and last is not None:
-            entry = self.rungs[last][trial_id]
-            self.rungs[last][trial_id] = Entry(entry.costs, entry.qualities, kept=False)
+            if entry is None or not reached or reached[-1] in [rung for rung, _ in found]:
+                continue
+            if trial_id not in self.rungs[reached[-1]]:
+                found.append((reached[-1], entry))
+        if stopped and found:
+            rung, entry = found.pop()
+            found.append((rung, Entry(entry.costs, entry.qualities, kept=False)))
+        for rung, entry in found:
+            self.rungs[rung].add(trial_id, entry)
 
     def _entry(self, config: Mapping[str, Any], result: Mapping[str, Any]) -> Entry | None:
         """What the trial shows, or None if this report does not carry all of it."""
@@ -270,7 +272,7 @@ class ParetoHalving(FIFOScheduler):
         for line in whole.splitlines():
             rung, trial_id, costs, qualities, kept = json.loads(line)
             if rung in self.rungs:
-                self.rungs[rung][trial_id] = Entry(tuple(costs), tuple(qualities), kept)
+                self.rungs[rung].add(trial_id, Entry(tuple(costs), tuple(qualities), kept))
 
 
 def geometric_rungs(grace_period: int, max_t: int, reduction_factor: float) -> list[int]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
+from tune_spaces.coverage import CoverageMap
 from tune_spaces.pareto import front_ranks
 
 
@@ -52,25 +52,28 @@ class FrontSearcher(Searcher):
             missing = [name for name in names if name not in config]
             if missing:
                 raise ValueError(f"candidate {number} has no {missing[0]!r}: {sorted(config)}")
-        values = np.array([[float(config[name]) for name in costs] for config in flat])
+        values = np.array([[float(config[name]) for name in costs] or [0.0] for config in flat])
         extent = np.ptp(values, axis=0)
-        self._places = (values - values.min(axis=0)) / np.where(extent > 0, extent, 1.0)
-        self._quality = np.array([float(config[predicted]) for config in flat] if predicted else [])
-        self._ranks = self._rank(values)
-        self._free = np.ones(len(flat), dtype=bool)
-        self._gaps = np.full(len(flat), np.inf)
+        places = (values - values.min(axis=0)) / np.where(extent > 0, extent, 1.0)
+        quality = np.array([float(config[predicted]) for config in flat]) if predicted else None
+        ranks = (
+            np.zeros(len(flat), dtype=np.int64)
+            if quality is None
+            else front_ranks(np.column_stack([values, quality]))
+        )
+        self._map = CoverageMap(places, quality, ranks)
         self._taken: dict[str, int] = {}
 
     @property
     def num_left(self) -> int:
         """Candidates not handed out yet."""
-        return int(self._free.sum())
+        return self._map.num_free
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next config, or Tune's FINISHED once all are handed out."""
-        if not self._free.any():
+        if not self._map.num_free:
             return Searcher.FINISHED
-        chosen = self._most_telling()
+        chosen = self._map.most_telling()
         self.mark(trial_id, chosen)
         return dict(self._configs[chosen])
 
@@ -81,19 +84,15 @@ class FrontSearcher(Searcher):
             trial_id: Of the trial that runs it.
             candidate: Its place in the list given to the constructor.
         """
-        self._free[candidate] = False
+        self._map.take(candidate)
         self._taken[trial_id] = candidate
-        self._gaps = np.minimum(self._gaps, self._distances(candidate))
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A failed trial taught nothing: its surroundings are unknown again."""
         if error and trial_id in self._taken:
-            del self._taken[trial_id]
-            self._gaps = np.full(len(self._configs), np.inf)
-            for candidate in self._taken.values():
-                self._gaps = np.minimum(self._gaps, self._distances(candidate))
+            self._map.forget(self._taken.pop(trial_id))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Where to look next does not depend on unfinished trials' qualities."""
@@ -107,25 +106,3 @@ class FrontSearcher(Searcher):
         """Takes the state that `save` wrote."""
         with open(checkpoint_path, "rb") as file:
             self.__dict__.update(pickle.load(file))
-
-    def _most_telling(self) -> int:
-        free = np.flatnonzero(self._free)
-        if not self._taken:
-            # Nothing is known yet: the best that is expected, else the dearest.
-            order = self._quality if len(self._quality) else self._places.sum(axis=1)
-            return int(free[np.argmax(order[free])])
-        value = self._gaps[free] / (1.0 + self._ranks[free])
-        # Equal gaps, e.g. several candidates of the same cost: the better expected one.
-        tie = self._quality[free] if len(self._quality) else np.zeros(len(free))
-        return int(free[np.lexsort((-tie, -np.round(value, 12)))[0]])
-
-    def _distances(self, candidate: int) -> NDArray[np.float64]:
-        distances: NDArray[np.float64] = np.linalg.norm(
-            self._places - self._places[candidate], axis=1
-        )
-        return distances
-
-    def _rank(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
-        if not len(self._quality):
-            return np.zeros(len(values), dtype=np.int64)
-        return front_ranks(np.column_stack([values, self._quality]))
