@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import secrets
@@ -17,6 +18,11 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been s
 
 import ray
 
+from cluster import leftovers
+from cluster.probe import AddressError, ClusterError, check_gcs, resolve
+
+__all__ = ["AddressError", "Cluster", "ClusterError", "free_port", "ray_session"]
+
 DASHBOARD_PORTS = range(8265, 9265)
 _TOKEN = secrets.token_hex(32)  # Ray reads it once a process
 _SETTINGS = {
@@ -26,10 +32,6 @@ _SETTINGS = {
     # without GPUs does not touch them (pipelines.train.engine).
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-
-
-class ClusterError(Exception):
-    """A cluster cannot be reached or cannot hold what is asked of it; one line."""
 
 
 @dataclass(frozen=True)
@@ -115,34 +117,39 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     this process and its workers know its token. It always has a dashboard on a port known
     beforehand: when a trial is stopped, the detached cleaner that frees its workers asks the
     State API there, and without it every later trial waits for ever
-    (../shared/environment.md).
+    (../shared/environment.md). At an address the cluster's own dashboard does that; there, what
+    this process still holds when the block ends, however it ends, is given back.
 
     Args:
-        address: of a running cluster, or None.
+        address: of a running cluster (`HOST:PORT`, or `auto` on one of its nodes), or None.
         num_cpus: of a local instance; default all cores.
 
     Raises:
-        ClusterError: nothing answers at the address.
+        AddressError: nothing answers there, or what answers is no cluster that lets us in.
+        ClusterError: Ray does not start or connect.
     """
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     local = address is None
     port = free_port()
-    with _environment(_SETTINGS | (_local_environment(port) if local else {})):
-        if local:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                dashboard_port=port,
-                **common,
-            )
-        else:
-            try:
-                ray.init(address=address, **common)
-            except (ConnectionError, ValueError) as error:
-                raise ClusterError(f"no Ray cluster answers at {address}: {error}") from None
+    if local:
+        environment = _local_environment(port)
+        options: dict[str, Any] = {
+            "address": "local",
+            "num_cpus": num_cpus,
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+            "dashboard_port": port,
+        }
+    else:
+        environment, options = _remote(resolve(str(address)))
+    with _environment(_SETTINGS | environment):
         try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
+            where = "on this machine" if local else f"at {options['address']}"
+            raise ClusterError(f"cannot connect to Ray {where}: {error}") from None
+        try:
+            if not local:
+                leftovers.remove(leftovers.stale_groups())
             resources = ray.cluster_resources()
             yield Cluster(
                 address=ray.get_runtime_context().gcs_address,
@@ -151,4 +158,41 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
                 num_nodes=len([node for node in ray.nodes() if node["Alive"]]),
             )
         finally:
-            ray.shutdown()
+            try:
+                if not local:
+                    leftovers.remove(leftovers.own_groups())
+            finally:
+                ray.shutdown()
+
+
+def _remote(address: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """The environment and the options of `ray.init` for a running cluster.
+
+    Its processes were started by somebody else, with an environment of their own: what they need
+    travels in the runtime environment. Nothing secret may.
+    """
+    check_gcs(address)
+    with _environment({"RAY_ADDRESS": address}):
+        dashboard = _dashboard_of(address)
+    variables = _SETTINGS | {"RAY_API_SERVER_ADDRESS": dashboard}
+    return (
+        {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": dashboard},
+        {"address": address, "runtime_env": {"env_vars": variables}},
+    )
+
+
+def _dashboard_of(address: str) -> str:
+    """Where Ray itself says that the cluster's dashboard is.
+
+    Raises:
+        AddressError: it has none.
+    """
+    from ray.dashboard.utils import ray_address_to_api_server_url
+
+    try:
+        return str(ray_address_to_api_server_url(address))
+    except (ValueError, RuntimeError):
+        raise AddressError(
+            f"the cluster at {address} has no dashboard, which frees the workers of trials that "
+            "are stopped: start its head with --include-dashboard=true"
+        ) from None

@@ -2,7 +2,8 @@
 
 The first host carries the bridge and Ray's head, without CPUs; a driver runs there through
 `exec`. Nothing of it is seen outside, so other Ray instances do not disturb it. Host i's interface
-is called `net<i>`: names differ between hosts, as they do in the world.
+is called `net<i>`: names differ between hosts, as they do in the world. Beyond the hosts with CPUs
+there may be one that is none of Ray's: a person's own machine.
 """
 
 import contextlib
@@ -16,8 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 RAY = str(Path(sys.executable).parent / "ray")
-PORT, DASHBOARD = 6379, 8265
+PORT, DASHBOARD, CLIENT_PORT = 6379, 8265, 10001
 
 
 def why_not():
@@ -34,15 +37,25 @@ def why_not():
     return None
 
 
+def need_namespaces():
+    """Skips a test where there can be none; where they are required (CI), it fails."""
+    reason = why_not()
+    if reason is not None and os.environ.get("CI"):
+        pytest.fail(f"{reason}, and CI requires this test")
+    if reason is not None:
+        pytest.skip(reason)
+
+
 def address(number):
     return f"10.87.0.{number + 1}"
 
 
 class Hosts:
-    """Hosts 0 (the head) to `count`."""
+    """Hosts 0 (the head) to `count`, and one more without Ray where `outside` is set."""
 
-    def __init__(self, count, cpus, folder):
+    def __init__(self, count, cpus, folder, outside=False):
         self.count, self.cpus, self.folder = count, cpus, folder
+        self.last = count + outside
         self.tag = f"tp{os.getpid()}"
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
@@ -51,7 +64,8 @@ class Hosts:
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_API_SERVER_ADDRESS": f"http://{address(0)}:{DASHBOARD}",
+            # As where an environment is activated: a job's `python` is this one.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
             # A host whose Ray is gone is dead after a second, not after several.
@@ -64,13 +78,13 @@ class Hosts:
         return f"{self.tag}-{number}"
 
     def make(self):
-        for number in range(self.count + 1):
+        for number in range(self.last + 1):
             _ip("netns", "add", self.name(number))
             _ip("-n", self.name(number), "link", "set", "lo", "up")
         head = self.name(0)
         _ip("-n", head, "link", "add", "net0", "type", "bridge")
         self._up(0)
-        for number in range(1, self.count + 1):
+        for number in range(1, self.last + 1):
             end = ("peer", "name", f"net{number}", "netns", self.name(number))
             _ip("-n", head, "link", "add", f"to{number}", "type", "veth", *end)
             _ip("-n", head, "link", "set", f"to{number}", "master", "net0", "up")
@@ -80,13 +94,16 @@ class Hosts:
         _ip("-n", self.name(number), "addr", "add", f"{address(number)}/24", "dev", f"net{number}")
         _ip("-n", self.name(number), "link", "set", f"net{number}", "up")
 
-    def exec(self, number, *words, **options):
+    def exec(self, number, *words, env=None, **options):
         """A process on a host."""
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.name(number), *words], env=self.environment, **options
+            ["ip", "netns", "exec", self.name(number), *words],
+            env=self.environment if env is None else env,
+            **options,
         )
 
-    def start_ray(self, number):
+    def start_ray(self, number, before=""):
+        """Ray on a host; `before` is what its shell does first, e.g. mounts that it alone sees."""
         common = [f"--node-ip-address={address(number)}", "--object-store-memory=100000000"]
         if number == 0:
             where = ["--head", f"--port={PORT}", "--num-cpus=0", f"--temp-dir={self.folder / 'r'}"]
@@ -95,7 +112,9 @@ class Hosts:
             where = [f"--address={address(0)}:{PORT}", f"--num-cpus={self.cpus}"]
         log = (self.folder / f"ray-{number}.log").open("w")
         with log:
-            code = self.exec(number, RAY, "start", *where, *common, stdout=log, stderr=log).wait(90)
+            words = ["sh", "-c", f'{before} && exec "$@"', "sh"] if before else []
+            words += [RAY, "start", *where, *common]
+            code = self.exec(number, *words, stdout=log, stderr=log).wait(240)
         assert code == 0, (self.folder / f"ray-{number}.log").read_text()
 
     def pids(self, number):
@@ -116,7 +135,7 @@ class Hosts:
             time.sleep(0.1)
 
     def remove(self):
-        for number in range(self.count + 1):
+        for number in range(self.last + 1):
             self.kill(number)
             subprocess.run(["ip", "netns", "del", self.name(number)], check=False)
 
@@ -126,15 +145,18 @@ def _ip(*words):
 
 
 @contextlib.contextmanager
-def ray_hosts(count, cpus):
-    """So many hosts with CPUs, and a head without; all removed at the end."""
+def ray_hosts(count, cpus, *, outside=False, before=None):
+    """So many hosts with CPUs, and a head without; all removed at the end.
+
+    `before`: host → what its shell does before Ray starts.
+    """
     # A short path: Ray's sockets lie in it, and their names may have 107 letters.
     with tempfile.TemporaryDirectory(prefix="tp-ray-", ignore_cleanup_errors=True) as folder:
-        hosts = Hosts(count, cpus, Path(folder))
+        hosts = Hosts(count, cpus, Path(folder), outside)
         try:
             hosts.make()
             for number in range(count + 1):
-                hosts.start_ray(number)
+                hosts.start_ray(number, (before or {}).get(number, ""))
             yield hosts
         finally:
             hosts.remove()

@@ -1,0 +1,73 @@
+"""Placement groups that a driver leaves behind, found and removed.
+
+Ray Train reserves its workers' room as a placement group. A driver that ends in the midst of a
+job (Ctrl-C, an error, `ray job stop`, SIGKILL) leaves it to a detached actor to remove the
+group, which sometimes does not: then the room is lost to everybody until the cluster ends.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import ray
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Group:
+    """A placement group that holds, or waits for, resources.
+
+    Attributes:
+        group_id: hexadecimal.
+        job_id: of the driver that made it, hexadecimal.
+    """
+
+    group_id: str
+    job_id: str
+
+
+def held_groups() -> list[Group]:
+    """Every placement group of the cluster that is not meant to outlive its driver."""
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+
+    found = []
+    for raw in state._connect_and_get_accessor().get_placement_group_table():
+        entry = PlacementGroupTableData.FromString(raw)
+        if entry.state != PlacementGroupTableData.REMOVED and not entry.is_detached:
+            found.append(Group(entry.placement_group_id.hex(), entry.creator_job_id.hex()))
+    return found
+
+
+def own_groups() -> list[Group]:
+    """Those of this driver and of all that it started."""
+    mine = ray.get_runtime_context().get_job_id()
+    return [group for group in held_groups() if group.job_id == mine]
+
+
+def stale_groups() -> list[Group]:
+    """Those whose driver has ended: nobody can use them any more."""
+    from ray._private.state import jobs
+
+    living = {job["JobID"] for job in jobs() if not job["IsDead"]}
+    return [group for group in held_groups() if group.job_id not in living]
+
+
+def remove(groups: list[Group], *, wait_seconds: float = 5.0) -> int:
+    """Removes placement groups and waits until they hold nothing.
+
+    Returns:
+        How many are gone.
+    """
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for group in groups:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group.group_id))))
+    deadline = time.monotonic() + wait_seconds
+    wanted = set(groups)
+    while (left := wanted & set(held_groups())) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return len(wanted) - len(left)
