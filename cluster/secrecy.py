@@ -1,0 +1,142 @@
+"""What this process knows to be secret, and the edges where texts leave it.
+
+Everything that is written down or shown passes one of these: the ledger, logs, tracebacks, the
+last line on the terminal, the reason a trial failed for. `cluster.redact` says what is hidden.
+"""
+
+from __future__ import annotations
+
+import configparser
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from cluster.redact import Redactor, basic_auth, credentials_in, is_secret_name
+
+_LARGEST_TOKEN_FILE = 4096
+_cached: tuple[frozenset[tuple[str, str]], Redactor] | None = None
+
+
+def known_secrets(environment: Mapping[str, str]) -> set[str]:
+    """The values that are secret in an environment, and in the files it names for them.
+
+    Variables with a secret's name, passwords in addresses, Ray's token (`RAY_AUTH_TOKEN`,
+    `RAY_AUTH_TOKEN_PATH` or the default file) and MLflow's password (variables or credentials
+    file), also as the `Basic` header they make.
+    """
+    found = {value for name, value in environment.items() if is_secret_name(name) and value}
+    for value in environment.values():
+        if "://" in value:
+            found |= credentials_in(value)
+    found.add(_first_line(ray_token_file(environment)))
+    user, password = mlflow_credentials(environment)
+    if password:
+        found |= {password, basic_auth(user, password)}
+    # Flags and counts are no secrets, whatever their variable is called.
+    return {secret for secret in found if len(set(secret)) > 2}
+
+
+def ray_token_file(environment: Mapping[str, str]) -> Path:
+    """Where Ray reads its token, if it is not in a variable."""
+    named = environment.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named) if named else _home(environment) / ".ray" / "auth_token"
+
+
+def mlflow_credentials_file(environment: Mapping[str, str]) -> Path:
+    """Where MLflow's client reads a name and password, if they are not in variables."""
+    return _home(environment) / ".mlflow" / "credentials"
+
+
+def mlflow_credentials(environment: Mapping[str, str]) -> tuple[str, str]:
+    """The name and password MLflow's client would use; empty where there are none."""
+    user = environment.get("MLFLOW_TRACKING_USERNAME", "")
+    password = environment.get("MLFLOW_TRACKING_PASSWORD", "")
+    if password:
+        return user, password
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(mlflow_credentials_file(environment))
+        section = parser["mlflow"]
+    except (OSError, configparser.Error, KeyError, UnicodeDecodeError):
+        return user, ""
+    return section.get("mlflow_tracking_username", user), section.get(
+        "mlflow_tracking_password", ""
+    )
+
+
+def redactor() -> Redactor:
+    """What hides this process's secrets; made anew when its environment has changed."""
+    global _cached
+    now = frozenset(os.environ.items())
+    if _cached is None or _cached[0] != now:
+        _cached = (now, Redactor(known_secrets(os.environ)))
+    return _cached[1]
+
+
+class RedactingFormatter(logging.Formatter):
+    """A handler's own formatter, and no secret in what it makes, tracebacks included."""
+
+    def __init__(self, inner: logging.Formatter | None) -> None:
+        super().__init__()
+        self._inner = inner or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as the inner formatter has it, without secrets."""
+        return redactor().text(self._inner.format(record))
+
+
+def guard_process() -> None:
+    """Takes secrets out of what this process logs and of the tracebacks it dies with.
+
+    Call it after logging is set up; calling it again changes nothing.
+    """
+    for handler in logging.getLogger().handlers:
+        if not isinstance(handler.formatter, RedactingFormatter):
+            handler.setFormatter(RedactingFormatter(handler.formatter))
+    sys.excepthook = _print_traceback
+    threading.excepthook = _print_thread_traceback
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """Exceptions that leave the block carry no secrets; type, frames and attributes stay."""
+    try:
+        yield
+    except BaseException as error:
+        redactor().error(error)
+        raise
+
+
+def _print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(redactor().text(text))
+
+
+def _print_thread_traceback(args: Any) -> None:
+    if args.exc_type is SystemExit:
+        return
+    name = args.thread.name if args.thread is not None else "?"
+    sys.stderr.write(f"Exception in thread {redactor().text(name)}:\n")
+    _print_traceback(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _home(environment: Mapping[str, str]) -> Path:
+    home = environment.get("HOME")
+    return Path(home) if home else Path.home()
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(_LARGEST_TOKEN_FILE).strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,299 @@
+"""Who may come in: which addresses the network reaches, and whether a door asks for a token.
+
+A door is tried the way a stranger would: without a token, by a request that only reads.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+import psutil
+
+FLAG = "--i-know-this-is-open"
+# What a stranger is told: asked for a token, let in, nobody there, or something else there.
+Door = Literal["guarded", "open", "silent", "foreign"]
+
+_PATIENCE = 5.0
+_RAY_PORTS = {"ray": 10001, "http": 8265, "https": 443, "gcs": 6379}
+# Reads that change nothing; each is refused by a Ray that asks for tokens.
+_JOBS = "/api/jobs/"
+_GCS_READ = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
+_CLIENT_READ = "/ray.rpc.RayletDriver/ClusterInfo"
+
+
+class OpenToNetworkError(Exception):
+    """Something is open to the network without authentication; one line with the remedy."""
+
+
+@dataclass(frozen=True)
+class RayAddress:
+    """An address of a Ray cluster.
+
+    Attributes:
+        kind: The job API and dashboard (http, https), Ray client (ray), or Ray itself (gcs).
+    """
+
+    kind: Literal["http", "https", "ray", "gcs"]
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        scheme = "" if self.kind == "gcs" else f"{self.kind}://"
+        return f"{scheme}{host}:{self.port}"
+
+
+def parse_address(address: str) -> RayAddress:
+    """An address as Ray takes them: `http(s)://host:port`, `ray://host:port`, `host:port`.
+
+    A name and password in it are dropped.
+
+    Raises:
+        ValueError: It is none.
+    """
+    parts = urlsplit(address if "://" in address else f"gcs://{address}")
+    kind = parts.scheme
+    if kind not in ("http", "https", "ray", "gcs") or not parts.hostname:
+        raise ValueError(f"{without_userinfo(address)} is no Ray address: give http://HOST:8265")
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"{without_userinfo(address)} has no valid port") from None
+    return RayAddress(kind, parts.hostname, port or _RAY_PORTS[kind])  # type: ignore[arg-type]
+
+
+def without_userinfo(address: str) -> str:
+    """An address without a name and password in it, for messages."""
+    scheme, separator, rest = address.rpartition("://")
+    return scheme + separator + rest.rpartition("@")[2]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether all a host's name stands for is this machine's loopback.
+
+    An unknown name is not.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
+    except (OSError, UnicodeError):
+        return False
+    return bool(found) and all(_is_loopback_ip(str(entry[4][0])) for entry in found)
+
+
+def _is_loopback_ip(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A TCP port of this machine that waits for connections.
+
+    Attributes:
+        host: The address it is bound to; `0.0.0.0` and `::` are all of this machine's.
+        pid: Of the process; None where it is another user's.
+        name: What the process calls itself.
+        command: Its command line.
+        mine: Whether it is a process of this user.
+    """
+
+    host: str
+    port: int
+    pid: int | None
+    name: str
+    command: tuple[str, ...]
+    mine: bool
+
+    @property
+    def exposed(self) -> bool:
+        """Whether more than loopback reaches it."""
+        return not _is_loopback_ip(self.host)
+
+    @property
+    def owner(self) -> Literal["ray", "mlflow", "other"]:
+        """Whose door it is, by the command line."""
+        words = " ".join(self.command)
+        if (
+            self.name.startswith(("ray::", "raylet", "gcs_server"))
+            or words.startswith("ray::")
+            or "/ray/core/src/ray/" in words
+            or "/ray/dashboard/" in words
+            or "/ray/autoscaler/_private/" in words
+            or "/ray/_private/" in words
+            or "ray.util.client.server" in words
+        ):
+            return "ray"
+        if "mlflow" in words and ("server" in words or "uvicorn" in words or "gunicorn" in words):
+            return "mlflow"
+        return "other"
+
+
+def listeners() -> list[Listener]:
+    """What waits for TCP connections on this machine, by port; one entry for each bound address."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):  # not all systems show others' ports
+        connections = []
+    found = {}
+    for connection in connections:
+        if connection.status != psutil.CONN_LISTEN:
+            continue
+        host, port = connection.laddr.ip, connection.laddr.port
+        name, command, mine = _process(connection.pid)
+        found[(port, host)] = Listener(host, port, connection.pid, name, command, mine)
+    return [found[key] for key in sorted(found)]
+
+
+def _process(pid: int | None) -> tuple[str, tuple[str, ...], bool]:
+    if pid is None:
+        return "?", (), False
+    try:
+        process = psutil.Process(pid)
+        return process.name(), tuple(process.cmdline()), process.uids().real == os.getuid()
+    except (psutil.Error, OSError):
+        return "?", (), False
+
+
+def own_hosts() -> Iterator[str]:
+    """This machine's addresses that others may reach it by."""
+    for entries in psutil.net_if_addrs().values():
+        for entry in entries:
+            if entry.family in (socket.AF_INET, socket.AF_INET6):
+                host = entry.address.partition("%")[0]
+                if not _is_loopback_ip(host) and not ipaddress.ip_address(host).is_link_local:
+                    yield host
+
+
+def try_door(address: RayAddress, timeout: float = _PATIENCE) -> Door:
+    """Knocks at a Ray address without a token."""
+    if address.kind in ("http", "https"):
+        return try_http(f"{address}{_JOBS}", timeout)
+    return try_grpc(
+        address.host, address.port, _GCS_READ if address.kind == "gcs" else _CLIENT_READ, timeout
+    )
+
+
+def try_http(url: str, timeout: float = _PATIENCE) -> Door:
+    """Reads a page without credentials, proxies or redirects."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+    try:
+        with opener.open(url, timeout=timeout) as answer:
+            return "open" if answer.status == 200 else "foreign"
+    except urllib.error.HTTPError as error:
+        return "guarded" if error.code in (401, 403) else "foreign"
+    except (OSError, ValueError, EOFError) as error:
+        # Whoever answers with something other than HTTP is there, but is not what is asked for.
+        reason = getattr(error, "reason", error)
+        return "silent" if isinstance(reason, (OSError, socket.timeout)) else "foreign"
+    except Exception:  # http.client's own errors on bytes that are no HTTP
+        return "foreign"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
+
+
+def try_grpc(host: str, port: int, method: str, timeout: float = _PATIENCE) -> Door:
+    """Calls a method of Ray with an empty request and no token."""
+    # Here, as it takes a while; it comes with Ray.
+    import grpc
+
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    options = [("grpc.enable_http_proxy", 0)]
+    try:
+        with socket.create_connection((host, port), timeout):
+            pass
+    except OSError:
+        return "silent"
+    with grpc.insecure_channel(target, options=options) as channel:
+        try:
+            channel.unary_unary(method)(b"", timeout=timeout)
+        except grpc.RpcError as error:
+            code = error.code()
+            if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                return "guarded"
+            unlike_ray = (
+                grpc.StatusCode.UNAVAILABLE,
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                grpc.StatusCode.UNIMPLEMENTED,
+                grpc.StatusCode.INTERNAL,
+            )
+            return "foreign" if code in unlike_ray else "open"
+    return "open"
+
+
+def refuse_open(address: str | None, allowed: bool = False, *, timeout: float = _PATIENCE) -> None:
+    """Refuses a Ray cluster that lets strangers in.
+
+    A cluster that answers without a token is one to which anybody who reaches it can submit code.
+    Only one whose ports are bound to this machine's loopback alone may do so; Ray's own usually
+    listen on every interface. A tunnel's end on loopback is somebody else's door. What does not
+    answer is left for the connection to report.
+
+    Args:
+        address: As given to `--address`; None, `local` and `auto` without a cluster are fine.
+        allowed: The user has said `--i-know-this-is-open`.
+        timeout: Seconds to wait for an answer.
+
+    Raises:
+        OpenToNetworkError: It is open; one line with the remedy.
+        ValueError: It is no address.
+    """
+    if allowed or not address or address == "local":
+        return
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or _running_ray()
+        if not address or address in ("auto", "local"):
+            return
+    parsed = parse_address(address)
+    if try_door(parsed, timeout) != "open" or _is_on_loopback_alone(parsed):
+        return
+    raise OpenToNetworkError(
+        f"the Ray cluster at {parsed} asks nobody for a token, so anyone who reaches it can run "
+        "code there: start it with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE on every node "
+        f"(docs/README.md), or give {FLAG}"
+    )
+
+
+def refuse_open_host(host: str, what: str, remedy: str, allowed: bool = False) -> None:
+    """Refuses to listen beyond loopback without authentication.
+
+    Raises:
+        OpenToNetworkError: `host` is not loopback and nobody said that this is meant.
+    """
+    if allowed or is_loopback(host):
+        return
+    raise OpenToNetworkError(
+        f"{what} on {host} would be open to everybody who reaches this machine, without a "
+        f"password: {remedy}, or give {FLAG}"
+    )
+
+
+def _running_ray() -> str | None:
+    """The cluster that runs on this machine, as Ray itself finds it."""
+    from ray._private import services
+
+    found = sorted(services.find_gcs_addresses())
+    return found[0] if found else None
+
+
+def _is_on_loopback_alone(address: RayAddress) -> bool:
+    if not is_loopback(address.host):
+        return False
+    here = listeners()
+    at_port = [one for one in here if one.port == address.port]
+    is_ray_here = bool(at_port) and all(one.owner == "ray" for one in at_port)
+    return is_ray_here and not any(one.exposed for one in here if one.owner == "ray")
