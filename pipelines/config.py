@@ -61,10 +61,20 @@ class WidthConfig(StrictModel):
         return self
 
 
+class SearchWidthConfig(WidthConfig):
+    """A width of a search, with what its base is if it need not be trained."""
+
+    checkpoint: str | None = Field(
+        default=None,
+        description="A trained dense model: a timm name, a saved model's folder or a file of "
+        "weights. It is the base as it is.",
+    )
+
+
 class SpaceConfig(StrictModel):
     """What is searched: widths × monotone schedules × methods with their options."""
 
-    widths: tuple[WidthConfig, ...] = Field(min_length=1)
+    widths: tuple[SearchWidthConfig, ...] = Field(min_length=1)
     method: str | tuple[str, ...] = Field(
         default="wkmedoids",
         min_length=1,
@@ -102,7 +112,7 @@ class SpaceConfig(StrictModel):
 
     @field_validator("widths")
     @classmethod
-    def _widths_differ(cls, widths: tuple[WidthConfig, ...]) -> tuple[WidthConfig, ...]:
+    def _widths_differ(cls, widths: tuple[SearchWidthConfig, ...]) -> tuple[SearchWidthConfig, ...]:
         seen = [w.width for w in widths]
         for width in seen:
             if seen.count(width) > 1:

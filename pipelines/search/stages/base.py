@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import ray
 
 from pipelines.console import Bar
 from pipelines.errors import UserError
+from pipelines.search.loaded_base import save_loaded
 from pipelines.search.plan import base_job, base_job_id
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.context import StageContext
+from pipelines.search.stages.screen import make_scorers
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.trials import TrialRequest, run_trials
 
@@ -17,12 +22,13 @@ _LEAST_TIMES_CHANCE = 2.0
 
 
 def run_base(context: StageContext) -> None:
-    """Trains what is missing.
+    """Loads or trains what is missing.
 
     Raises:
         UserError: a base failed, or did not learn.
     """
     config, state = context.config, context.state
+    _load(context)
     missing = [w for w in config.space.widths if state.base(w.width).status != "done"]
     if missing:
         epochs = config.base.train.epochs
@@ -51,13 +57,47 @@ def run_base(context: StageContext) -> None:
             raise UserError(
                 f"the base of width {width.width} does not learn (top-1 on minival "
                 f"{base.top1_minival:.1%}, chance {1 / state.num_classes:.1%}): "
-                "change base.train.lr or base.train.epochs",
+                + (
+                    f"{width.checkpoint} is not for this data"
+                    if width.checkpoint
+                    else "change base.train.lr or base.train.epochs"
+                ),
                 exit_code=1,
             )
         context.screen.say(
             f"width {width.width}: {base.gmacs:.4f} GMACs, top-1 on minival {base.top1_minival:.2%}"
         )
     context.recorder.add("stage_done", stage="base")
+
+
+def _load(context: StageContext) -> None:
+    """Takes the checkpoints that the config names as bases, where the bases are trained."""
+    config, state = context.config, context.state
+    cpus = config.base.workers.cpus_per_worker
+    due = [w for w in config.space.widths if w.checkpoint and state.base(w.width).status != "done"]
+    if not due:
+        return
+    save: Any = save_loaded  # Ray's types know of functions without arguments only
+    remote = ray.remote(num_cpus=cpus)(save)
+    with context.screen.progress("checkpoints loaded", len(due)) as bar:
+        (scorer,) = make_scorers(context, 1)
+        for width in due:
+            job = base_job(config, width, state.num_classes)
+            try:
+                path = ray.get(remote.remote(job, _absolute(str(width.checkpoint))))
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from None
+                raise
+            top1 = ray.get(scorer.evaluate_saved.remote(path, "minival"))["top1"]
+            context.recorder.add("base_done", width=width.width, checkpoint=path, top1_minival=top1)
+            bar.advance(note=f"width {width.width} top-1 {top1:.1%}")
+        ray.kill(scorer)
+
+
+def _absolute(source: str) -> str:
+    """A path for workers that run elsewhere; a timm name as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 class _BaseListener:

@@ -93,14 +93,14 @@ def as_scored(screened: Sequence[ScreenedSchedule]) -> list[Scored]:
 
 
 def make_scorers(context: StageContext, count: int) -> list[Any]:
-    """Actors that hold every base and the images, at most as many as fit the cluster.
+    """Actors that hold every base there is and the images, at most as many as fit the cluster.
 
     Raises:
         UserError: not even one fits.
     """
     stage, state = context.config.screen, context.state
     data = context.config.data.model_copy(update={"path": context.config.data.path.resolve()})
-    bases = {base.width: str(base.checkpoint) for base in state.bases}
+    bases = {base.width: base.checkpoint for base in state.bases if base.checkpoint}
     fits = context.fits(1, stage.cpus_per_actor, stage.gpus_per_actor)
     remote = ray.remote(num_cpus=stage.cpus_per_actor, num_gpus=stage.gpus_per_actor)(Scorer)
     device = "cuda" if stage.gpus_per_actor else "cpu"
