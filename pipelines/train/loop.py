@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -33,10 +34,11 @@ from pipelines.train.nonfinite import gave_up
 from pipelines.train.optim import learning_rate
 from pipelines.train.reporter import Reporter
 from pipelines.train.resume import deciding_settings
+from pipelines.train.sandwich import make_sandwich
 from pipelines.train.saving import Saver
 from pipelines.train.spec import TrainJob
 from pipelines.train.timing import Stopwatch
-from pipelines.train.update import Outcome, Update
+from pipelines.train.update import LossOf, Outcome, Update
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class _Training:
         self.ema = ModelEmaV3(model, decay=self.train.ema_decay) if self.train.ema_decay else None
         if self.train.compile:
             model.compile()  # in place: the names of the weights stay
+        self.sandwich = make_sandwich(job, model)
         self.engine = make_engine(model, self.train, self.world_size)
         self.watch, self.gpu = Stopwatch(self.device), GpuMeter(self.device)
         settings = deciding_settings(job, manifest.splits["train"].sha256)
@@ -179,18 +182,33 @@ class _Training:
         while True:
             # Dropout and stochastic depth draw from the global generator, differently on each rank.
             torch.manual_seed(seed ^ self.rank)
-            outcome = self.update(images, targets, self.micro_batch, self._loss)
+            outcome = self.update(images, targets, self.micro_batch, self._passes(epoch, index))
             if not outcome.out_of_memory:
                 break
             self._halve_micro_batch(epoch * self.steps_per_epoch + index)
+        if self.sandwich is not None:
+            self.sandwich.put_away(self.engine.module)
         if self.ema is not None and outcome.applied:
             self.ema.update(self.engine.module)
         self.watch.lap("step")
         return outcome
 
+    def _passes(self, epoch: int, index: int) -> LossOf | Sequence[LossOf]:
+        """What a step minimises: one loss, or those of a sandwich's sub-nets."""
+        if self.sandwich is None:
+            return self._loss
+        step = epoch * self.steps_per_epoch + index
+        return self.sandwich.passes(step, self.engine.module, self._logits, self._loss_of_logits)
+
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        return self._loss_of_logits(self._logits(images), images, targets)
+
+    def _logits(self, images: Tensor) -> Tensor:
         with self._autocast():
-            logits = self.engine(images).float()
+            logits: Tensor = self.engine(images)
+            return logits.float()
+
+    def _loss_of_logits(self, logits: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         return training_loss(logits, targets, self._teach(images), self.train.distill)
 
     def _autocast(self) -> torch.autocast:
@@ -288,12 +306,19 @@ class _Training:
             return normalize(images, self.mean, self.std)
 
         models = [self.saver.scored] + ([self.engine.module] if self.ema is not None else [])
+        own = len(models)
+        if self.sandwich is not None:
+            models += self.sandwich.watched(self.saver.scored)
         scores = evaluate_each(models, loader, prepare, self.device, at_a_time=self.micro_batch)
-        return {
+        found = {
             f"{name}_minival{suffix}": score[name]
-            for suffix, score in zip(("", "_raw"), scores, strict=False)
+            for suffix, score in zip(("", "_raw"), scores[:own], strict=False)
             for name in ("top1", "top5", "loss")
         }
+        if pooled := scores[own:]:
+            for name in ("top1", "loss"):
+                found[f"{name}_minival_pooled"] = sum(s[name] for s in pooled) / len(pooled)
+        return found
 
     def _device_seconds(self) -> float:
         return self.spent + self.world_size * (time.monotonic() - self.started)

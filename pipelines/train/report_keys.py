@@ -11,6 +11,8 @@ OPTIONAL_KEYS = (
     "top1_minival_raw",
     "top5_minival_raw",
     "loss_minival_raw",
+    "top1_minival_pooled",  # of a supernet: the mean over a few schedules near the front
+    "loss_minival_pooled",
     *(f"share_{phase}" for phase in PHASES),
     "skipped_steps",
     "rollbacks",

@@ -28,6 +28,8 @@ def deciding_settings(job: TrainJob, train_sha256: str) -> dict[str, Any]:
     values = deciding(job.model_dump(mode="json"))
     for key in _OF_THE_JOB:
         del values[key]
+    if values["sandwich"] is None:
+        del values["sandwich"]  # as it was before there were supernets
     values["train"] = {k: v for k, v in values["train"].items() if k not in _OF_TRAINING}
     values["data"] = {k: v for k, v in values["data"].items() if k not in _OF_THE_DATA}
     values["data"]["train_sha256"] = train_sha256[:12]

@@ -41,6 +41,7 @@ def job_of(config: TrainRunConfig) -> TrainJob:
         schedule=config.schedule,
         method=config.method,
         init=config.init,
+        sandwich=config.sandwich,
         train=config.train,
         workers=config.workers,
         seed=config.seed,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipelines.config import DataConfig, StrictModel, TrainConfig, WorkersConfig
+from pipelines.config import DataConfig, SandwichConfig, StrictModel, TrainConfig, WorkersConfig
 
 
 class ModelSpec(StrictModel):
@@ -38,6 +38,9 @@ class TrainJob(StrictModel):
     init: str | None = Field(
         default=None,
         description="Weights to start from: a `tp.save` folder, a file, or a timm name.",
+    )
+    sandwich: SandwichConfig | None = Field(
+        default=None, description="A supernet: one set of weights for all schedules."
     )
     train: TrainConfig
     workers: WorkersConfig

@@ -7,7 +7,7 @@ on all ranks, and all of them leave the step out. Only then do they talk about t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -52,9 +52,23 @@ class Update:
         self._partitioned = engine.zero_optimization_stage() > 0
 
     def __call__(
-        self, images: Tensor, targets: Tensor, micro_batch: int, loss_of: LossOf
+        self,
+        images: Tensor,
+        targets: Tensor,
+        micro_batch: int,
+        loss_of: LossOf | Sequence[LossOf],
     ) -> Outcome:
-        """One step on this rank's share of a batch, `micro_batch` images at a time."""
+        """One step on this rank's share of a batch.
+
+        Args:
+            images: `[B, 3, H, W]`, this rank's.
+            targets: `[B]` or `[B, classes]`.
+            micro_batch: images that are computed at a time.
+            loss_of: what is minimised. Of several the mean: each is called in turn, and its
+                backward pass is over before the next begins, so that they may run the same
+                module in different forms and hold no more memory than one.
+        """
+        passes = [loss_of] if callable(loss_of) else list(loss_of)
         loss = torch.zeros((), device=images.device)
         ran_out = False
         with self._gradients_stay_here():
@@ -62,14 +76,15 @@ class Update:
                 for some, wanted in zip(
                     images.split(micro_batch), targets.split(micro_batch), strict=True
                 ):
-                    share = len(some) / len(images)
-                    part = loss_of(some, wanted)
-                    self.watch.lap("forward")
-                    # `share`, or NaN with a loss that is not finite: then no gradient is finite.
-                    weight = share + 0 * part.detach()
-                    self.engine.backward(part * weight, scale_wrt_gas=False)
-                    loss += part.detach() * share
-                    self.watch.lap("backward")
+                    share = len(some) / len(images) / len(passes)
+                    for one in passes:
+                        part = one(some, wanted)
+                        self.watch.lap("forward")
+                        # NaN where the loss is not finite: then no gradient is finite.
+                        weight = share + 0 * part.detach()
+                        self.engine.backward(part * weight, scale_wrt_gas=False)
+                        loss += part.detach() * share
+                        self.watch.lap("backward")
             except torch.OutOfMemoryError:
                 ran_out = True  # and no more here: the exception keeps the activations alive
             if ran_out:
