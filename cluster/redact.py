@@ -129,7 +129,7 @@ class Redactor:
         if "PRIVATE KEY" in text:
             text = _PRIVATE_KEY.sub(HIDDEN, text)
         if "@" in text:
-            text = _USERINFO.sub(f"{HIDDEN}@", text)
+            text = _USERINFO.sub("", text)  # what is left can be opened
         lowered = text.lower()
         if "authorization" in lowered:
             text = _AUTHORIZATION.sub(rf"\g<head>{HIDDEN}", text)

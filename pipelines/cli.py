@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import typer
 
+from cluster.secrecy import guard_process, redactor
 from pipelines.commands import report as reports
 from pipelines.commands import schedule
 from pipelines.commands.analyze import analyze
@@ -58,13 +59,17 @@ app.add_typer(bench, name="bench", rich_help_panel=_MACHINE)
 
 
 def main() -> None:
-    """Runs a command; a `UserError` ends in one line and its exit code, without a traceback."""
+    """Runs a command; a `UserError` ends in one line and its exit code, without a traceback.
+
+    Neither that line, nor a log, nor the traceback of a bug shows a secret.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    guard_process()
     use_own_scripts()
     try:
         app()
     except UserError as error:
-        sys.stderr.write(f"tokenpool: {error}\n")
+        sys.stderr.write(redactor().text(f"tokenpool: {error}\n"))
         sys.exit(error.exit_code)
 
 

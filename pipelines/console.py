@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.rule import Rule
 
+from cluster.secrecy import redactor
+
 _PLAIN_STEPS = 10
 _USERS_PATH = os.environ.get("PATH", "")  # as it was, before `use_own_scripts`
 
@@ -63,8 +65,8 @@ class Screen:
             self.say(f"== {title}")
 
     def say(self, text: str, style: str | None = None) -> None:
-        """Prints one line; brackets in it mean nothing special."""
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
+        """Prints one line, without secrets; brackets in it mean nothing special."""
+        self.console.print(redactor().text(text), style=style, markup=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Bar]:

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from cluster.secrecy import redactor
 from pipelines.errors import UserError
 
 LEDGER_NAME = "ledger.jsonl"
@@ -86,8 +87,8 @@ class Ledger:
                 file.truncate(complete)
 
     def append(self, kind: str, **fields: Any) -> Event:
-        """Writes one event and returns it once it is on disk."""
-        event: Event = {"event": kind, "time": round(time.time(), 3), **fields}
+        """Writes one event, without any secret in it, and returns it once it is on disk."""
+        event: Event = {"event": kind, "time": round(time.time(), 3), **redactor().value(fields)}
         self._file.write(json.dumps(event, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.secrecy import redactor
+
 _SERVER = re.compile(r"https?://|databricks")
-_USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class TrackingStore:
 
 
 def without_secrets(text: str) -> str:
-    """A text with no name and password in the addresses that it names."""
-    return _USERINFO.sub("", text)
+    """A text with no password, token or key in it, nor a name and password in an address."""
+    return redactor().text(text)
 
 
 def tracking_store(storage: Path) -> TrackingStore:
