@@ -15,6 +15,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from cluster.secrecy import redactor
 from pipelines.train.ray_job import driver_resources, train_trial
 from pipelines.train.report_keys import OPTIONAL_KEYS
 from pipelines.train.spec import TrainJob
@@ -127,7 +128,7 @@ def short_reason(error: BaseException | None) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error" in line.split(":")[0] and ": " in line]
     line = telling[-1] if telling else (lines[-1] if lines else type(error).__name__)
-    return _ERROR_NAME.sub("", line)
+    return redactor().text(_ERROR_NAME.sub("", line))
 
 
 def run_trials(
