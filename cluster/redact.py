@@ -50,8 +50,12 @@ _QUERY = re.compile(
 )
 # Up to the last @ when a password begins before it, so that one with an @ or a / in it goes whole;
 # a port is no password.
+_WITH_PASSWORD = r"[^\s/\"'<>@:]*:(?!\d{1,5}(?:/|$|[\s\"']))[^\s\"'<>]*@"
 _USERINFO = re.compile(
-    r"(?<=://)(?:[^\s/\"'<>@:]*:(?!\d{1,5}(?:/|$|[\s\"']))[^\s\"'<>]*@|[^\s/\"'<>@]*@)"
+    rf"(?<=://)(?:{_WITH_PASSWORD}|[^\s/\"'<>@]*@)"
+    # As `Path` writes an address.
+    rf"|(?<=[a-z0-9]:/){_WITH_PASSWORD}",
+    re.IGNORECASE,
 )
 _AUTHORIZATION = re.compile(
     r"(?P<head>\bauthorization[\"']?\s*[:=]\s*[\"']?)(?P<kind>(?:bearer|basic|token)\s+)?[^\s\"',}]+",

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cluster.redact import Redactor, secret_places
+from cluster.secrecy import redactor
 from pipelines.data.augment_config import AugmentConfig
 
 Positive = Annotated[int, Field(gt=0)]
@@ -253,6 +255,20 @@ class WorkersConfig(StrictModel):
     gpus_per_worker: float = Field(default=0.0, ge=0)
     threads_per_worker: Positive = Field(default=1, description="Threads torch computes with.")
     max_failures: int = Field(default=3, ge=0, description="Restarts of a job after a worker died.")
+    accelerator: str | None = Field(
+        default=None,
+        description="Type of GPU the workers must have, as Ray calls it (H100, A100, L4 …); none "
+        "for any.",
+    )
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> WorkersConfig:
+        if self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker):
+            raise ValueError(
+                f"gpus_per_worker {self.gpus_per_worker:g} is neither a share of one GPU nor a "
+                "whole number"
+            )
+        return self
 
 
 class BaseStageConfig(StrictModel):
@@ -260,8 +276,10 @@ class BaseStageConfig(StrictModel):
 
     train: TrainConfig
     workers: WorkersConfig = WorkersConfig()
-    max_concurrent: Positive = Field(
-        default=1, description="Widths trained at the same time, at most."
+    max_concurrent: Positive | None = Field(
+        default=None,
+        description="Widths trained at the same time, at most; none for as many as fit the "
+        "cluster, also while it grows or shrinks.",
     )
 
 
@@ -297,7 +315,11 @@ class FinalsStageConfig(StrictModel):
     trials: Positive = 12
     train: TrainConfig
     workers: WorkersConfig = WorkersConfig()
-    max_concurrent: Positive = 1
+    max_concurrent: Positive | None = Field(
+        default=None,
+        description="Trials at the same time, at most; none for as many as fit the cluster, also "
+        "while it grows or shrinks.",
+    )
     grace_epochs: Positive = Field(
         default=1, description="Epochs every trial gets before it may stop."
     )
@@ -324,6 +346,18 @@ class RunConfig(StrictModel):
     storage: Path = Path("runs")
     data: DataConfig
     model: ModelConfig
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> RunConfig:
+        # A config is written to the ledger, to MLflow and into every job's description.
+        places = secret_places(self.model_dump(mode="json"), Redactor())
+        if places:
+            raise ValueError(
+                f"{places[0]} holds a password, token or key: leave it out of the config, which is "
+                "written down in many places; storage and servers read theirs from the "
+                "environment (AWS_SECRET_ACCESS_KEY, …) or their own credentials files"
+            )
+        return self
 
 
 class SearchConfig(RunConfig):
@@ -367,8 +401,12 @@ class SearchConfig(RunConfig):
         return self.storage / "searches" / self.name
 
     def resolved(self) -> dict[str, Any]:
-        """The whole configuration as plain JSON types."""
-        return self.model_dump(mode="json")
+        """The whole configuration as plain JSON types, as it may be written down and shown.
+
+        Nothing that this process knows to be secret is in it.
+        """
+        values: dict[str, Any] = redactor().value(self.model_dump(mode="json"))
+        return values
 
     def config_hash(self) -> str:
         """First 12 hex digits of the sha256 over what decides the result (not where it lies)."""

@@ -82,6 +82,7 @@ def test_counts_of_tokens_are_no_secrets():
         ("postgresql+psycopg2://:pw@h", "postgresql+psycopg2://h"),
         ("http://token@host/path", "http://host/path"),
         ("s3://AKI:se/cr+et@bucket/runs", "s3://bucket/runs"),
+        (str(Path("s3://AKI:se/cr+et@bucket/runs")), "s3:/bucket/runs"),
         ("https://h/p?a=1&sig=abc%2F&b=2", "https://h/p?a=1&sig=***&b=2"),
         ("https://h/p?X-Amz-Signature=00ff&x=1", "https://h/p?X-Amz-Signature=***&x=1"),
         ("https://h/p?access_token=abc&x=1", "https://h/p?access_token=***&x=1"),
