@@ -6,6 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from cluster.secrecy import clean_errors, guard_process
 from pipelines.train.imports import without_collector
 from pipelines.train.spec import TrainJob
 
@@ -31,6 +32,7 @@ def driver_resources() -> dict[str, float]:
     return {"CPU": 0.0, f"node:{ray.util.get_node_ip_address()}": _DRIVER_SHARE}
 
 
+@clean_errors()
 def train_worker(job: dict[str, Any]) -> None:
     """What each worker of a job runs.
 
@@ -43,6 +45,7 @@ def train_worker(job: dict[str, Any]) -> None:
         from pipelines.train.reporter import RayReporter
 
     logging.basicConfig(level=logging.INFO)
+    guard_process()
     spec = TrainJob.model_validate(job)
     if spec.workers.gpus_per_worker:
         import torch
@@ -121,6 +124,8 @@ def _make_trainer(job: TrainJob) -> JobTrainer:
     )
 
 
+@clean_errors()
 def train_trial(config: dict[str, Any]) -> None:
     """The Tune trainable: `config["job"]` is a `TrainJob` as JSON types."""
+    guard_process()
     run_trainer(TrainJob.model_validate(config["job"]))
