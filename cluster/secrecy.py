@@ -97,7 +97,9 @@ def guard_process() -> None:
 
     Call it after logging is set up; calling it again changes nothing.
     """
-    for handler in logging.getLogger().handlers:
+    # The last resort writes the warnings of processes that have set up no logging.
+    handlers = [*logging.getLogger().handlers, logging.lastResort]
+    for handler in filter(None, handlers):
         if not isinstance(handler.formatter, RedactingFormatter):
             handler.setFormatter(RedactingFormatter(handler.formatter))
     sys.excepthook = _print_traceback
