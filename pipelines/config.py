@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from cluster.redact import Redactor, secret_places
+from cluster.redact import secret_places
 from cluster.secrecy import redactor
 from pipelines.data.augment_config import AugmentConfig
 
@@ -350,7 +350,7 @@ class RunConfig(StrictModel):
     @model_validator(mode="after")
     def _holds_no_secret(self) -> RunConfig:
         # A config is written to the ledger, to MLflow and into every job's description.
-        places = secret_places(self.model_dump(mode="json"), Redactor())
+        places = secret_places(self.model_dump(mode="json"), redactor())
         if places:
             raise ValueError(
                 f"{places[0]} holds a password, token or key: leave it out of the config, which is "
@@ -401,12 +401,8 @@ class SearchConfig(RunConfig):
         return self.storage / "searches" / self.name
 
     def resolved(self) -> dict[str, Any]:
-        """The whole configuration as plain JSON types, as it may be written down and shown.
-
-        Nothing that this process knows to be secret is in it.
-        """
-        values: dict[str, Any] = redactor().value(self.model_dump(mode="json"))
-        return values
+        """The whole configuration as plain JSON types."""
+        return self.model_dump(mode="json")
 
     def config_hash(self) -> str:
         """First 12 hex digits of the sha256 over what decides the result (not where it lies)."""
