@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster.secrecy import clean_errors, guard_process, redactor
 from pipelines.config import TrainRunConfig
 from pipelines.config_file import load_as
 from pipelines.console import Screen, use_own_scripts
@@ -36,12 +37,13 @@ def main() -> int:
         )
         return 2
     use_own_scripts()
+    guard_process()
     workers = f"workers.num_workers={os.environ.get('WORLD_SIZE', '1')}"
     try:
         config = load_as(TrainRunConfig, Path(sys.argv[1]), [*sys.argv[2:], workers])
         job = job_of(config)
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(redactor().text(f"{error}\n"))
         return error.exit_code
 
     import torch
@@ -57,7 +59,7 @@ def main() -> int:
         dist.init_process_group("gloo")
     rank = dist.get_rank()
     try:
-        with _watcher(job, rank) as tell:
+        with clean_errors(), _watcher(job, rank) as tell:
             metrics = run_job(job, FolderReporter(job.directory, rank, tell), started)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
