@@ -7,7 +7,6 @@ then ends the process; here each such case is one line.
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -48,7 +47,6 @@ class JobServer:
     """
 
     url: str
-    ray_version: str
     needs_token: bool
 
 
@@ -139,7 +137,7 @@ def job_server(address: str) -> JobServer:
             f"{url} is not the dashboard of a Ray cluster: give http://HOST:{DASHBOARD_PORT}, as "
             "`ray start --head` printed it"
         )
-    return JobServer(url, "", mode != "disabled")
+    return JobServer(url, mode != "disabled")
 
 
 def dashboard_url(address: str) -> str:
@@ -204,15 +202,6 @@ def _bootstrap_address() -> str | None:
         return services.get_ray_address_from_environment("auto", None)
     except ConnectionError:
         return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's every address stays on this machine."""
-    try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
-    except OSError:
-        return False
-    return all(str(entry).startswith("127.") or entry == "::1" for entry in found)
 
 
 def _short(error: Exception) -> str:

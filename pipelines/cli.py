@@ -18,11 +18,13 @@ from pipelines.commands.bench_train import bench_train
 from pipelines.commands.doctor import doctor
 from pipelines.commands.export import export
 from pipelines.commands.front import front
+from pipelines.commands.logs import logs
 from pipelines.commands.pick import pick
 from pipelines.commands.prepare import prepare
 from pipelines.commands.search import search
 from pipelines.commands.squeeze import squeeze
 from pipelines.commands.status import status
+from pipelines.commands.submit import submit
 from pipelines.commands.train import train
 from pipelines.commands.ui import ui
 from pipelines.console import use_own_scripts
@@ -43,7 +45,7 @@ bench.command("train")(bench_train)
 
 _SEARCH, _RESULT, _MODEL, _MACHINE = "Search", "Look and choose", "Models", "Machine"
 _PANELS: dict[str, list[Callable[..., None]]] = {
-    _SEARCH: [prepare, search, train],
+    _SEARCH: [prepare, search, submit, logs, train],
     _RESULT: [status, front, pick, ui, reports.report, reports.explain, export, reports.register],
 }
 for panel, commands in _PANELS.items():

@@ -112,7 +112,9 @@ class Hosts:
             where = [f"--address={address(0)}:{PORT}", f"--num-cpus={self.cpus}"]
         log = (self.folder / f"ray-{number}.log").open("w")
         with log:
-            words = ["sh", "-c", f'{before} && exec "$@"', "sh"] if before else []
+            # Each host has a temporary folder of its own: Ray unpacks jobs' code in it.
+            own = f"mount -t tmpfs none {self.folder / 'r'}" if number else ":"
+            words = ["sh", "-c", f'{own} && {before or ":"} && exec "$@"', "sh"]
             words += [RAY, "start", *where, *common]
             code = self.exec(number, *words, stdout=log, stderr=log).wait(240)
         assert code == 0, (self.folder / f"ray-{number}.log").read_text()

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from pipelines.errors import UserError
+from pipelines.remote import Address, Open, run_there
 from pipelines.search.state import load_state
 from pipelines.track import files
 from pipelines.track.front import build_front
@@ -32,10 +33,17 @@ def front(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     storage: Storage = Path("runs"),
+    address: Address = None,
+    i_know_this_is_open: Open = False,
 ) -> None:
     """The Pareto front of a search: GMACs against top-1."""
     if as_json and as_csv:
         raise UserError("--json and --csv exclude each other: give one of them")
+    if address is not None:
+        flags = {"--all": everything, "--json": as_json, "--csv": as_csv}
+        words = ["front", name, *(flag for flag, given in flags.items() if given)]
+        run_there(address, words, name, storage, allow_open=i_know_this_is_open)
+        return
     found = build_front(load_state(storage, name))
     points = found.points if everything else found.on_front
     if as_json:

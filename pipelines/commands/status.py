@@ -11,6 +11,7 @@ import typer
 
 from pipelines.commands.front import AsJson, Storage
 from pipelines.errors import UserError
+from pipelines.remote import Address, Open, run_there
 from pipelines.search.state import load_state, search_names
 from pipelines.track.status import search_status, status_text
 
@@ -24,10 +25,18 @@ def status(
     ] = False,
     as_json: AsJson = False,
     storage: Storage = Path("runs"),
+    address: Address = None,
+    i_know_this_is_open: Open = False,
 ) -> None:
     """How far a search is: stages, models, hypervolume against device-seconds."""
     if watch and (as_json or name is None):
         raise UserError("--watch needs the NAME of one search, and no --json")
+    if address is not None:
+        if watch:
+            raise UserError(f"--watch looks at this machine: use `tokenpool logs {name} --follow`")
+        words = ["status", *([name] if name else []), *(["--json"] if as_json else [])]
+        run_there(address, words, name, storage, allow_open=i_know_this_is_open)
+        return
     names = [name] if name else search_names(storage)
     if not names:
         raise UserError(f"no search under {storage}: run `tokenpool search CONFIG.yaml` first")

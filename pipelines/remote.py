@@ -1,0 +1,256 @@
+"""Searches on a cluster elsewhere: submitted, followed, looked at and stopped over its job API."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from pipelines.config import SearchConfig
+from pipelines.console import program
+from pipelines.errors import UserError
+
+CONFIG_FILE = "search.yaml"
+STOPPED_BY_HAND = 130  # what shells give a command that Ctrl-C ended
+_COMMAND_SECONDS = 120.0
+_NARROWEST = 100
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        envvar="TOKENPOOL_ADDRESS",
+        help="Dashboard of the Ray cluster it runs on, http://HOST:8265; default: this machine.",
+    ),
+]
+Open = Annotated[
+    bool,
+    typer.Option(
+        "--i-know-this-is-open", help="Use a cluster that asks nobody for a token all the same."
+    ),
+]
+
+
+class Remote:
+    """A cluster's job server, as the commands use it.
+
+    Args:
+        address: of its dashboard.
+        allow_open: whether it may be one that asks for no token.
+
+    Raises:
+        UserError: it cannot be used; one line.
+    """
+
+    def __init__(self, address: str, *, allow_open: bool = False) -> None:
+        from cluster.jobs import JobApi  # here: Ray takes a second
+        from cluster.probe import dashboard_url
+        from cluster.security import OpenToNetworkError, refuse_open
+
+        with one_line():
+            url = dashboard_url(address)
+            try:
+                refuse_open(url, allow_open)
+            except (OpenToNetworkError, ValueError) as error:
+                raise UserError(str(error)) from None
+            self.api = JobApi(url)
+        self.url = self.api.url
+
+    def submit(
+        self, config: SearchConfig, *, installed: str | None = None, python: str | None = None
+    ) -> tuple[str, bool]:
+        """Submits a search, or finds the job that runs it already.
+
+        Args:
+            config: of the search.
+            installed: the version that is installed there, to be used; default this one's code.
+            python: the interpreter on the cluster.
+
+        Returns:
+            The job's id, and whether it is new.
+
+        Raises:
+            UserError: a search of this name runs there with another config or elsewhere.
+        """
+        from cluster.jobs import CONFIG, SEARCH, STORAGE, JobExistsError
+        from cluster.package import pack
+
+        _check_paths(config)
+        notes = {
+            SEARCH: config.name,
+            CONFIG: config.config_hash(),
+            STORAGE: str(config.storage),
+        }
+        variables = _shell(python)
+        if installed is not None:
+            variables["TOKENPOOL_INSTALLED"] = installed
+        files = {CONFIG_FILE: yaml.safe_dump(config.resolved(), sort_keys=False)}
+        with one_line(), tempfile.TemporaryDirectory() as folder:
+            while True:
+                jobs = self.api.searches(config.name)
+                for job in jobs:
+                    if not job.ended:
+                        _check_same(job.config, job.storage, config)
+                        return job.job_id, False
+                # Whoever submits the same search at the same moment finds the same number, and
+                # Ray takes it once.
+                job_id = f"tokenpool-{config.name}-{len(jobs) + 1}"
+                package = pack(Path(folder, job_id), files, code=installed is None)
+                try:
+                    words = ["search", CONFIG_FILE, "--address", "auto"]
+                    self.api.submit(
+                        words, package, job_id=job_id, metadata=notes, variables=variables
+                    )
+                except JobExistsError:
+                    shutil.rmtree(package)
+                    continue
+                return job_id, True
+
+    def follow(self, job_id: str, name: str) -> int:
+        """Shows what a job prints until it ends, or until Ctrl-C, which leaves it running.
+
+        Returns:
+            The exit code for this command: the search's own.
+        """
+        try:
+            with one_line():
+                job = self.api.follow(job_id, _write)
+        except KeyboardInterrupt:
+            sys.stderr.write(
+                f"\ndetached: the search goes on. `{program()} logs {name} --follow --address "
+                f"{self.url}` shows it again, `{program()} stop {name} --address {self.url}` "
+                "ends it\n"
+            )
+            return STOPPED_BY_HAND
+        if job.status == "SUCCEEDED":
+            return 0
+        if job.exit_code:
+            return job.exit_code
+        raise UserError(
+            f"job {job_id} ended as {job.status}: {_first_line(job.message)}", exit_code=1
+        )
+
+    def newest(self, name: str) -> str:
+        """The id of the newest job of a search.
+
+        Raises:
+            UserError: it was never submitted here.
+        """
+        with one_line():
+            jobs = self.api.searches()
+        own = [job for job in jobs if job.search == name]
+        if not own:
+            names = ", ".join(sorted({job.search for job in jobs})) or "none"
+            raise UserError(f"no search named {name} was submitted to {self.url}; there: {names}")
+        return own[-1].job_id
+
+    def storage(self, name: str | None, given: Path) -> str:
+        """The storage folder of a search, as the cluster sees it.
+
+        Args:
+            name: of the search; None for any.
+            given: what the user said; `runs`, which is the default, means nothing.
+        """
+        if given != Path("runs"):
+            return str(given)
+        with one_line():
+            jobs = self.api.searches(name)
+        if not jobs:
+            raise UserError(
+                f"{self.url} knows no job of {'search ' + name if name else 'any search'}: say "
+                "with --storage where it is kept"
+            )
+        return jobs[-1].storage
+
+    def run(self, words: list[str], *, python: str | None = None) -> int:
+        """Runs a short command on the cluster, and prints what it prints here.
+
+        Returns:
+            Its exit code.
+        """
+        from cluster.package import pack
+
+        with one_line(), tempfile.TemporaryDirectory() as folder:
+            job = self.api.run(
+                words,
+                pack(Path(folder, "code")),
+                seconds=_COMMAND_SECONDS,
+                variables=_shell(python),
+            )
+            printed = self.api.logs(job.job_id)
+            self.api.forget(job.job_id)
+        code = 0 if job.status == "SUCCEEDED" else job.exit_code or 1
+        stream = sys.stderr if code else sys.stdout
+        stream.write(printed or (f"tokenpool: {_first_line(job.message)}\n" if code else ""))
+        stream.flush()
+        return code
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """A cluster's errors as the user's."""
+    from cluster.probe import ClusterError
+
+    try:
+        yield
+    except ClusterError as error:
+        raise UserError(str(error), exit_code=error.exit_code) from None
+
+
+def run_there(
+    address: str, words: list[str], name: str | None, storage: Path, *, allow_open: bool
+) -> None:
+    """Runs a command on a cluster, on what it keeps there.
+
+    Raises:
+        typer.Exit: it failed there.
+    """
+    remote = Remote(address, allow_open=allow_open)
+    code = remote.run([*words, "--storage", remote.storage(name, storage)])
+    if code:
+        raise typer.Exit(code)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _shell(python: str | None) -> dict[str, str]:
+    """What a driver's shell is told. Never anything secret: it can be read in the dashboard."""
+    width = max(_NARROWEST, shutil.get_terminal_size((_NARROWEST, 24)).columns)
+    return {"COLUMNS": str(width)} | ({"TOKENPOOL_PYTHON": python} if python else {})
+
+
+def _check_paths(config: SearchConfig) -> None:
+    for key, path in (("storage", config.storage), ("data.path", config.data.path)):
+        if not path.is_absolute():
+            raise UserError(
+                f"{key} {path} means another folder on each machine: name one that every node of "
+                f"the cluster sees, e.g. --set {key}=/shared/{path.name}"
+            )
+
+
+def _check_same(config_hash: str, storage: str, config: SearchConfig) -> None:
+    if storage != str(config.storage):
+        raise UserError(
+            f"a search named {config.name} is running there on storage {storage}: wait for it, "
+            "stop it, or choose a new name with --set name=…"
+        )
+    if config_hash != config.config_hash():
+        raise UserError(
+            f"search {config.name} is running there with another config (hash {config_hash}, this "
+            f"one has {config.config_hash()}): stop it, or choose a new name with --set name=…"
+        )
+
+
+def _first_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[0][:300] if lines else "Ray gave no reason"
