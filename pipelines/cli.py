@@ -14,6 +14,7 @@ from pipelines.commands import schedule
 from pipelines.commands.analyze import analyze
 from pipelines.commands.bench_loader import bench_loader
 from pipelines.commands.bench_pooling import pooling
+from pipelines.commands.bench_search import bench_search
 from pipelines.commands.bench_train import bench_train
 from pipelines.commands.doctor import doctor
 from pipelines.commands.export import export
@@ -41,6 +42,7 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure speed against peers, in one run.", no_args_is_help=True)
 bench.command("loader")(bench_loader)
 bench.command("pooling")(pooling)
+bench.command("search")(bench_search)
 bench.command("train")(bench_train)
 
 _SEARCH, _RESULT, _MODEL, _MACHINE = "Search", "Look and choose", "Models", "Machine"

@@ -1,0 +1,80 @@
+"""`tokenpool bench search`: our search against its peers, on the same evaluations."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench_search(
+    worlds: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="digits, glyphs, glyphs-large, or a YAML file. Default: the first two."
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting: evaluations=100. May be repeated."),
+    ] = None,
+    contenders: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="A contender; may be repeated. Default: all."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    cache: Annotated[
+        Path, typer.Option(help="Where what was computed is kept: typed again, the bench goes on.")
+    ] = Path("runs/bench-search"),
+    out: Annotated[
+        Path, typer.Option(help="Where search-NAME.json, .md and .png are written.")
+    ] = Path("runs/bench-search/results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Hypervolume against device-seconds: ours, random, constant, PoWER-BERT, Optuna, ASHA.
+
+    Every contender fine-tunes schedules from the same dense bases and measures them on minival;
+    each is charged the device-seconds of all it runs, ours its calibration and screening too.
+    """
+    import torch
+    from rich.console import Console
+
+    from pipelines.config_file import load_as
+    from pipelines.errors import UserError
+    from pipelines.search.bench.config import BenchConfig
+    from pipelines.search.bench.run import CONTENDERS
+    from pipelines.search.bench.whole import bench
+
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: use cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device here")
+    console = Console(stderr=True, highlight=False)
+    results = []
+    for world in worlds or ["digits", "glyphs"]:
+        config = load_as(BenchConfig, _config_file(world), overrides)
+        result, files = bench(
+            config,
+            cache=cache,
+            out=out,
+            device=device,
+            names=contenders or list(CONTENDERS),
+            say=lambda text: console.print(text, markup=False, soft_wrap=True),
+        )
+        results.append(result)
+        if not as_json:
+            sys.stdout.write(files[1].read_text(encoding="utf-8"))
+            console.print(f"written: {', '.join(str(file) for file in files)}", soft_wrap=True)
+    if as_json:
+        sys.stdout.write(json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+
+
+def _config_file(world: str) -> Path:
+    """The preset of that name, or the file."""
+    from importlib.resources import files
+
+    preset = Path(str(files("tune_spaces") / "presets" / f"bench-{world}.yaml"))
+    return preset if preset.is_file() else Path(world)

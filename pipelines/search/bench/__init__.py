@@ -1,0 +1,1 @@
+"""`tokenpool bench search`: the search against its peers, on the same evaluations."""

@@ -1,0 +1,51 @@
+"""What was computed and what it cost, kept on disk: a bench that is killed goes on where it was.
+
+An answer from the cache is charged what it took when it was computed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Cache:
+    """An append-only file of `[key, value]` lines.
+
+    Args:
+        path: of the file; its folder is made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._rows: dict[str, Any] = {}
+        whole = b""
+        if path.exists():
+            # A line that a kill cut short is no answer.
+            whole = path.read_bytes()
+            whole = whole[: whole.rfind(b"\n") + 1]
+            for line in whole.splitlines():
+                key, value = json.loads(line)
+                self._rows[key] = value
+            os.truncate(path, len(whole))
+        self._file = path.open("a", encoding="utf-8")
+
+    def get(self, *key: Any) -> Any:
+        """The value under a key of JSON types, None where there is none."""
+        return self._rows.get(json.dumps(key))
+
+    def put(self, value: Any, *key: Any) -> Any:
+        """Keeps a value of JSON types; gives it back."""
+        text = json.dumps(key)
+        self._file.write(json.dumps([text, value]) + "\n")
+        self._file.flush()
+        self._rows[text] = value
+        return value
+
+    def once(self, compute: Callable[[], Any], *key: Any) -> Any:
+        """The value under a key, computed where there is none."""
+        found = self.get(*key)
+        return self.put(compute(), *key) if found is None else found
