@@ -25,6 +25,7 @@ from pipelines.commands.prepare import prepare
 from pipelines.commands.search import search
 from pipelines.commands.squeeze import squeeze
 from pipelines.commands.status import status
+from pipelines.commands.stop import stop
 from pipelines.commands.submit import submit
 from pipelines.commands.train import train
 from pipelines.commands.ui import ui
@@ -47,7 +48,7 @@ bench.command("train")(bench_train)
 
 _SEARCH, _RESULT, _MODEL, _MACHINE = "Search", "Look and choose", "Models", "Machine"
 _PANELS: dict[str, list[Callable[..., None]]] = {
-    _SEARCH: [prepare, search, submit, logs, train],
+    _SEARCH: [prepare, search, submit, logs, stop, train],
     _RESULT: [status, front, pick, ui, reports.report, reports.explain, export, reports.register],
 }
 for panel, commands in _PANELS.items():

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -75,7 +75,7 @@ class Ledger:
                 exit_code=1,
             ) from None
         self._cut_torn_line()
-        self._file: IO[bytes] = self.path.open("ab")
+        self._file = self.path.open("ab", buffering=0)
 
     def _cut_torn_line(self) -> None:
         if not self.path.exists():
@@ -88,11 +88,20 @@ class Ledger:
 
     def append(self, kind: str, **fields: Any) -> Event:
         """Writes one event, without any secret in it, and returns it once it is on disk."""
-        event: Event = {"event": kind, "time": round(time.time(), 3), **redactor().value(fields)}
-        self._file.write(json.dumps(event, separators=(",", ":")).encode() + b"\n")
-        self._file.flush()
+        return self.append_all([(kind, fields)])[0]
+
+    def append_all(self, events: Sequence[tuple[str, dict[str, Any]]]) -> list[Event]:
+        """Writes events that belong together: a process killed meanwhile leaves all or none."""
+        now = round(time.time(), 3)
+        made: list[Event] = [
+            {"event": kind, "time": now, **redactor().value(fields)} for kind, fields in events
+        ]
+        lines = [json.dumps(event, separators=(",", ":")).encode() + b"\n" for event in made]
+        rest = memoryview(b"".join(lines))
+        while rest:  # one write to the kernel, unless the disk is full or a signal comes
+            rest = rest[self._file.write(rest) :]
         os.fsync(self._file.fileno())
-        return event
+        return made
 
     def close(self) -> None:
         """Closes the file and lets another driver in."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,19 @@ class Recorder:
 
     def add(self, kind: str, **fields: Any) -> None:
         """Records one event; a `checkpoint` in the search's folder relative to it."""
-        checkpoint = fields.get("checkpoint")
-        if checkpoint is not None and Path(checkpoint).is_relative_to(self._directory):
-            fields["checkpoint"] = str(Path(checkpoint).relative_to(self._directory))
+        self.add_all([(kind, fields)])
+
+    def add_all(self, events: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Records events that belong together: all of them or, if the driver is killed, none."""
+        located = [(kind, self._located(fields)) for kind, fields in events]
         with self._lock:  # the system's sampler has a thread of its own
-            self.state.apply(self._ledger.append(kind, **fields))
+            for event in self._ledger.append_all(located):
+                self.state.apply(event)
         if self.notify is not None:
             self.notify()
+
+    def _located(self, fields: dict[str, Any]) -> dict[str, Any]:
+        checkpoint = fields.get("checkpoint")
+        if checkpoint is None or not Path(checkpoint).is_relative_to(self._directory):
+            return fields
+        return fields | {"checkpoint": str(Path(checkpoint).relative_to(self._directory))}

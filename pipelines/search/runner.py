@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +15,11 @@ from pydantic import ValidationError
 from ray.exceptions import RayError
 
 from cluster.session import ClusterError, ray_session
-from pipelines.config import SearchConfig, deciding, differences
+from pipelines.config import BudgetConfig, SearchConfig, deciding, differences
 from pipelines.console import Screen, program
 from pipelines.data.manifest import Manifest, load_manifest, verify_beton
 from pipelines.errors import UserError
+from pipelines.search.budget import DeviceMeter, Halt, SearchEnded, withdraw_request
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
 from pipelines.search.plan import check_method, dense_gmacs, make_space
 from pipelines.search.recorder import Recorder
@@ -25,7 +29,7 @@ from pipelines.search.stages.calibrate import run_calibrate
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.finals import run_finals
 from pipelines.search.stages.plan import run_plan
-from pipelines.search.stages.publish import run_publish
+from pipelines.search.stages.publish import publish_done, run_publish
 from pipelines.search.stages.screen import run_screen
 from pipelines.search.state import BaseState, SearchState, fold
 from pipelines.track import files
@@ -55,6 +59,9 @@ _STAGES: tuple[tuple[str, str, Callable[[StageContext], None]], ...] = (
 def run_search(config: SearchConfig, screen: Screen, address: str | None = None) -> None:
     """Runs a search, or what is left of it, and shows its front.
 
+    It also returns when the search has ended in order before all is done, because its budget is
+    reached or somebody stopped it; what is done then is shown, and the ledger says why.
+
     Raises:
         UserError: the data is missing or altered, the search exists with another config,
             the cluster is too small, or a stage failed.
@@ -77,44 +84,141 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
         verify_beton(config.data.path, split, manifest)
     if state.exists:
         _check_same_data(state, config, manifest)
+    used_up = _used_up(config, state)
+    if used_up is not None:
+        if not state.exists:
+            raise UserError(f"{used_up}: {_how_to_go_on(used_up)}")
+        _show_ended(state, config.storage, used_up, screen)
+        return
     with Ledger(directory) as ledger:
         # Read again: only what is read under the lock is sure to be the whole of it.
         state = fold(config.name, read_events(directory / LEDGER_NAME), directory)
+        withdraw_request(directory)  # it was meant for a driver that is gone
         recorder = Recorder(ledger, state)
         if state.exists:
             done = [name for name, status in state.stages.items() if status == "done"]
             screen.say(f"Resuming search {config.name} (done: {', '.join(done) or 'nothing yet'}).")
-        else:
-            _create(recorder, config, manifest)
-        screen.say(f"config {config.config_hash()}, ledger {ledger.path}", style="dim")
-        _run_stages(config, recorder, screen, address)
+        ended = _run_stages(config, manifest, recorder, screen, address)
         write_results(state, directory)
+        withdraw_request(directory)
+    if ended is not None:
+        _show_ended(state, config.storage, ended, screen)
+        return
     _register(state, config.storage, screen)
     show_front(state, config.storage, screen)
 
 
+def _used_up(config: SearchConfig, state: SearchState) -> SearchEnded | None:
+    """Which limit of the budget is reached before anything has started, if one is."""
+    halt = Halt(config.budget, state, DeviceMeter(), config.directory)
+    try:
+        halt.check_budget()
+    except SearchEnded as ended:
+        return ended
+    return None
+
+
+def _show_ended(state: SearchState, storage: Path, ended: SearchEnded, screen: Screen) -> None:
+    show_front(state, storage, screen)
+    screen.say(f"search {state.name} has ended: {ended}; {_how_to_go_on(ended)}", style="yellow")
+
+
+def _how_to_go_on(ended: SearchEnded) -> str:
+    if ended.why == "stop":
+        return "type the same command to go on"
+    return f"raise {str(ended).split()[0]} with --set and type the command again to go on"
+
+
 def _run_stages(
-    config: SearchConfig, recorder: Recorder, screen: Screen, address: str | None
-) -> None:
+    config: SearchConfig,
+    manifest: Manifest,
+    recorder: Recorder,
+    screen: Screen,
+    address: str | None,
+) -> SearchEnded | None:
+    """Runs what is left; returns why it ended before all was done, if it did."""
     try:
         with (
             MlflowTracker(config.directory, tracking_store(config.storage)) as tracker,
             ray_session(address) as cluster,
-            SystemSampler(partial(_record_system, recorder), config.directory),
         ):
+            meter = DeviceMeter()
+            halt = Halt(config.budget, recorder.state, meter, config.directory)
+            context = StageContext(config, cluster, recorder, screen, halt, meter)
+            check_fits(context)
+            if not recorder.state.exists:
+                _create(recorder, config, manifest)
+            recorder.add("began", budget=config.resolved()["budget"])
+            screen.say(
+                f"config {config.config_hash()}, ledger {config.directory / LEDGER_NAME}",
+                style="dim",
+            )
             recorder.notify = tracker.notify
-            context = StageContext(config, cluster, recorder, screen)
-            prepare_bounds(context)
-            for number, (name, title, run) in enumerate(_STAGES, start=1):
-                if recorder.state.stages[name] != "done":
-                    screen.heading(f"{number}/{len(_STAGES)} {title}")
-                    run(context)
+            sampler = SystemSampler(partial(_record_system, recorder), config.directory)
+            with sampler, _ends_on_terminate(halt):
+                _run_each(context)
+    except SearchEnded as ended:
+        return ended
     except ClusterError as error:
         raise UserError(str(error), exit_code=1) from None
     except RayError as error:
         raise UserError(
             f"Ray failed ({short_reason(error)}): type the same command to go on", exit_code=1
         ) from error
+    return None
+
+
+def _run_each(context: StageContext) -> None:
+    """Runs the stages that are not done.
+
+    Raises:
+        SearchEnded: it ended before that; what is done is published if the budget was the reason,
+            and the ledger says why.
+    """
+    try:
+        prepare_bounds(context)
+        for number, (name, title, run) in enumerate(_STAGES, start=1):
+            if context.state.stages[name] != "done":
+                context.check()
+                context.screen.heading(f"{number}/{len(_STAGES)} {title}")
+                # To publish costs little, and without it the rest was for nothing.
+                last = name == "publish"
+                run(replace(context, halt=_unbounded(context)) if last else context)
+    except SearchEnded as ended:
+        if ended.why == "budget":
+            context.screen.heading("publishing what is done")
+            with suppress(SearchEnded):  # somebody will not wait even for that
+                publish_done(replace(context, halt=_unbounded(context)))
+        context.recorder.add("ended", why=ended.why, reason=str(ended))
+        raise
+
+
+def _unbounded(context: StageContext) -> Halt:
+    """Ends what comes after the budget is reached only where somebody asks for it."""
+    return Halt(BudgetConfig(), context.state, context.meter, context.config.directory)
+
+
+def check_fits(context: StageContext) -> None:
+    """Raises UserError where a stage needs more than the cluster has: before any of them runs."""
+    config, todo = context.config, context.state.stages
+    for name, workers in (("base", config.base.workers), ("finals", config.finals.workers)):
+        if todo[name] != "done":
+            context.concurrency(workers, 1)
+    screen = config.screen
+    context.fits(1, screen.cpus_per_actor, screen.gpus_per_actor)
+
+
+@contextmanager
+def _ends_on_terminate(halt: Halt) -> Iterator[None]:
+    """SIGTERM, which batch systems send before they kill, ends the search in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: halt.request("stopped by SIGTERM"))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _record_system(recorder: Recorder, metrics: dict[str, float]) -> None:

@@ -120,6 +120,10 @@ class SearchState:
         data: split → sha256 of its beton.
         images: split → number of images; empty where an older program began the search.
         source: what the data was prepared from.
+        budget: what the driver that is or was last at work was given, as its config has it.
+        spent: stage → device-seconds that no model's report tells of: screening, publishing, and
+            what a training that was cut short had not reported.
+        ended: why the last driver ended in order before all was done; empty if it did not.
     """
 
     name: str
@@ -141,6 +145,11 @@ class SearchState:
     planned: list[PlannedCandidate] = field(default_factory=list)
     screened: list[ScreenedSchedule] = field(default_factory=list)
     trials: dict[str, TrialState] = field(default_factory=dict)
+    budget: dict[str, Any] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
+    ended: str = ""
+    _began: float = field(default=0.0, repr=False)
+    _worked: float = field(default=0.0, repr=False)
 
     @property
     def exists(self) -> bool:
@@ -154,9 +163,31 @@ class SearchState:
 
     @property
     def device_seconds(self) -> float:
-        """Workers × seconds spent on training so far."""
-        bases = sum(base.device_seconds for base in self.bases)
-        return bases + sum(trial.device_seconds for trial in self.trials.values())
+        """Workers × seconds spent so far, over all stages."""
+        return sum(self.stage_seconds.values())
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Device-seconds by stage, of those that have cost any."""
+        trained = {
+            "base": sum(base.device_seconds for base in self.bases),
+            "finals": sum(trial.device_seconds for trial in self.trials.values()),
+        }
+        stages = {stage: trained.get(stage, 0.0) + self.spent.get(stage, 0.0) for stage in STAGES}
+        return {stage: seconds for stage, seconds in stages.items() if seconds}
+
+    @property
+    def trials_begun(self) -> int:
+        """Trials that were trained, or begun."""
+        return sum(trial.status != "pending" for trial in self.trials.values())
+
+    def seconds_at_work(self, now: float | None = None) -> float:
+        """Wall-clock seconds that drivers were at work on the search.
+
+        Args:
+            now: seconds since the epoch, where a driver is at work; default: as of the last event.
+        """
+        return self._worked + max(0.0, (self.updated if now is None else now) - self._began)
 
     def located(self, checkpoint: str) -> str:
         """Where a checkpoint of the ledger lies now; a storage folder may have been moved."""
@@ -168,13 +199,26 @@ class SearchState:
 
     def apply(self, event: Event) -> None:
         """Adds one event. An unknown kind is left out: an older program reads a newer ledger."""
-        self.updated = event["time"]
+        before, self.updated = self.updated, event["time"]
+        if event["event"] == "began":
+            self._worked += max(0.0, before - self._began)
+            self._began = self.updated
         handler = getattr(self, f"_on_{event['event']}", None)
         if handler is not None:
             handler(event)
 
+    def _on_began(self, event: Event) -> None:
+        self.budget, self.ended = event["budget"], ""
+
+    def _on_ended(self, event: Event) -> None:
+        self.ended = event["reason"]
+
+    def _on_spent(self, event: Event) -> None:
+        stage = event["stage"]
+        self.spent[stage] = self.spent.get(stage, 0.0) + event["device_seconds"]
+
     def _on_created(self, event: Event) -> None:
-        self.created = event["time"]
+        self.created = self._began = event["time"]
         self.config = event["config"]
         self.config_hash = event["config_hash"]
         self.num_classes = event["num_classes"]
@@ -311,7 +355,9 @@ def fold(name: str, events: Iterable[Event], directory: Path | None = None) -> S
 
 def search_names(storage: Path) -> list[str]:
     """Names of the searches kept under a storage folder."""
-    return sorted(path.parent.name for path in storage.glob(f"searches/*/{LEDGER_NAME}"))
+    found = storage.glob(f"searches/*/{LEDGER_NAME}")
+    # Empty where a driver was killed, or gave up, before it had anything to record.
+    return sorted(path.parent.name for path in found if path.stat().st_size)
 
 
 def load_state(storage: Path, name: str) -> SearchState:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from pipelines.search.budget import SearchEnded
 from pipelines.track.mirror import LedgerMirror, one_line
 from pipelines.track.store import TrackingStore
 
@@ -24,8 +25,8 @@ class MlflowTracker:
             tracker.notify()       # after each append; costs nothing
 
     On leaving, what is left is sent; if the search is not complete its runs are ended as
-    KILLED (left by an interrupt) or FAILED (by another exception), and they run again under
-    the same ids when the search is resumed.
+    KILLED (left by an interrupt, a stop or the end of a budget) or FAILED (by another exception),
+    and they run again under the same ids when the search is resumed.
 
     Args:
         directory: The search's folder, with its ledger.
@@ -89,7 +90,8 @@ class MlflowTracker:
         if kind is None:
             self.close("finished")
         else:
-            self.close("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
+            in_order = issubclass(kind, KeyboardInterrupt | SearchEnded)
+            self.close("interrupted" if in_order else "failed")
 
     def _run(self) -> None:
         last_artifacts, down, resumed = 0.0, False, True

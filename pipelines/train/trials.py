@@ -63,14 +63,41 @@ class Listener(Protocol):
         """A job has failed for good."""
 
 
+class Watch(Protocol):
+    """Told which trials run, and asked whether they may go on; in the driver."""
+
+    def started(self, job_id: str) -> None:
+        """A trial's processes are there."""
+
+    def heard(self, job_id: str) -> None:
+        """A running trial has reported, and its report tells what it has cost so far."""
+
+    def over(self, job_id: str) -> None:
+        """A trial has ended, however."""
+
+    @property
+    def ending(self) -> bool:
+        """Whether no further trial may start."""
+
+    @property
+    def now(self) -> bool:
+        """Whether the running ones must end as well, at once."""
+
+
 class _Queue(Searcher):
     """Hands out a fixed list of configs, each once, under the job's own id."""
 
-    def __init__(self, requests: Sequence[TrialRequest]) -> None:
+    def __init__(self, requests: Sequence[TrialRequest], watch: Watch | None) -> None:
         super().__init__(metric="epoch", mode="max")
         self._waiting = [request.config() for request in requests]
+        self._watch = watch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_watch": None}  # as for `_Events`
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+        if self._watch is not None and self._watch.ending:
+            return Searcher.FINISHED
         return self._waiting.pop(0) if self._waiting else Searcher.FINISHED
 
     def on_trial_complete(
@@ -85,13 +112,30 @@ class _Queue(Searcher):
         """See `save`."""
 
 
+class _WatchStopper(tune.Stopper):
+    """Ends the experiment when the watch says so; a trial that is ended so is told to nobody."""
+
+    def __init__(self, watch: Watch | None) -> None:
+        self._watch = watch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_watch": None}  # as for `_Events`
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._watch is not None and self._watch.now
+
+
 class _Events(Callback):
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, watch: Watch | None) -> None:
         self._listener: Listener | None = listener
+        self._watch = watch
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks to restore from; nothing here is ever restored from that.
-        return {"_listener": None}
+        return {"_listener": None, "_watch": None}
 
     @property
     def _told(self) -> Listener:
@@ -99,21 +143,31 @@ class _Events(Callback):
             raise RuntimeError("a search resumes from its ledger, not from Tune's own state")
         return self._listener
 
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        if self._watch is not None:
+            self._watch.started(trial.config["trial_id"])
+
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
         if "epoch" in result:
+            if self._watch is not None:
+                self._watch.heard(trial.config["trial_id"])
             self._told.report(trial.config["trial_id"], _report_of(result))
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
     ) -> None:
+        if self._watch is not None:
+            self._watch.over(trial.config["trial_id"])
         result = trial.last_result or {}
         self._told.finished(
             trial.config["trial_id"], _report_of(result), result.get("checkpoint_path")
         )
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        if self._watch is not None:
+            self._watch.over(trial.config["trial_id"])
         self._told.failed(trial.config["trial_id"], short_reason(trial.get_error()))
 
 
@@ -139,8 +193,12 @@ def run_trials(
     directory: Path,
     name: str,
     scheduler: TrialScheduler | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Runs jobs to their end, or until the scheduler stops them; returns when all are over.
+
+    So it does when the watch has called for the end; what was running then, the listener has
+    heard the last of with its last report.
 
     Args:
         requests: the jobs, in the order they start.
@@ -149,6 +207,7 @@ def run_trials(
         directory: where Tune keeps its own files.
         name: of the Tune experiment.
         scheduler: decides which trials stop early; default none.
+        watch: told what runs, and may end everything; default none.
     """
     # Tune would catch Ctrl-C and end in its own time; the ledger makes that unnecessary.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -159,7 +218,7 @@ def run_trials(
         tune_config=tune.TuneConfig(
             num_samples=len(requests),
             max_concurrent_trials=max_concurrent,
-            search_alg=_Queue(requests),
+            search_alg=_Queue(requests, watch),
             scheduler=scheduler or FIFOScheduler(),
             trial_name_creator=lambda trial: trial.config["trial_id"],
             trial_dirname_creator=lambda trial: trial.config["trial_id"],
@@ -167,7 +226,8 @@ def run_trials(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(directory.resolve()),
-            callbacks=[_Events(listener)],
+            callbacks=[_Events(listener, watch)],
+            stop=_WatchStopper(watch),
             verbose=0,
         ),
     )

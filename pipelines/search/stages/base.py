@@ -33,7 +33,10 @@ def run_base(context: StageContext) -> None:
     if missing:
         epochs = config.base.train.epochs
         widths = {base_job_id(w.width): w.width for w in missing}
-        with context.screen.progress("base models, epochs", epochs * len(missing)) as bar:
+        with (
+            context.screen.progress("base models, epochs", epochs * len(missing)) as bar,
+            context.watch("base", config.base.workers.num_workers) as watch,
+        ):
             run_trials(
                 [
                     TrialRequest(
@@ -45,7 +48,9 @@ def run_base(context: StageContext) -> None:
                 listener=_BaseListener(context.recorder, widths, bar),
                 directory=config.directory / "tune",
                 name="base",
+                watch=watch,
             )
+        context.check()
     for width in config.space.widths:
         base = state.base(width.width)
         if base.status != "done" or base.top1_minival is None:

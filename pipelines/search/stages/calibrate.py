@@ -9,7 +9,7 @@ import ray
 
 from pipelines.search.calibrate import probe_counts, probes
 from pipelines.search.stages.context import StageContext
-from pipelines.search.stages.screen import make_scorers
+from pipelines.search.stages.screen import scorers
 
 _PROBES_PER_TASK = 8
 
@@ -27,21 +27,22 @@ def run_calibrate(context: StageContext) -> None:
     missing = [arm for arm in space.cost_ranges if arm not in state.calibrations]
     schedules = probes(space.depth, counts)
     with context.screen.progress("probes", len(schedules) * len(missing)) as bar:
-        actors = make_scorers(context, config.screen.actors) if missing else []
-        pool = ray.util.ActorPool(actors)
         tasks = [
             schedules[start : start + _PROBES_PER_TASK]
             for start in range(0, len(schedules), _PROBES_PER_TASK)
         ]
-        for width, method in missing:
-            submit = partial(_submit, width, method, stage.images)
-            rows: list[tuple[tuple[int, ...], float]] = []
-            for task, found in zip(tasks, pool.map(submit, tasks), strict=True):
-                rows += zip(task, found, strict=True)
-                bar.advance(len(task), note=f"width {width} {method}")
-            context.recorder.add("calibrated", width=width, method=method, counts=counts, rows=rows)
-        for actor in actors:
-            ray.kill(actor)
+        with scorers(context, "calibrate", config.screen.actors if missing else 0) as actors:
+            pool = ray.util.ActorPool(actors)
+            for width, method in missing:
+                submit = partial(_submit, width, method, stage.images)
+                rows: list[tuple[tuple[int, ...], float]] = []
+                for task, found in zip(tasks, pool.map(submit, tasks), strict=True):
+                    rows += zip(task, found, strict=True)
+                    bar.advance(len(task), note=f"width {width} {method}")
+                    context.check()
+                context.recorder.add(
+                    "calibrated", width=width, method=method, counts=counts, rows=rows
+                )
     context.screen.say(
         f"{len(schedules)} probes per width and method, at {', '.join(map(str, counts))} tokens"
     )

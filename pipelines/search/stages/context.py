@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from cluster.session import Cluster, ClusterError
 from pipelines.config import SearchConfig, WorkersConfig
 from pipelines.console import Screen
 from pipelines.errors import UserError
+from pipelines.search.budget import DeviceMeter, Halt
 from pipelines.search.plan import make_space
 from pipelines.search.recorder import Recorder
 from pipelines.search.state import SearchState
 from tune_spaces.space import ScheduleSpace
+
+# What actors cost is recorded this often, so that a driver that is killed loses little of it.
+_RECORD_SECONDS = 10.0
+# A training that is to end gets so long to reach its next report, and with it a checkpoint.
+_GRACE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,9 @@ class StageContext:
     cluster: Cluster
     recorder: Recorder
     screen: Screen
+    halt: Halt | None = None
+    meter: DeviceMeter = field(default_factory=DeviceMeter)
+    _metered: dict[str, float] = field(default_factory=dict)
 
     @property
     def state(self) -> SearchState:
@@ -56,3 +68,99 @@ class StageContext:
             return self.cluster.concurrent_jobs(num_processes, cpus, gpus)
         except ClusterError as error:
             raise UserError(str(error)) from None
+
+    def check(self) -> None:
+        """To be called between two pieces of work.
+
+        Raises:
+            SearchEnded: the search must end now.
+        """
+        for stage in self._metered:
+            if time.monotonic() - self._metered[stage] > _RECORD_SECONDS:
+                self._metered[stage] = time.monotonic()
+                self.spent(stage, self.meter.take(stage))
+        if self.halt is not None:
+            self.halt.check()
+
+    @contextmanager
+    def metered(self, stage: str, devices: float) -> Iterator[None]:
+        """Counts so many devices as in use by a stage for as long as the block runs."""
+        self.meter.start(stage, devices)
+        self._metered[stage] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._metered[stage]
+            self.spent(stage, self.meter.end(stage))
+
+    def spent(self, stage: str, device_seconds: float) -> None:
+        """Records what no model's report tells of."""
+        if device_seconds > 0:
+            self.recorder.add("spent", stage=stage, device_seconds=round(device_seconds, 3))
+
+    @contextmanager
+    def watch(self, stage: str, num_workers: int) -> Iterator[TrialWatch]:
+        """Watches a stage's trials, each of so many workers, for as long as the block runs."""
+        watch = TrialWatch(self, stage, num_workers)
+        try:
+            yield watch
+        finally:
+            watch.close()
+
+
+class TrialWatch:
+    """Meters running trials and ends them when the search must end; a `pipelines.train` Watch.
+
+    A trial that is told to end goes on to its next report, so that nothing of it is lost, but for
+    half a minute at most.
+    """
+
+    def __init__(self, context: StageContext, stage: str, num_workers: int) -> None:
+        self._context, self._stage, self._num_workers = context, stage, num_workers
+        self._running: set[str] = set()
+        self._waiting: set[str] | None = None
+
+    def started(self, job_id: str) -> None:
+        """See `Watch`."""
+        self._running.add(job_id)
+        self._context.meter.start(job_id, self._num_workers)
+
+    def heard(self, job_id: str) -> None:
+        """See `Watch`."""
+        self._context.meter.take(job_id)
+        if self._waiting is not None:
+            self._waiting.discard(job_id)
+
+    def over(self, job_id: str) -> None:
+        """See `Watch`."""
+        self._running.discard(job_id)
+        self._context.meter.end(job_id)
+        if self._waiting is not None:
+            self._waiting.discard(job_id)
+
+    @property
+    def ending(self) -> bool:
+        """See `Watch`."""
+        halt = self._context.halt
+        if halt is None or halt.ended is None:
+            return False
+        if self._waiting is None:
+            self._waiting = set(self._running)
+            running = ", ".join(sorted(self._running))
+            where = f": {running} may come to the next checkpoint" if running else ""
+            self._context.screen.say(f"{halt.ended}{where}", style="yellow")
+        return True
+
+    @property
+    def now(self) -> bool:
+        """See `Watch`."""
+        halt = self._context.halt
+        if not self.ending or halt is None:
+            return False
+        return not self._waiting or halt.seconds > _GRACE_SECONDS
+
+    def close(self) -> None:
+        """Records what trials that were cut short have cost since their last reports."""
+        for job_id in sorted(self._running):
+            self._context.spent(self._stage, self._context.meter.end(job_id))
+        self._running.clear()

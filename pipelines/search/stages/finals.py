@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.console import Bar
 from pipelines.errors import UserError
+from pipelines.search.budget import SearchEnded
 from pipelines.search.plan import final_job
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.companions import companions, is_companion
@@ -62,19 +63,49 @@ def _train(
     due = [trial for trial in trials if trial.status not in ("done", "stopped")]
     if not due:
         return
+    allowed = _within_budget(context, due)
+    if allowed:
+        _run(context, allowed, name, scheduler)
+    context.check()
+    if len(allowed) < len(due):
+        raise SearchEnded(
+            "budget",
+            f"budget.trials {config.budget.trials} is reached ({len(due) - len(allowed)} trials "
+            "were not trained)",
+        )
+
+
+def _run(
+    context: StageContext, trials: list[TrialState], name: str, scheduler: ParetoHalving | None
+) -> None:
+    config = context.config
     epochs = config.finals.train.epochs
-    with context.screen.progress(f"{name}, epochs", epochs * len(due)) as bar:
+    with (
+        context.screen.progress(f"{name}, epochs", epochs * len(trials)) as bar,
+        context.watch("finals", config.finals.workers.num_workers) as watch,
+    ):
         listener = _FinalsListener(context.recorder, epochs, bar)
         if scheduler is not None:
             scheduler.listener = listener.decided
         run_trials(
-            [_request(context, trial) for trial in due],
+            [_request(context, trial) for trial in trials],
             max_concurrent=context.concurrency(config.finals.workers, config.finals.max_concurrent),
             listener=listener,
             directory=config.directory / "tune",
             name=name,
             scheduler=scheduler,
+            watch=watch,
         )
+
+
+def _within_budget(context: StageContext, due: list[TrialState]) -> list[TrialState]:
+    """As many of the trials as may be trained: those that were begun, and new ones up to it."""
+    limit = context.config.budget.trials
+    if limit is None:
+        return due
+    left = max(0, limit - context.state.trials_begun)
+    new = [trial.trial_id for trial in due if trial.status == "pending"][left:]
+    return [trial for trial in due if trial.trial_id not in new]
 
 
 def choose_finalists(state: SearchState, count: int) -> list[Scored]:
@@ -167,16 +198,21 @@ class _FinalsListener:
             )
 
     def report(self, job_id: str, report: dict[str, Any]) -> None:
-        self._recorder.add("trial_report", trial_id=job_id, report=report)
+        events: list[tuple[str, dict[str, Any]]] = [
+            ("trial_report", {"trial_id": job_id, "report": report})
+        ]
+        if job_id in self._stopping:
+            # With the report it came from, and final from here on: Tune takes seconds to end the
+            # trial's processes, and a driver killed within them must not start it again.
+            stopped = {"trial_id": job_id, "reason": self._stopping[job_id]}
+            events.append(("trial_stopped", stopped))
+        self._recorder.add_all(events)
         trial = self._recorder.state.trials[job_id]
         self._bar.advance(
             note=f"{job_id} width {trial.width} {trial.gmacs:.4f} GMACs "
             f"top-1 {report['top1_minival']:.1%}"
         )
         if job_id in self._stopping:
-            # Final from here on: Tune takes seconds to end the trial's processes, and a driver
-            # killed within them must not start it again.
-            self._recorder.add("trial_stopped", trial_id=job_id, reason=self._stopping[job_id])
             self._bar.advance(self._epochs - report["epoch"])
 
     def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:

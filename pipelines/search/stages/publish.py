@@ -8,7 +8,7 @@ import ray
 
 from pipelines.search.latency import BATCHES, measure_latency
 from pipelines.search.stages.context import StageContext
-from pipelines.search.stages.screen import make_scorers
+from pipelines.search.stages.screen import scorers
 from pipelines.track.front import build_front
 from pipelines.track.points import Training
 
@@ -17,10 +17,15 @@ Who = dict[str, object]
 
 
 def run_publish(context: StageContext) -> None:
+    """Publishes what there is, which is all there will be."""
+    publish_done(context)
+    context.recorder.add("stage_done", stage="publish")
+
+
+def publish_done(context: StageContext) -> None:
     """Validates the front, every base and every baseline; times every model that is done."""
     _validate(context)
     _time(context)
-    context.recorder.add("stage_done", stage="publish")
 
 
 def _validate(context: StageContext) -> None:
@@ -34,13 +39,15 @@ def _validate(context: StageContext) -> None:
     ]
     if not todo:
         return
-    with context.screen.progress("validated", len(todo)) as bar:
-        (actor,) = make_scorers(context, 1)
+    with (
+        context.screen.progress("validated", len(todo)) as bar,
+        scorers(context, "publish", 1) as (actor,),
+    ):
         for who, checkpoint in todo:
             scores = ray.get(actor.evaluate_saved.remote(checkpoint, _VALIDATION))
             context.recorder.add("published", top1_val=scores["top1"], **who)
             bar.advance(note=f"top-1 {scores['top1']:.1%}")
-        ray.kill(actor)
+            context.check()
 
 
 def _time(context: StageContext) -> None:
@@ -58,13 +65,17 @@ def _time(context: StageContext) -> None:
     measure: Any = measure_latency  # Ray's types know of functions without arguments only
     remote = ray.remote(num_cpus=stage.cpus_per_actor, num_gpus=stage.gpus_per_actor)(measure)
     threads = max(1, int(stage.cpus_per_actor))
-    with context.screen.progress("timed", len(todo)) as bar:
+    with (
+        context.screen.progress("timed", len(todo)) as bar,
+        context.metered("publish", stage.gpus_per_actor or 1.0),
+    ):
         for who, checkpoint in todo:
             latency = ray.get(
                 remote.remote(checkpoint, device, BATCHES[device], num_threads=threads)
             )
             context.recorder.add("measured", latency_ms=latency, device=device, **who)
             bar.advance(note=", ".join(f"batch {b}: {ms:.3g} ms" for b, ms in latency.items()))
+            context.check()
 
 
 def _who(training: Training) -> Who:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,16 +28,21 @@ def run_screen(context: StageContext) -> None:
     wanted = stage.schedules
     with context.screen.progress("schedules scored", wanted) as bar:
         bar.advance(len(state.screened), note="from before" if state.screened else "")
-        actors = make_scorers(context, stage.actors) if len(state.screened) < wanted else []
-        while len(state.screened) < wanted:
-            candidates = due(
-                space, state.screened, config.seed, wanted, stage.generations, seeds(context, space)
-            )
-            if not candidates:
-                break  # the space has no more schedules
-            _score(context, actors, candidates, bar)
-        for actor in actors:
-            ray.kill(actor)
+        with scorers(
+            context, "screen", stage.actors if len(state.screened) < wanted else 0
+        ) as actors:
+            while len(state.screened) < wanted:
+                candidates = due(
+                    space,
+                    state.screened,
+                    config.seed,
+                    wanted,
+                    stage.generations,
+                    seeds(context, space),
+                )
+                if not candidates:
+                    break  # the space has no more schedules
+                _score(context, actors, candidates, bar)
     context.screen.say(f"{len(state.screened)} schedules scored without training")
     context.recorder.add("stage_done", stage="screen")
 
@@ -92,6 +98,19 @@ def as_scored(screened: Sequence[ScreenedSchedule]) -> list[Scored]:
     ]
 
 
+@contextmanager
+def scorers(context: StageContext, stage: str, count: int) -> Iterator[list[Any]]:
+    """`make_scorers` for as long as the block runs; their time counts as a stage's cost."""
+    actors = make_scorers(context, count) if count else []
+    share = context.config.screen.gpus_per_actor or 1.0
+    try:
+        with context.metered(stage, share * len(actors)):
+            yield actors
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
 def make_scorers(context: StageContext, count: int) -> list[Any]:
     """Actors that hold every base there is and the images, at most as many as fit the cluster.
 
@@ -128,6 +147,7 @@ def _score(context: StageContext, actors: list[Any], candidates: list[Candidate]
         context.recorder.add("screened", width=width, method=method, rows=rows)
         best = max(row[2] for row in rows)
         bar.advance(len(task), note=f"width {width} top-1 up to {best:.1%}")
+        context.check()
 
 
 def _tasks(candidates: list[Candidate]) -> Iterator[list[Candidate]]:

@@ -1,0 +1,83 @@
+"""`tokenpool stop NAME`: end a search that runs, in order."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.front import Name, Storage
+from pipelines.errors import UserError
+from pipelines.search.budget import read_request, request_stop
+from pipelines.search.state import SearchState, load_state
+from pipelines.track.upkeep import driver_runs
+
+_LOOK_SECONDS = 0.3
+
+
+def stop(
+    name: Name,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for its end; 0: do not wait.")
+    ] = 180.0,
+    storage: Storage = Path("runs"),
+) -> None:
+    """End a running search in order: trainings may come to their next checkpoint.
+
+    What is finished is kept, and `tokenpool search` goes on from there.
+    """
+    directory = storage / "searches" / name
+    before = load_state(storage, name)
+    if not driver_runs(directory):
+        how = "is complete" if before.complete else "is not running"
+        typer.echo(f"search {name} {how}: there is nothing to stop")
+        return
+    request_stop(directory)
+    typer.echo(f"search {name} is asked to stop ({_running(before) or 'no training runs now'})")
+    deadline = time.monotonic() + wait
+    while driver_runs(directory):
+        if time.monotonic() > deadline:
+            if not wait:
+                return
+            raise UserError(
+                f"search {name} has not ended within {wait:g} s: `tokenpool status {name}` tells "
+                "when it has",
+                exit_code=1,
+            )
+        if read_request(directory) is None:
+            request_stop(directory)  # a driver that was just starting took it for an old one
+        time.sleep(_LOOK_SECONDS)
+    typer.echo(_said(load_state(storage, name)))
+
+
+def _running(state: SearchState) -> str:
+    models = {f"dense-{base.width}": base for base in state.bases} | dict(state.trials)
+    return ", ".join(
+        f"{name} is in epoch {int(model.reports[-1]['epoch']) + 1}"
+        for name, model in models.items()
+        if model.status == "running" and model.reports
+    )
+
+
+def _said(state: SearchState) -> str:
+    if state.complete:
+        return f"search {state.name} was complete before it could be stopped"
+    counts = Counter(trial.status for trial in state.trials.values())
+    kept = [f"{counts[status]} {status}" for status in ("done", "stopped", "failed", "pending")
+            if counts[status]]  # fmt: skip
+    cut = [
+        f"{trial.trial_id} after epoch {int(trial.reports[-1]['epoch'])}"
+        for trial in state.trials.values()
+        if trial.status == "running" and trial.reports
+    ]
+    stage = next(stage for stage, how in state.stages.items() if how != "done")
+    trials = f"; trials: {', '.join(kept)}" if kept else ""
+    halted = f"; cut short: {', '.join(cut)}" if cut else ""
+    why = "" if state.ended else " (by something else than this: its ledger does not say why)"
+    return (
+        f"search {state.name} stopped in stage {stage}{why}{trials}{halted}; "
+        "`tokenpool search` with its config goes on from there"
+    )
