@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -111,6 +112,13 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
 def _used_up(config: SearchConfig, state: SearchState) -> SearchEnded | None:
     """Which limit of the budget is reached before anything has started, if one is."""
     halt = Halt(config.budget, state, DeviceMeter(), config.directory)
+    trials = Counter(trial.status for trial in state.trials.values())
+    limit = config.budget.trials
+    begun_all = trials["pending"] and not trials["running"] + trials["failed"]
+    if limit is not None and begun_all and state.trials_begun >= limit:
+        return SearchEnded(
+            "budget", f"budget.trials {limit} is reached ({trials['pending']} are not trained)"
+        )
     try:
         halt.check_budget()
     except SearchEnded as ended:

@@ -70,8 +70,8 @@ def _train(
     if len(allowed) < len(due):
         raise SearchEnded(
             "budget",
-            f"budget.trials {config.budget.trials} is reached ({len(due) - len(allowed)} trials "
-            "were not trained)",
+            f"budget.trials {config.budget.trials} is reached ({len(due) - len(allowed)} are not "
+            "trained)",
         )
 
 
