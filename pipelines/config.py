@@ -309,8 +309,55 @@ class ScreenStageConfig(StrictModel):
     generations: Positive = 4
     actors: Positive = 1
     cpus_per_actor: float = Field(default=1.0, gt=0)
-    gpus_per_actor: float = Field(default=0.0, ge=0)
+    gpus_per_actor: float = Field(
+        default=0.0, ge=0, description="May be a fraction: actors then share a GPU."
+    )
     batch_size: Positive = 256
+    racing: bool = Field(
+        default=True,
+        description="Schedules that are surely worse than one of no more cost stop after few "
+        "images.",
+    )
+
+
+class SupernetStageConfig(StrictModel):
+    """One set of weights per width that all schedules run on; screening again, with them."""
+
+    enabled: bool = False
+    train: TrainConfig | None = None
+    workers: WorkersConfig = WorkersConfig()
+    max_concurrent: Positive = Field(
+        default=1, description="Widths trained at the same time, at most."
+    )
+    near: Positive = Field(
+        default=16, description="Screened schedules of a width whose neighbours are trained."
+    )
+    random: Positive = Field(
+        default=2, description="Random schedules of each step, beside the dense and the smallest."
+    )
+    uniform_share: float = Field(
+        default=0.2, ge=0, le=1, description="Of the random ones, from anywhere in the space."
+    )
+    distill_weight: float = Field(
+        default=1.0, ge=0, le=1, description="See `SandwichConfig.distill_weight`."
+    )
+    schedules: Positive = Field(default=200, description="Scored on its weights.")
+    generations: Positive = 2
+    min_tau: float = Field(
+        default=0.6,
+        ge=-1,
+        le=1,
+        description="Kendall's τ between its scores and the first half of the finals under which "
+        "the other half starts from the bases.",
+    )
+
+    @model_validator(mode="after")
+    def _trains(self) -> SupernetStageConfig:
+        if self.enabled and self.train is None:
+            raise ValueError("an enabled supernet needs train, as the base has it")
+        if self.train is not None:
+            check_sandwich(self.train)
+        return self
 
 
 class FinalsStageConfig(StrictModel):
@@ -420,6 +467,22 @@ class RunConfig(StrictModel):
         return self
 
 
+class PublishStageConfig(StrictModel):
+    """How long each finished model takes."""
+
+    latency_batches: tuple[Positive, ...] = Field(
+        default=(1, 32, 128), description="Images at a time."
+    )
+    compile: bool | None = Field(
+        default=None, description="Compile what is timed (torch.compile); none: on a GPU."
+    )
+    accelerator: str | None = Field(
+        default=None,
+        description="Type of GPU that latency is measured on, as Ray calls it (H100, A100, L4 …), "
+        "where a cluster has several.",
+    )
+
+
 class SearchConfig(RunConfig):
     """A whole search."""
 
@@ -428,7 +491,9 @@ class SearchConfig(RunConfig):
     calibrate: CalibrateStageConfig = CalibrateStageConfig()
     plan: PlanStageConfig = PlanStageConfig()
     screen: ScreenStageConfig
+    supernet: SupernetStageConfig = SupernetStageConfig()
     finals: FinalsStageConfig
+    publish: PublishStageConfig = PublishStageConfig()
     budget: BudgetConfig = BudgetConfig()
 
     @model_validator(mode="after")
@@ -446,9 +511,10 @@ class SearchConfig(RunConfig):
             )
         for stage, train, workers in (
             ("base", self.base.train, self.base.workers),
+            ("supernet", self.supernet.train, self.supernet.workers),
             ("finals", self.finals.train, self.finals.workers),
         ):
-            if train.batch_size % (workers.num_workers * train.accumulate):
+            if train is not None and train.batch_size % (workers.num_workers * train.accumulate):
                 raise ValueError(
                     f"{stage}.train.batch_size {train.batch_size} is not divisible by "
                     f"{stage}.workers.num_workers {workers.num_workers} × "

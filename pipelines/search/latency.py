@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +14,20 @@ import torch
 import tokenpool as tp
 from pipelines.search.latency_table import LatencyTable
 
-BATCHES = {"cpu": (1, 32), "cuda": (1, 32, 128)}
 _WARM_UP, _LEAST_RUNS = 2, 5
 _SECONDS_PER_PAIR = 0.1
 
 
 def measure_latency(
-    path: str, device: str, batches: Sequence[int], *, num_threads: int, seconds: float = 0.5
+    path: str,
+    device: str,
+    batches: Sequence[int],
+    *,
+    num_threads: int,
+    seconds: float = 0.5,
+    compiled: bool = False,
 ) -> dict[str, float]:
-    """Median milliseconds of a forward pass in fp32, not compiled, by batch size.
+    """Median milliseconds of a forward pass in fp32, by batch size.
 
     Args:
         path: a saved model.
@@ -29,6 +35,7 @@ def measure_latency(
         batches: images at a time.
         num_threads: threads torch computes with on a CPU.
         seconds: spent on each batch size, at least.
+        compiled: for each batch size by itself, as its shapes are fixed.
     """
     torch.set_num_threads(num_threads)
     model = tp.load(Path(path)).eval().to(device)
@@ -36,11 +43,14 @@ def measure_latency(
     found = {}
     for batch in batches:
         images = torch.randn(batch, 3, height, width, device=device)
-        found[str(batch)] = round(median_ms(model, images, seconds=seconds), 4)
+        forward = torch.compile(model, dynamic=False) if compiled else model
+        found[str(batch)] = round(median_ms(forward, images, seconds=seconds), 4)
     return found
 
 
-def median_ms(model: torch.nn.Module, images: torch.Tensor, *, seconds: float) -> float:
+def median_ms(
+    model: Callable[[torch.Tensor], Any], images: torch.Tensor, *, seconds: float
+) -> float:
     """Median milliseconds of a forward pass, over at least so many seconds of passes."""
     device = images.device.type
     times: list[float] = []

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import ray
 
 from pipelines.search.calibrate import probe_counts
 from pipelines.search.latency import measure_table
 from pipelines.search.plan import make_space, vit_spec
 from pipelines.search.stages.context import StageContext
+from pipelines.search.stages.timed import timed_task
 
 _COUNTS = 6
 
@@ -26,10 +25,7 @@ def prepare_bounds(context: StageContext) -> None:
     unbounded = make_space(config, state.num_classes)
     missing = [arm for arm in unbounded.cost_ranges if arm not in state.latency_tables]
     if missing:
-        stage = config.screen
-        context.fits(1, stage.cpus_per_actor, stage.gpus_per_actor)
-        measure: Any = measure_table  # Ray's types know of functions without arguments only
-        remote = ray.remote(num_cpus=stage.cpus_per_actor, num_gpus=stage.gpus_per_actor)(measure)
+        remote, device, threads = timed_task(context, measure_table)
         widths = {width.width: width for width in config.space.widths}
         counts = probe_counts(unbounded, _COUNTS)
         with context.screen.progress("blocks timed", len(missing)) as bar:
@@ -41,8 +37,8 @@ def prepare_bounds(context: StageContext) -> None:
                         method,
                         counts,
                         batch=config.space.latency_batch,
-                        device="cuda" if stage.gpus_per_actor else "cpu",
-                        num_threads=max(1, int(stage.cpus_per_actor)),
+                        device=device,
+                        num_threads=threads,
                     )
                 )
                 context.recorder.add(

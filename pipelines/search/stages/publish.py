@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import ray
 
-from pipelines.search.latency import BATCHES, measure_latency
+from pipelines.search.latency import measure_latency
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.screen import scorers
+from pipelines.search.stages.timed import timed_task
 from pipelines.track.front import build_front
 from pipelines.track.points import Training
 
@@ -52,7 +51,7 @@ def _validate(context: StageContext) -> None:
 
 def _time(context: StageContext) -> None:
     """One model after the other, as nothing else runs by now."""
-    stage = context.config.screen
+    wanted = context.config.publish
     todo = [
         (_who(training), str(training.checkpoint))
         for point in build_front(context.state).points
@@ -61,19 +60,25 @@ def _time(context: StageContext) -> None:
     ]
     if not todo:
         return
-    device = "cuda" if stage.gpus_per_actor else "cpu"
-    measure: Any = measure_latency  # Ray's types know of functions without arguments only
-    remote = ray.remote(num_cpus=stage.cpus_per_actor, num_gpus=stage.gpus_per_actor)(measure)
-    threads = max(1, int(stage.cpus_per_actor))
+    remote, device, threads = timed_task(context, measure_latency)
+    compiled = device == "cuda" if wanted.compile is None else wanted.compile
     with (
         context.screen.progress("timed", len(todo)) as bar,
-        context.metered("publish", stage.gpus_per_actor or 1.0),
+        context.metered("publish", context.config.screen.gpus_per_actor or 1.0),
     ):
         for who, checkpoint in todo:
             latency = ray.get(
-                remote.remote(checkpoint, device, BATCHES[device], num_threads=threads)
+                remote.remote(
+                    checkpoint,
+                    device,
+                    wanted.latency_batches,
+                    num_threads=threads,
+                    compiled=compiled,
+                )
             )
-            context.recorder.add("measured", latency_ms=latency, device=device, **who)
+            context.recorder.add(
+                "measured", latency_ms=latency, device=device, compiled=compiled, **who
+            )
             bar.advance(note=", ".join(f"batch {b}: {ms:.3g} ms" for b, ms in latency.items()))
             context.check()
 

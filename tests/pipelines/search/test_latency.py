@@ -25,3 +25,9 @@ def test_more_images_and_more_tokens_take_longer(tmp_path):
         if slow["8"] > 1.5 * slow["1"] and slow["8"] > 1.5 * fast["8"]:
             return
     pytest.fail(f"dense {slow}, pooled {fast}")
+
+
+def test_compiled_it_is_timed_too(tmp_path):
+    path = tp.save(tp.build_vit(16, 8, 16, 1, 1, 2).eval(), tmp_path / "m")
+    found = measure_latency(str(path), "cpu", (1, 2), num_threads=1, seconds=0.01, compiled=True)
+    assert set(found) == {"1", "2"} and min(found.values()) > 0
