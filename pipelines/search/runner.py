@@ -211,7 +211,7 @@ def check_fits(context: StageContext) -> None:
     config, todo = context.config, context.state.stages
     for name, workers in (("base", config.base.workers), ("finals", config.finals.workers)):
         if todo[name] != "done":
-            context.concurrency(workers, 1)
+            context.fits(workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker)
     screen = config.screen
     context.fits(1, screen.cpus_per_actor, screen.gpus_per_actor)
 
