@@ -37,11 +37,10 @@ def first_generation(
 ) -> list[Candidate]:
     """`count` different candidates: the seeds, then each arm spread over its own cost range.
 
-    An arm is a width with a method.
-
-    A space with fewer candidates gives fewer.
+    An arm is a width with a method. Of more seeds than that, each arm has its share, spread over
+    its cost. A space with fewer candidates gives fewer.
     """
-    chosen = {candidate.key: candidate for candidate in seeds}
+    chosen = {candidate.key: candidate for candidate in _share_out(seeds, count)}
     for _ in range(_ATTEMPTS_PER_CHILD):
         missing = count - len(chosen)
         if missing <= 0:
@@ -52,6 +51,20 @@ def first_generation(
             for candidate in space.sample(rng, share, width=width, method=method) if share else []:
                 chosen.setdefault(candidate.key, candidate)
     return list(chosen.values())[:count]
+
+
+def _share_out(seeds: Sequence[Candidate], count: int) -> list[Candidate]:
+    if len(seeds) <= count:
+        return list(seeds)
+    costs = np.array([seed.gmacs for seed in seeds])
+    arms = {seed.arm for seed in seeds}
+    members = [np.array([i for i, seed in enumerate(seeds) if seed.arm == arm]) for arm in arms]
+    kept: list[int] = []
+    # The smallest arms first: what they leave over of their share is the others'.
+    for done, mine in enumerate(sorted(members, key=lambda m: (len(m), m[0]))):
+        share = min(len(mine), (count - len(kept)) // (len(members) - done))
+        kept += spread_over_cost(costs, mine, share)
+    return [seeds[i] for i in sorted(kept)]
 
 
 def next_generation(
@@ -177,8 +190,8 @@ def select(scored: Sequence[Scored], count: int) -> list[Scored]:
 def spread_over_cost(costs: np.ndarray, members: np.ndarray, count: int) -> list[int]:
     """`count` of `members`, as evenly spaced in cost as they allow, the two ends among them."""
     ordered = members[np.argsort(costs[members], kind="stable")]
-    if count >= len(ordered):
-        return [int(i) for i in ordered]
+    if count >= len(ordered) or count < 1:
+        return [int(i) for i in ordered[:count]]
     left = list(ordered)
     targets = np.linspace(costs[ordered[0]], costs[ordered[-1]], count)
     chosen: list[int] = []

@@ -47,6 +47,18 @@ def test_both_widths_are_sampled():
     assert {c.width for c in first} == {8, 16}
 
 
+def test_of_more_seeds_than_wanted_each_width_has_its_share_over_its_cost():
+    space = make_space()
+    rng = np.random.default_rng(0)
+    seeds = [c for width, n in ((8, 30), (16, 3)) for c in space.sample(rng, n, width=width)]
+    first = first_generation(space, np.random.default_rng(1), 12, seeds)
+    assert len(first) == 12 and {c.key for c in first} <= {c.key for c in seeds}
+    assert sum(c.width == 16 for c in first) == 3
+    costs = [c.gmacs for c in first if c.width == 8]
+    offered = [c.gmacs for c in seeds if c.width == 8]
+    assert min(costs) == min(offered) and max(costs) == max(offered)
+
+
 def test_a_small_space_ends_instead_of_repeating():
     space = make_space(depth=1, patches=3, widths=(8,))
     first = first_generation(space, np.random.default_rng(0), 50)
