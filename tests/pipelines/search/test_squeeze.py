@@ -13,38 +13,8 @@ from pipelines.commands.squeeze import squeeze
 from pipelines.data.augment import normalize
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
-from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
 from pipelines.search.scorer import _spread
-from pipelines.train.init import init_from_scratch
-
-MODEL = (32, 8, 32, 3, 2, 10)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    out = tmp_path_factory.mktemp("data") / "digits"
-    prepare("digits", out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def trained(digits, tmp_path_factory):
-    """A 16-token DeiT after four epochs."""
-    manifest = load_manifest(digits)
-    torch.manual_seed(0)
-    model = init_from_scratch(tp.build_vit(*MODEL))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    loader = make_loader(digits, "train", batch_size=64, train=True, image_size=32)
-    for epoch in range(4):
-        loader.set_epoch(epoch)
-        for images, labels in loader:
-            loss = F.cross_entropy(model(normalize(images, manifest.mean, manifest.std)), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    loader.close()
-    return tp.save(model.eval(), tmp_path_factory.mktemp("model") / "model")
 
 
 def run(*words):

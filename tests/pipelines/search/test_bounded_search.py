@@ -1,0 +1,87 @@
+"""A whole search over two methods, from a checkpoint, within bounds of latency and parameters."""
+
+import pytest
+from pydantic import ValidationError
+
+import tokenpool as tp
+from pipelines.config import SearchConfig
+from pipelines.console import Screen
+from pipelines.errors import UserError
+from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.runner import run_search
+from pipelines.search.state import load_state
+
+METHODS = ("kmeans", "wkmedoids(start=matching)")
+
+
+def config(place, digits, trained, **space):
+    train = {"epochs": 1, "batch_size": 64, "lr": 0.0005, "warmup_epochs": 0}
+    workers = {"num_workers": 1, "cpus_per_worker": 0.9}
+    return SearchConfig.model_validate(
+        {
+            "name": "bounded",
+            "storage": str(place / "runs"),
+            "data": {"path": str(digits), "image_size": 32},
+            "model": {"patch_size": 8, "depth": 3},
+            "space": {
+                "widths": [{"width": 32, "heads": 2, "checkpoint": str(trained)}],
+                "method": METHODS,
+                **space,
+            },
+            "base": {"workers": workers, "train": train},
+            "calibrate": {"counts": 3, "images": 64},
+            "screen": {"schedules": 16, "generations": 2, "cpus_per_actor": 0.9},
+            "finals": {"trials": 2, "workers": workers, "train": {**train, "epochs": 2}},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("bounded")
+
+
+def test_a_checkpoint_two_methods_and_bounds_make_a_front(place, digits, trained):
+    wanted = config(place, digits, trained, max_latency_ms=1000.0, max_mparams=0.1)
+    run_search(wanted, Screen())
+    state = load_state(place / "runs", "bounded")
+    assert state.complete
+    base = state.base(32)
+    assert base.reports == [] and base.top1_minival > 0.3  # taken as it was, not trained
+    assert tp.load(base.checkpoint).embed_dim == 32
+    assert (
+        {arm[1] for arm in state.calibrations}
+        == set(METHODS)
+        == {arm[1] for arm in state.latency_tables}
+    )
+    assert {row.method for row in state.screened} == set(METHODS)
+    for row in state.screened:
+        spec = tp.vit_spec(tp.load(base.checkpoint))
+        assert row.gmacs == pytest.approx(
+            tp.vit_macs(spec, tp.Schedule(row.schedule), row.method).gmacs
+        )
+    for trial in state.trials.values():
+        model = tp.load(trial.checkpoint)
+        said = tp.format_method(tp.method_of(model), tp.options_of(model))
+        assert said == trial.method and tuple(tp.schedule_of(model)) == trial.schedule
+
+
+def test_bounds_that_nothing_meets_are_said_before_anything_is_trained(place, digits, trained):
+    for space, message in [
+        ({"max_mparams": 0.001}, "no schedule keeps mparams within 0.001"),
+        ({"max_gmacs": 1e-9}, "no schedule costs"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            run_search(config(place / "none", digits, trained, **space), Screen())
+        assert not (place / "none").exists()
+    with pytest.raises(UserError, match="no schedule keeps latency_ms within 1e-06"):
+        run_search(config(place / "late", digits, trained, max_latency_ms=1e-6), Screen())
+    events = read_events(place / "late/runs/searches/bounded" / LEDGER_NAME)
+    assert {event["event"] for event in events} <= {"created", "latency_table", "system"}
+
+
+def test_bad_names_are_one_line(place, digits, trained):
+    with pytest.raises(UserError, match="no pooling method"):
+        run_search(config(place / "bad", digits, trained, method=["kmeans", "kmeens"]), Screen())
+    with pytest.raises(ValidationError, match="listed twice"):
+        config(place, digits, trained, method=["kmeans", "kmeans"])
