@@ -23,7 +23,7 @@ class Node:
 
     Attributes:
         node_id: any name that tells it apart.
-        cpus: for workers; what is kept back for drivers is taken off already.
+        cpus: as Ray counts them.
         gpus: whole devices.
         accelerator: Ray's name of their type, where it knows one.
     """
@@ -158,18 +158,13 @@ def accelerators(nodes: Iterable[Node]) -> list[str]:
     return sorted({node.accelerator for node in nodes if node.accelerator and node.gpus})
 
 
-def as_node(record: Mapping[str, Any], spare_cpus: float = 0.0) -> Node:
-    """A node from Ray's description of it.
-
-    Args:
-        record: an entry of `ray.nodes()`.
-        spare_cpus: kept back for drivers there.
-    """
+def as_node(record: Mapping[str, Any]) -> Node:
+    """A node from Ray's description of it, an entry of `ray.nodes()`."""
     resources = record["Resources"]
     types = [name.removeprefix(_ACCELERATOR) for name in resources if name.startswith(_ACCELERATOR)]
     return Node(
         node_id=record["NodeID"],
-        cpus=max(0.0, resources.get("CPU", 0.0) - spare_cpus),
+        cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
         accelerator=min(types, default=None),
     )

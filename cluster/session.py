@@ -7,7 +7,7 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,8 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been s
 import ray
 
 from cluster import leftovers
+from cluster.capacity import jobs_that_fit, may_grow_to, present_nodes
+from cluster.placement import Gang, Node
 from cluster.probe import AddressError, ClusterError, check_gcs, resolve
 
 __all__ = ["AddressError", "Cluster", "ClusterError", "free_port", "ray_session"]
@@ -42,32 +44,26 @@ class Cluster:
     cpus: float
     gpus: float
     num_nodes: int
+    nodes: Callable[[], Sequence[Node]] | None = None
+    """Looks at them now; None: the resources are spread evenly."""
 
     def concurrent_jobs(
-        self, num_workers: int, cpus_per_worker: float, gpus_per_worker: float
+        self,
+        num_workers: int,
+        cpus_per_worker: float,
+        gpus_per_worker: float,
+        accelerator: str | None = None,
     ) -> int:
-        """How many jobs of so many workers fit side by side.
+        """How many jobs of so many workers fit side by side (cluster.placement).
 
         Raises:
-            ClusterError: not even one does.
+            ClusterError: not even one does, and no autoscaler may bring what it needs.
         """
-        fits = [(self.cpus - _SPARE_CPUS) / (num_workers * cpus_per_worker)]
-        if gpus_per_worker:
-            fits.append(self.gpus / (num_workers * gpus_per_worker))
-        jobs = int(min(fits) + 1e-6)
-        if jobs < 1:
-            gpus = f" and {gpus_per_worker:g} GPU" if gpus_per_worker else ""
-            raise ClusterError(
-                f"one job needs {num_workers} workers of {cpus_per_worker:g} CPU{gpus} each, but "
-                f"the cluster has {self.cpus:g} CPUs and {self.gpus:g} GPUs of which "
-                f"{_SPARE_CPUS:g} CPU is kept for drivers: lower workers.num_workers or "
-                "workers.cpus_per_worker (for screening: screen.cpus_per_actor)"
-            )
-        return jobs
-
-
-# Drivers of trials, controllers and cleaners take slivers of CPU that workers must leave over.
-_SPARE_CPUS = 0.1
+        gang = Gang(num_workers, cpus_per_worker, gpus_per_worker, accelerator)
+        if self.nodes is not None:
+            return jobs_that_fit(self.nodes(), gang, grows=may_grow_to(gang))
+        share = Node("", self.cpus / self.num_nodes, self.gpus / self.num_nodes)
+        return jobs_that_fit([share] * self.num_nodes, gang)
 
 
 def free_port() -> int:
@@ -156,6 +152,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
                 cpus=resources.get("CPU", 0.0),
                 gpus=resources.get("GPU", 0.0),
                 num_nodes=len([node for node in ray.nodes() if node["Alive"]]),
+                nodes=present_nodes,
             )
         finally:
             try:

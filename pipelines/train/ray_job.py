@@ -6,19 +6,24 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from cluster.placement import Gang, fit
 from cluster.secrecy import clean_errors, guard_process
 from pipelines.train.imports import without_collector
 from pipelines.train.spec import TrainJob
 
 if TYPE_CHECKING:
+    from pipelines.config import WorkersConfig
     from pipelines.train.trainer import JobTrainer
 
 logger = logging.getLogger(__name__)
 
 # A trial's driver only waits; this share of a node keeps it from being free without limit.
 _DRIVER_SHARE = 0.001
-# A job that cannot be placed must fail with a message instead of trying for ever.
+# Minutes that Ray looks for room before the cluster is looked at here.
 CONTROLLER_FAILURES = 3
+# A job waits this long for room, in seconds: while others have what it needs, and while the
+# cluster as it is could not hold it. Then it fails with a message instead of trying for ever.
+_PATIENCE_TAKEN, _PATIENCE_GONE = 12 * 3600.0, 1800.0
 
 
 def driver_resources() -> dict[str, float]:
@@ -30,6 +35,13 @@ def driver_resources() -> dict[str, float]:
     import ray
 
     return {"CPU": 0.0, f"node:{ray.util.get_node_ip_address()}": _DRIVER_SHARE}
+
+
+def gang_of(workers: WorkersConfig) -> Gang:
+    """A job's workers, for the rules of placement."""
+    return Gang(
+        workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker, workers.accelerator
+    )
 
 
 @clean_errors()
@@ -60,7 +72,8 @@ def run_trainer(job: TrainJob) -> None:
 
     A job that ran before under the same storage and id goes on from its newest checkpoint. So it
     does after a worker died, as often as it may; an error that only a person can put right
-    would come again, and ends it at once.
+    would come again, and ends it at once. Where there is no room for its workers, as after nodes
+    have left, it waits and has lost nothing.
 
     Raises:
         ray.train.TrainingFailedError: the job failed for good.
@@ -69,16 +82,42 @@ def run_trainer(job: TrainJob) -> None:
 
     from pipelines.errors import UserError
 
-    for attempt in range(job.workers.max_failures + 1):
+    attempt, waits_since = 0, None
+    while True:
+        begun = time.monotonic()
         try:
             _make_trainer(job).fit()
             return
         except TrainingFailedError as error:
+            if _found_no_room(error):
+                waits_since = waits_since or begun
+                patience = _PATIENCE_TAKEN if _could_hold(job) else _PATIENCE_GONE
+                if time.monotonic() - waits_since > patience:
+                    raise
+                logger.warning("%s waits for room on the cluster", job.job_id)
+                continue
+            waits_since = None
             causes = getattr(error, "worker_failures", {}).values()
             needs_a_person = any(isinstance(_root(cause), UserError) for cause in causes)
             if needs_a_person or attempt == job.workers.max_failures:
                 raise
             logger.warning("%s failed and is started again: %s", job.job_id, error)
+            attempt += 1
+
+
+def _found_no_room(error: Exception) -> bool:
+    """Whether Ray gave up placing a job's workers, none of which ran."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    failure = getattr(error, "controller_failure", None)
+    return isinstance(failure, WorkerGroupStartupTimeoutError)
+
+
+def _could_hold(job: TrainJob) -> bool:
+    """Whether the cluster as it is now would hold the job if nobody else were on it."""
+    from cluster.capacity import present_nodes
+
+    return fit(present_nodes(), gang_of(job.workers)).jobs > 0
 
 
 def _root(error: BaseException) -> BaseException:
@@ -95,6 +134,7 @@ def _make_trainer(job: TrainJob) -> JobTrainer:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from cluster.capacity import present_nodes
     from pipelines.train.process_group import ProcessGroupConfig
     from pipelines.train.trainer import JobTrainer
 
@@ -110,6 +150,8 @@ def _make_trainer(job: TrainJob) -> JobTrainer:
             num_workers=workers.num_workers,
             use_gpu=workers.gpus_per_worker > 0,
             resources_per_worker=resources,
+            placement_strategy=fit(present_nodes(), gang_of(workers)).strategy,
+            accelerator_type=workers.accelerator,
         ),
         run_config=RunConfig(
             name=job.job_id,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,9 @@ REPORT_KEYS = (
 )
 
 
+AskRoom = Callable[[int, int], int]
+
+_STARTING = 16
 _ERROR_NAME = re.compile(r"^[\w.]*(RuntimeError|UserError): ")
 
 
@@ -85,25 +89,35 @@ class Watch(Protocol):
 
 
 class _Queue(Searcher):
-    """Hands out a fixed list of configs, each once, under the job's own id."""
+    """Hands out a fixed list of configs, each once, under the job's own id, while there is room.
 
-    def __init__(self, requests: Sequence[TrialRequest], watch: Watch | None) -> None:
+    Tune's own bound on concurrent trials is fixed when an experiment starts; a cluster is not.
+    """
+
+    def __init__(
+        self, requests: Sequence[TrialRequest], room: AskRoom, watch: Watch | None
+    ) -> None:
         super().__init__(metric="epoch", mode="max")
-        self._waiting = [request.config() for request in requests]
-        self._watch = watch
+        self._waiting = deque(request.config() for request in requests)
+        self._running: set[str] = set()
+        self._room, self._watch = room, watch
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_watch": None}  # as for `_Events`
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
-        if self._watch is not None and self._watch.ending:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        if not self._waiting or (self._watch is not None and self._watch.ending):
             return Searcher.FINISHED
-        return self._waiting.pop(0) if self._waiting else Searcher.FINISHED
+        if len(self._running) >= self._room(len(self._running), len(self._waiting)):
+            return None
+        self._running.add(trial_id)
+        return self._waiting.popleft()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing to learn: what to run was decided before."""
+        """Nothing to learn, as what to run was decided before; but there is room again."""
+        self._running.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger is what a search resumes from, not Tune's state."""
@@ -185,10 +199,14 @@ def short_reason(error: BaseException | None) -> str:
     return redactor().text(_ERROR_NAME.sub("", line))
 
 
+def _always(most: int) -> AskRoom:
+    return lambda running, waiting: most
+
+
 def run_trials(
     requests: Sequence[TrialRequest],
     *,
-    max_concurrent: int,
+    max_concurrent: int | AskRoom,
     listener: Listener,
     directory: Path,
     name: str,
@@ -202,7 +220,8 @@ def run_trials(
 
     Args:
         requests: the jobs, in the order they start.
-        max_concurrent: jobs at a time; their workers must fit the cluster all together.
+        max_concurrent: jobs at a time; their workers must fit the cluster all together. Or what
+            tells how many may run now, given how many run and how many wait.
         listener: told of everything.
         directory: where Tune keeps its own files.
         name: of the Tune experiment.
@@ -213,12 +232,14 @@ def run_trials(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Tune's own tables; the listener shows progress.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Trials whose drivers may be starting at a time; otherwise one.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(_STARTING))
+    room = max_concurrent if callable(max_concurrent) else _always(max_concurrent)
     tuner = tune.Tuner(
         tune.with_resources(train_trial, driver_resources()),
         tune_config=tune.TuneConfig(
             num_samples=len(requests),
-            max_concurrent_trials=max_concurrent,
-            search_alg=_Queue(requests, watch),
+            search_alg=_Queue(requests, room, watch),
             scheduler=scheduler or FIFOScheduler(),
             trial_name_creator=lambda trial: trial.config["trial_id"],
             trial_dirname_creator=lambda trial: trial.config["trial_id"],

@@ -159,8 +159,8 @@ def test_a_node_is_read_from_rays_description():
         "NodeID": "ab",
         "Resources": {"CPU": 8.0, "GPU": 2.0, "accelerator_type:L4": 1.0, "memory": 1e9},
     }
-    assert as_node(record, spare_cpus=0.5) == Node("ab", 7.5, 2.0, "L4")
-    assert as_node({"NodeID": "cd", "Resources": {}}, 0.1) == Node("cd", 0.0)
+    assert as_node(record) == Node("ab", 8.0, 2.0, "L4")
+    assert as_node({"NodeID": "cd", "Resources": {}}) == Node("cd", 0.0)
 
 
 @pytest.mark.parametrize("numbers", [(0, 1.0, 0.0), (1, -1.0, 0.0), (1, 0.0, 0.0), (1, 1.0, 1.5)])

@@ -39,13 +39,16 @@ def test_a_local_session_is_closed_to_strangers_and_leaves_nothing_behind():
     assert secrets() == before
 
 
-def test_concurrency_leaves_room_for_drivers():
+def test_concurrency_is_counted_node_by_node():
     cluster = Cluster(address="", cpus=2.0, gpus=0.0, num_nodes=1)
     assert cluster.concurrent_jobs(2, 0.9, 0.0) == 1
-    assert cluster.concurrent_jobs(1, 0.9, 0.0) == 2
-    # Two workers of a whole CPU leave nothing for the drivers: this is what would wait for ever.
-    with pytest.raises(ClusterError, match=r"2 workers of 1 CPU each.*2 CPUs"):
-        cluster.concurrent_jobs(2, 1.0, 0.0)
+    # Drivers and controllers take no CPU, so two workers of a whole one do fit.
+    assert cluster.concurrent_jobs(2, 1.0, 0.0) == 1
+    with pytest.raises(ClusterError, match=r"3 workers of 1 CPU each.*2 CPUs"):
+        cluster.concurrent_jobs(3, 1.0, 0.0)
+    # Eight CPUs, but four on each node: none holds a worker of five.
+    with pytest.raises(ClusterError, match=r"5 CPU each.*the largest with 4 CPUs"):
+        Cluster(address="", cpus=8.0, gpus=0.0, num_nodes=2).concurrent_jobs(1, 5.0, 0.0)
     gpus = Cluster(address="", cpus=64.0, gpus=8.0, num_nodes=2)
     assert gpus.concurrent_jobs(4, 4.0, 1.0) == 2
     with pytest.raises(ClusterError, match="1 GPU"):

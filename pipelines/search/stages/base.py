@@ -34,6 +34,7 @@ def run_base(context: StageContext) -> None:
         epochs = config.base.train.epochs
         widths = {base_job_id(w.width): w.width for w in missing}
         with (
+            context.room(config.base.workers, config.base.max_concurrent, "base") as room,
             context.screen.progress("base models, epochs", epochs * len(missing)) as bar,
             context.watch("base", config.base.workers.num_workers) as watch,
         ):
@@ -44,7 +45,7 @@ def run_base(context: StageContext) -> None:
                     )
                     for width in missing
                 ],
-                max_concurrent=context.concurrency(config.base.workers, config.base.max_concurrent),
+                max_concurrent=room,
                 listener=_BaseListener(context.recorder, widths, bar),
                 directory=config.directory / "tune",
                 name="base",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from cluster.capacity import Room
 from cluster.session import Cluster, ClusterError
 from pipelines.config import SearchConfig, WorkersConfig
 from pipelines.console import Screen
@@ -15,6 +16,7 @@ from pipelines.search.budget import DeviceMeter, Halt
 from pipelines.search.plan import make_space
 from pipelines.search.recorder import Recorder
 from pipelines.search.state import SearchState
+from pipelines.train.ray_job import gang_of
 from tune_spaces.space import ScheduleSpace
 
 # What actors cost is recorded this often, so that a driver that is killed loses little of it.
@@ -49,23 +51,38 @@ class StageContext:
         """
         return make_space(self.config, self.state.num_classes, self.state.latency_tables)
 
-    def concurrency(self, workers: WorkersConfig, wanted: int) -> int:
-        """How many jobs may run at once so that none waits for another's workers.
+    @contextmanager
+    def room(self, workers: WorkersConfig, wanted: int | None, name: str) -> Iterator[Room]:
+        """Tells how many jobs may run at once so that none waits for another's workers.
+
+        It looks at the cluster as it is when it is asked.
+
+        Args:
+            workers: of each job.
+            wanted: jobs at once at most; None for as many as fit.
+            name: of the work.
 
         Raises:
             UserError: the cluster cannot hold one.
         """
-        fits = self.fits(workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker)
-        return min(wanted, fits)
+        gang = gang_of(workers)
+        self.fits(gang.num_workers, gang.cpus, gang.gpus, gang.accelerator)
+        room = Room(gang, wanted, name)
+        try:
+            yield room
+        finally:
+            room.close()
 
-    def fits(self, num_processes: int, cpus: float, gpus: float) -> int:
+    def fits(
+        self, num_processes: int, cpus: float, gpus: float, accelerator: str | None = None
+    ) -> int:
         """How many groups of processes, each with so many CPUs and GPUs, fit side by side.
 
         Raises:
             UserError: the cluster cannot hold one.
         """
         try:
-            return self.cluster.concurrent_jobs(num_processes, cpus, gpus)
+            return self.cluster.concurrent_jobs(num_processes, cpus, gpus, accelerator)
         except ClusterError as error:
             raise UserError(str(error)) from None
 

@@ -81,6 +81,7 @@ def _run(
     config = context.config
     epochs = config.finals.train.epochs
     with (
+        context.room(config.finals.workers, config.finals.max_concurrent, name) as room,
         context.screen.progress(f"{name}, epochs", epochs * len(trials)) as bar,
         context.watch("finals", config.finals.workers.num_workers) as watch,
     ):
@@ -89,7 +90,7 @@ def _run(
             scheduler.listener = listener.decided
         run_trials(
             [_request(context, trial) for trial in trials],
-            max_concurrent=context.concurrency(config.finals.workers, config.finals.max_concurrent),
+            max_concurrent=room,
             listener=listener,
             directory=config.directory / "tune",
             name=name,

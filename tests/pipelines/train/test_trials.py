@@ -1,8 +1,10 @@
 import pytest
+from ray.tune.search import Searcher
 
+from pipelines.config import WorkersConfig
 from pipelines.errors import UserError
 from pipelines.train import ray_job
-from pipelines.train.trials import short_reason
+from pipelines.train.trials import TrialRequest, _Queue, short_reason
 
 
 @pytest.mark.parametrize(
@@ -16,6 +18,31 @@ from pipelines.train.trials import short_reason
 )
 def test_the_telling_line_of_a_long_error(text, reason):
     assert short_reason(RuntimeError(text)) == reason
+
+
+def test_jobs_are_given_out_while_there_is_room():
+    room = [2]
+    requests = [TrialRequest(job, gmacs=0.0) for job in map(Job, "abcd")]
+    queue = _Queue(requests, lambda running, waiting: min(room[0], running + waiting), None)
+    assert [queue.suggest(name)["trial_id"] for name in "12"] == ["a", "b"]
+    assert queue.suggest("3") is None
+    room[0] = 3  # a node joined
+    assert queue.suggest("3")["trial_id"] == "c"
+    room[0] = 1  # two left: their jobs wait for room by themselves
+    queue.on_trial_complete("1", error=True)
+    queue.on_trial_complete("2")
+    assert queue.suggest("4") is None
+    queue.on_trial_complete("3")
+    assert queue.suggest("4")["trial_id"] == "d"
+    assert queue.suggest("5") == Searcher.FINISHED
+
+
+class Job:
+    def __init__(self, job_id):
+        self.job_id = job_id
+
+    def model_dump(self, mode):
+        return {}
 
 
 class Trainer:
@@ -43,16 +70,33 @@ def test_only_what_may_pass_is_tried_again(
     errors = [WorkerGroupError("x", {0: cause}) for _ in range(num_errors)]
     monkeypatch.setattr(ray_job, "_make_trainer", lambda job: Trainer(errors))
 
-    class Job:
-        job_id = "j"
-
-        class workers:
-            pass
-
-    Job.workers.max_failures = max_failures
+    job = Job("j")
+    job.workers = WorkersConfig(max_failures=max_failures)
     if fails:
         with pytest.raises(WorkerGroupError):
-            ray_job.run_trainer(Job)
+            ray_job.run_trainer(job)
     else:
-        ray_job.run_trainer(Job)
+        ray_job.run_trainer(job)
+    assert len(errors) == left
+
+
+@pytest.mark.parametrize(("could_hold", "patience", "left"), [(True, 60.0, 0), (False, 0.0, 4)])
+def test_a_job_without_room_waits_and_no_restart_is_counted(
+    monkeypatch, could_hold, patience, left
+):
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2.api.exceptions import ControllerError
+
+    errors = [ControllerError(WorkerGroupStartupTimeoutError(2)) for _ in range(5)]
+    monkeypatch.setattr(ray_job, "_make_trainer", lambda job: Trainer(errors))
+    monkeypatch.setattr(ray_job, "_could_hold", lambda job: could_hold)
+    monkeypatch.setattr(ray_job, "_PATIENCE_TAKEN", patience)
+    monkeypatch.setattr(ray_job, "_PATIENCE_GONE", patience)
+    job = Job("j")
+    job.workers = WorkersConfig(max_failures=0)
+    if left:
+        with pytest.raises(ControllerError, match="startup timed out"):
+            ray_job.run_trainer(job)
+    else:
+        ray_job.run_trainer(job)
     assert len(errors) == left

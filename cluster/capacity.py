@@ -1,0 +1,141 @@
+"""What a cluster offers now, and what it is asked to become: nodes come and go while jobs run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import ray
+
+from cluster.placement import Gang, Node, as_node, fit
+from cluster.probe import ClusterError
+
+# Drivers of trials, controllers and cleaners take no CPU. Of the node that they run on a driver
+# takes 0.001, and of each node there is 1.
+MAX_DRIVERS = 999
+_COORDINATOR = "AutoscalingCoordinator"
+_ASK_EVERY, _ASK_FOR = 20.0, 180.0  # seconds
+_MOST_BUNDLES = 4096
+
+
+def present_nodes() -> list[Node]:
+    """The nodes that are alive."""
+    return [as_node(record) for record in ray.nodes() if record["Alive"]]
+
+
+def may_grow_to(gang: Gang) -> bool:
+    """Whether an autoscaler may bring what one job needs."""
+    limits = ray._private.state.state.get_max_resources_from_cluster_config()
+    return limits is not None and all(
+        limits.get(name, 0) >= gang.num_workers * amount
+        for name, amount in gang.bundle().items()
+        if name in ("CPU", "GPU")
+    )
+
+
+def jobs_that_fit(nodes: Sequence[Node], gang: Gang, *, grows: bool = False) -> int:
+    """How many jobs run side by side without waiting for each other.
+
+    Args:
+        nodes: of the cluster.
+        gang: the workers of each job.
+        grows: whether the cluster may become large enough for one, if it is not.
+
+    Raises:
+        ClusterError: not even one fits.
+    """
+    jobs = fit(nodes, gang).jobs
+    if jobs or grows:
+        return max(jobs, 1)
+    gpus = f" and {gang.gpus:g} GPU" if gang.gpus else ""
+    kind = f" of type {gang.accelerator}" if gang.accelerator else ""
+    largest = max(nodes, key=lambda node: (node.gpus, node.cpus), default=Node("", 0.0))
+    raise ClusterError(
+        f"one job needs {gang.num_workers} workers of {gang.cpus:g} CPU{gpus}{kind} each, but the "
+        f"cluster has {sum(n.cpus for n in nodes):g} CPUs and {sum(n.gpus for n in nodes):g} GPUs "
+        f"on {len(nodes)} nodes, the largest with {largest.cpus:g} CPUs and {largest.gpus:g} GPUs: "
+        "lower workers.num_workers or workers.cpus_per_worker (for screening: "
+        "screen.cpus_per_actor)"
+    )
+
+
+@dataclass
+class Room:
+    """How many jobs may run, asked anew whenever one could start.
+
+    The cluster is looked at again every few seconds, so nodes that join are used and those that
+    left are not counted on. Where there is an autoscaler it is told how many jobs wait.
+
+    Attributes:
+        gang: the workers of each job.
+        wanted: jobs at a time at most; None for as many as fit.
+        name: of the work, for the autoscaler.
+        look_every: seconds.
+        patience: seconds with no room for anybody, after which it is said.
+        nodes: looks at the cluster.
+    """
+
+    gang: Gang
+    wanted: int | None = None
+    name: str = "jobs"
+    look_every: float = 5.0
+    patience: float = 1800.0
+    nodes: Callable[[], Sequence[Node]] = present_nodes
+    clock: Callable[[], float] = time.monotonic
+    _jobs: int = field(default=0, init=False)
+    _looked: float = field(default=float("-inf"), init=False)
+    _asked: float = field(default=float("-inf"), init=False)
+    _empty_since: float | None = field(default=None, init=False)
+
+    def __call__(self, running: int, waiting: int) -> int:
+        """How many jobs may run at once now.
+
+        Args:
+            running: jobs that do.
+            waiting: jobs that do not yet.
+
+        Raises:
+            ClusterError: there has been no room for any for longer than `patience`.
+        """
+        now = self.clock()
+        if now - self._looked >= self.look_every:
+            self._jobs, self._looked = fit(self.nodes(), self.gang).jobs, now
+        most = min(running + waiting, MAX_DRIVERS if self.wanted is None else self.wanted)
+        if most > max(self._jobs, running) and now - self._asked >= _ASK_EVERY:
+            self._asked = now
+            self._ask(most - running)
+        if self._jobs or running:
+            self._empty_since = None
+        else:
+            self._empty_since = now if self._empty_since is None else self._empty_since
+            if now - self._empty_since > self.patience:
+                raise ClusterError(
+                    f"no node has had room for {self.name} for {self.patience / 60:g} minutes: "
+                    "look at the cluster, then type the same command to go on"
+                )
+        return min(most, self._jobs)
+
+    def close(self) -> None:
+        """Takes back what was asked of an autoscaler."""
+        if self._asked > float("-inf"):
+            self._ask(0)
+
+    def _ask(self, jobs: int) -> None:
+        # Ray Train's coordinator merges what everybody asks for and would overwrite what it is
+        # not told of; jobs that run have told it of themselves. Before the first there is none.
+        bundles = [self.gang.bundle()] * min(jobs * self.gang.num_workers, _MOST_BUNDLES)
+        try:
+            coordinator = ray.get_actor(_COORDINATOR, namespace=_COORDINATOR)
+        except ValueError:
+            from ray.autoscaler.sdk import request_resources
+
+            request_resources(bundles=bundles)
+            return
+        requester = f"tokenpool-{self.name}"
+        if jobs:
+            coordinator.request_resources.remote(
+                requester_id=requester, resources=bundles, expire_after_s=_ASK_FOR
+            )
+        else:
+            coordinator.cancel_request.remote(requester_id=requester)
