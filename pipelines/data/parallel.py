@@ -1,24 +1,30 @@
 """Shards made by all cores, or by a Ray cluster; one result after the other, as they finish."""
 
-import ctypes
-import os
-import signal
 import socket
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 
 from pipelines.data.options import PrepareOptions
+from pipelines.data.processes import WorkerDiedError, WorkerProcesses
 from pipelines.data.shards import make_shard, write_shard
 from pipelines.data.sources.base import Mode, Unit
 from pipelines.errors import UserError
 
 Task = tuple[int, Unit]
-_PR_SET_PDEATHSIG = 1
+# What making a shard needs, imported while the source is still being listed.
+_MODULES = [__name__, "PIL.JpegImagePlugin", "pyarrow.parquet", "pipelines.data.sources.folder"]
+
+
+@contextmanager
+def workers_for(options: PrepareOptions) -> Iterator[WorkerProcesses | None]:
+    """Workers that start at once and end with the block; None where one process does the work."""
+    if options.address is not None or options.processes == 1:
+        yield None
+        return
+    with closing(WorkerProcesses(_MODULES)) as workers:
+        yield workers
 
 
 def make_shards(
@@ -27,8 +33,17 @@ def make_shards(
     options: PrepareOptions,
     mode: Mode,
     num_classes: int,
+    workers: WorkerProcesses | None,
 ) -> Iterator[Task]:
     """Make every shard and put it in `folder`; yields each task as it is done.
+
+    Args:
+        tasks: numbers of shards and what they are made of.
+        folder: where they go.
+        options: how they are encoded.
+        mode: likewise.
+        num_classes: labels beyond are refused.
+        workers: from `workers_for` the same options.
 
     Raises:
         UserError: a worker process was killed, or the Ray cluster failed.
@@ -37,63 +52,30 @@ def make_shards(
     if options.address is not None:
         yield from _on_ray(tasks, folder, options, mode, num_classes)
         return
-    workers = min(options.processes, len(tasks))
-    if workers <= 1:
+    count = min(options.processes, len(tasks))
+    if workers is None or count <= 1:
         for number, unit in tasks:
-            write_shard(folder, number, *make_shard(unit, options, mode, num_classes))
+            _make_and_write(folder, number, unit, options, mode, num_classes)
             yield number, unit
         return
-    yield from _on_processes(tasks, folder, options, mode, num_classes, workers)
-
-
-def _on_processes(
-    tasks: list[Task],
-    folder: Path,
-    options: PrepareOptions,
-    mode: Mode,
-    num_classes: int,
-    workers: int,
-) -> Iterator[Task]:
-    # Spawned: a fork of a process with threads (progress bars, torch) may start out deadlocked.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _die_with_parent, (os.getpid(),))
+    calls = (
+        ((number, unit), (folder, number, unit, options, mode, num_classes))
+        for number, unit in tasks
+    )
     try:
-        waiting = iter(tasks)
-        running: dict[Future[None], Task] = {}
-        while True:
-            # A few in advance per worker, not all: a listing of millions of files is large.
-            for task in islice(waiting, 2 * workers - len(running)):
-                future = pool.submit(
-                    _make_and_write, folder, task[0], task[1], options, mode, num_classes
-                )
-                running[future] = task
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                task = running.pop(future)
-                future.result()
-                yield task
-    except BrokenProcessPool:
+        yield from workers.run(count, _make_and_write, calls)
+    except WorkerDiedError:
         raise UserError(
             "a worker process was killed, perhaps for want of memory: type the same again, "
             "finished shards are kept, perhaps with fewer --workers",
             exit_code=1,
         ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _make_and_write(
     folder: Path, number: int, unit: Unit, options: PrepareOptions, mode: Mode, num_classes: int
 ) -> None:
     write_shard(folder, number, *make_shard(unit, options, mode, num_classes))
-
-
-def _die_with_parent(parent: int) -> None:
-    """A worker must not outlive a killed `prepare`: the next one would race it for the shards."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _on_ray(

@@ -31,7 +31,8 @@ from pipelines.data.manifest import (
     verify_beton,
 )
 from pipelines.data.options import PrepareOptions, options_hash
-from pipelines.data.parallel import make_shards
+from pipelines.data.parallel import make_shards, workers_for
+from pipelines.data.processes import WorkerProcesses
 from pipelines.data.shards import shard_paths, write_durably
 from pipelines.data.sources.base import Source
 from pipelines.errors import UserError
@@ -156,12 +157,13 @@ def _prepare(
     if assembled is not None:
         _publish(partial, out)
         return assembled
-    source = open_source(source_name, options)
-    if not source.units:
-        raise UserError(f"{source_name} holds no images")
     shards = partial / "shards"
-    _match_plan(partial, shards, source, options)
-    _make_shards(source, options, shards, progress)
+    with workers_for(options) as workers:  # they start while the source is listed
+        source = open_source(source_name, options)
+        if not source.units:
+            raise UserError(f"{source_name} holds no images")
+        _match_plan(partial, shards, source, options)
+        _make_shards(source, options, shards, progress, workers)
     rows = read_rows(shards, len(source.units))
     splits = split_rows(rows, source, options)
     reasons = find_rejected(rows, splits)
@@ -249,7 +251,11 @@ def _discard_shards(shards: Path, before: Any, plan: dict[str, Any]) -> None:
 
 
 def _make_shards(
-    source: Source, options: PrepareOptions, shards: Path, progress: Progress | None
+    source: Source,
+    options: PrepareOptions,
+    shards: Path,
+    progress: Progress | None,
+    workers: WorkerProcesses | None,
 ) -> None:
     tasks = [
         (number, unit)
@@ -261,7 +267,7 @@ def _make_shards(
     if progress is not None:
         progress(done, total)
     mode = options.mode or source.default_mode
-    for _, unit in make_shards(tasks, shards, options, mode, len(source.classes)):
+    for _, unit in make_shards(tasks, shards, options, mode, len(source.classes), workers):
         done += unit.num_samples
         if progress is not None:
             progress(done, total)
