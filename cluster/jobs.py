@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,13 @@ from cluster.probe import AddressError, ClusterError, JobServer, check_ray_versi
 
 SEARCH, CONFIG, STORAGE = "tokenpool.search", "tokenpool.config", "tokenpool.storage"
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
-_FIRST_LINE = "Running entrypoint for job "
+# Ray's own lines in a job's log, and the modules that tell of every upload and connection.
+_RAYS_LINES = re.compile(r"Running entrypoint for job |\d{4}-\d\d-\d\d .* job_manager\.py:")
+_CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 _POLL_SECONDS = 0.3
 _RETRIES = 20
 
@@ -149,7 +156,7 @@ class JobApi:
     def logs(self, job_id: str) -> str:
         """What a job has printed so far."""
         with self._talking():
-            return without_first_line(self._client.get_job_logs(job_id))
+            return without_rays_lines(self._client.get_job_logs(job_id))
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> Job:
         """Hands on what a job prints until it ends; a connection that breaks is made again.
@@ -217,21 +224,22 @@ class _Tail:
             new = chunk[max(0, self.handed - passed) :]
             passed += len(chunk)
             self.handed = max(self.handed, passed)
-            if shown := without_first_line(new):
+            if shown := without_rays_lines(new):
                 self._write(shown)
 
 
-def without_first_line(text: str) -> str:
-    """A job's log without Ray's own line that says what it runs."""
+def without_rays_lines(text: str) -> str:
+    """A job's log without Ray's own lines on what it runs."""
     lines = text.splitlines(keepends=True)
-    return "".join(line for line in lines if not line.startswith(_FIRST_LINE))
+    return "".join(line for line in lines if not _RAYS_LINES.match(line))
 
 
 def _connect(server: JobServer) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray.dashboard.modules").setLevel(logging.WARNING)  # it tells of uploads
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     with _only_address(server):
         try:
             return JobSubmissionClient(server.url)

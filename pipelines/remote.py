@@ -20,6 +20,7 @@ from pipelines.errors import UserError
 CONFIG_FILE = "search.yaml"
 STOPPED_BY_HAND = 130  # what shells give a command that Ctrl-C ended
 _COMMAND_SECONDS = 120.0
+_END_SECONDS = 60.0  # from a search's last event to the end of its job
 _NARROWEST = 100
 
 Address = Annotated[
@@ -169,8 +170,12 @@ class Remote:
             )
         return jobs[-1].storage
 
-    def run(self, words: list[str], *, python: str | None = None) -> int:
+    def run(self, words: list[str], *, seconds: float = _COMMAND_SECONDS) -> int:
         """Runs a short command on the cluster, and prints what it prints here.
+
+        Args:
+            words: of the command.
+            seconds: it may take.
 
         Returns:
             Its exit code.
@@ -181,8 +186,8 @@ class Remote:
             job = self.api.run(
                 words,
                 pack(Path(folder, "code")),
-                seconds=_COMMAND_SECONDS,
-                variables=_shell(python),
+                seconds=seconds,
+                variables=_shell(None),
             )
             printed = self.api.logs(job.job_id)
             self.api.forget(job.job_id)
@@ -215,6 +220,32 @@ def run_there(
     remote = Remote(address, allow_open=allow_open)
     code = remote.run([*words, "--storage", remote.storage(name, storage)])
     if code:
+        raise typer.Exit(code)
+
+
+def stop_there(address: str, name: str, storage: Path, wait: float, *, allow_open: bool) -> None:
+    """Ends a search on a cluster in order, and its job with it.
+
+    A driver that does not listen any more is ended all the same.
+
+    Raises:
+        UserError: the search is unknown there.
+        typer.Exit: the command failed there.
+    """
+    remote = Remote(address, allow_open=allow_open)
+    where = remote.storage(name, storage)
+    words = ["stop", name, "--wait", f"{wait:g}", "--storage", where]
+    code = remote.run(words, seconds=wait + _COMMAND_SECONDS)
+    if not wait:
+        return
+    with one_line():
+        left = [job for job in remote.api.searches(name) if not job.ended]
+        for job in left:
+            if not remote.api.wait(job.job_id, _END_SECONDS):
+                remote.api.kill(job.job_id)
+                remote.api.wait(job.job_id, _END_SECONDS)
+                typer.echo(f"job {job.job_id} did not end by itself and was ended")
+    if code and not left:
         raise typer.Exit(code)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from pipelines.commands.front import Name, Storage
 from pipelines.errors import UserError
+from pipelines.remote import Address, Open, stop_there
 from pipelines.search.budget import read_request, request_stop
 from pipelines.search.state import SearchState, load_state
 from pipelines.track.upkeep import driver_runs
@@ -24,11 +25,16 @@ def stop(
         float, typer.Option(min=0, help="Seconds to wait for its end; 0: do not wait.")
     ] = 180.0,
     storage: Storage = Path("runs"),
+    address: Address = None,
+    i_know_this_is_open: Open = False,
 ) -> None:
     """End a running search in order: trainings may come to their next checkpoint.
 
     What is finished is kept, and `tokenpool search` goes on from there.
     """
+    if address is not None:
+        stop_there(address, name, storage, wait, allow_open=i_know_this_is_open)
+        return
     directory = storage / "searches" / name
     before = load_state(storage, name)
     if not driver_runs(directory):

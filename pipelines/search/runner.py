@@ -23,6 +23,7 @@ from pipelines.errors import UserError
 from pipelines.search.budget import DeviceMeter, Halt, SearchEnded, withdraw_request
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
 from pipelines.search.plan import check_method, dense_gmacs, make_space
+from pipelines.search.preflight import check_cluster
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.base import run_base
 from pipelines.search.stages.bounds import prepare_bounds
@@ -154,6 +155,8 @@ def _run_stages(
             halt = Halt(config.budget, recorder.state, meter, config.directory)
             context = StageContext(config, cluster, recorder, screen, halt, meter)
             check_fits(context)
+            if address is not None:
+                check_cluster(config, manifest, screen)
             if not recorder.state.exists:
                 _create(recorder, config, manifest)
             recorder.add("began", budget=config.resolved()["budget"])
@@ -168,7 +171,7 @@ def _run_stages(
     except SearchEnded as ended:
         return ended
     except ClusterError as error:
-        raise UserError(str(error), exit_code=1) from None
+        raise UserError(str(error), exit_code=error.exit_code) from None
     except RayError as error:
         raise UserError(
             f"Ray failed ({short_reason(error)}): type the same command to go on", exit_code=1

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from cluster.interfaces import interface_of, use_interface_of
 from pipelines.config import TrainConfig, WorkersConfig
 from pipelines.train.imports import without_collector
-from pipelines.train.process_group import interface_of, use_interface_of
 from pipelines.train.spec import DataConfig, ModelSpec, TrainJob
 
 
