@@ -179,6 +179,27 @@ class HalvingRule:
         return nearest if distances[nearest] < self.min_spread else None
 
 
+def finals_rungs(grace_period: int, epochs: int, reduction_factor: float) -> list[int]:
+    """`geometric_rungs` of trainings of so many epochs, however few; none is the last epoch."""
+    grace = min(grace_period, epochs - 1) or 1
+    return geometric_rungs(grace, max(2, epochs), reduction_factor)
+
+
+def geometric_rungs(grace_period: int, max_t: int, reduction_factor: float) -> list[int]:
+    """`grace_period`, then each `reduction_factor` times the one before, all below `max_t`.
+
+    Raises:
+        ValueError: `grace_period` is under 1 or not below `max_t`.
+    """
+    if not 1 <= grace_period < max_t:
+        raise ValueError(f"grace_period must be in 1..{max_t - 1}, got {grace_period}")
+    rungs, rung = [], float(grace_period)
+    while round(rung) < max_t:
+        rungs.append(round(rung))
+        rung *= reduction_factor
+    return rungs
+
+
 def lacks(
     costs: NDArray[np.float64], qualities: NDArray[np.float64], margin: NDArray[np.float64]
 ) -> NDArray[np.float64]:

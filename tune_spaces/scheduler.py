@@ -14,7 +14,7 @@ from ray.tune.result import DEFAULT_METRIC
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.utils import flatten_dict
 
-from tune_spaces.halving import Entry, HalvingRule, Verdict
+from tune_spaces.halving import Entry, HalvingRule, Verdict, geometric_rungs
 from tune_spaces.rung import Rung
 
 if TYPE_CHECKING:
@@ -273,18 +273,3 @@ class ParetoHalving(FIFOScheduler):
             rung, trial_id, costs, qualities, kept = json.loads(line)
             if rung in self.rungs:
                 self.rungs[rung].add(trial_id, Entry(tuple(costs), tuple(qualities), kept))
-
-
-def geometric_rungs(grace_period: int, max_t: int, reduction_factor: float) -> list[int]:
-    """`grace_period`, then each `reduction_factor` times the one before, all below `max_t`.
-
-    Raises:
-        ValueError: `grace_period` is under 1 or not below `max_t`.
-    """
-    if not 1 <= grace_period < max_t:
-        raise ValueError(f"grace_period must be in 1..{max_t - 1}, got {grace_period}")
-    rungs, rung = [], float(grace_period)
-    while round(rung) < max_t:
-        rungs.append(round(rung))
-        rung *= reduction_factor
-    return rungs

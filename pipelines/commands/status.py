@@ -12,7 +12,9 @@ import typer
 from pipelines.commands.front import AsJson, Storage
 from pipelines.errors import UserError
 from pipelines.remote import Address, Open, run_there
+from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.state import load_state, search_names
+from pipelines.track.front import history
 from pipelines.track.status import search_status, status_text
 
 _REFRESH_SECONDS = 2.0
@@ -51,7 +53,9 @@ def status(
 
 
 def _status(storage: Path, name: str) -> dict[str, Any]:
-    return search_status(load_state(storage, name), storage / "searches" / name)
+    directory = storage / "searches" / name
+    state = load_state(storage, name)
+    return search_status(state, directory, history(name, read_events(directory / LEDGER_NAME)))
 
 
 def _watch(storage: Path, name: str) -> None:

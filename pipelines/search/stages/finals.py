@@ -16,6 +16,7 @@ from pipelines.search.state import SearchState, TrialState
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.trials import TrialRequest, run_trials
 from tune_spaces.evolution import Scored, select
+from tune_spaces.halving import finals_rungs
 from tune_spaces.scheduler import Decision, ParetoHalving
 
 
@@ -169,8 +170,7 @@ def _make_scheduler(context: StageContext, trials: list[TrialState]) -> ParetoHa
     scheduler = ParetoHalving(
         "top1_minival",
         costs=["gmacs"],
-        grace_period=min(stage.grace_epochs, stage.train.epochs - 1) or 1,
-        max_t=max(2, stage.train.epochs),
+        rungs=finals_rungs(stage.grace_epochs, stage.train.epochs, stage.reduction_factor),
         reduction_factor=stage.reduction_factor,
         noise=stage.noise_margin,
         trial_key="trial_id",

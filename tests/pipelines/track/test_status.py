@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from pipelines.commands.status import status as status_command
 from pipelines.errors import UserError
+from pipelines.search.budget import request_stop
 from pipelines.search.ledger import Ledger
-from pipelines.track.status import duration
+from pipelines.track.status import duration, sparkline
 from pipelines.track.upkeep import driver_runs
 
 
@@ -67,6 +68,55 @@ def test_at_work_and_left_behind(run: Callable[..., str], storage: Path) -> None
     ]
     # Watching what is not at work ends at once.
     assert "interrupted" in run("half", "--watch")
+
+
+def test_stages_trials_rungs_growth_and_budget(run: Callable[..., str], storage: Path) -> None:
+    rows = ledgers.events("half", complete=False)
+    finals = {"train": {"epochs": 3}, "grace_epochs": 1, "reduction_factor": 2.0}
+    rows[0]["config"]["finals"] = finals
+    now = time.time()
+    began = {
+        "event": "began",
+        "time": rows[0]["time"],
+        "budget": {"device_hours": 0.5, "deadline": "2h", "trials": 9},
+    }
+    rows.insert(1, began)
+    rows.append({"event": "spent", "stage": "screen", "device_seconds": 100.0})
+    for number, row in enumerate(rows):
+        row["time"] = now - 600 + number
+    directory = ledgers.write_ledger(storage, "half", rows).parent
+    found = json.loads(run("half", "--json"))
+    # By hand: six trials reported, five of them to the end, t005 was stopped after one epoch.
+    assert found["rungs"] == [
+        {"epoch": 1, "reached": 6, "stopped": 1},
+        {"epoch": 2, "reached": 5, "stopped": 0},
+    ]
+    # Two bases at 20 s, five trials at 60 s, one at 20 s.
+    assert found["stage_device_seconds"] == {"base": 40.0, "screen": 100.0, "finals": 320.0}
+    assert found["device_seconds"] == 460.0
+    volumes = [volume for _, volume in found["growth"]]
+    assert len(volumes) == 7 and volumes == sorted(volumes)
+    assert volumes[-1] == pytest.approx(found["hypervolume"], abs=1e-6)
+    left = found["budget_left"]
+    assert left["device_hours"] == pytest.approx(0.5 - 460 / 3600, abs=1e-3)
+    assert left["trials"] == 2  # seven were begun, t007 failed
+    assert left["seconds"] == pytest.approx(7200 - (len(rows) - 2), abs=0.1)
+    with Ledger(directory):
+        text = run("half")
+        assert "rungs: epoch 1: 6 reached, 1 stopped; epoch 2: 5 reached, 0 stopped" in text
+        assert "device-seconds: base 40, screen 100, finals 320" in text
+        assert "█" in text.split("hypervolume against device-seconds: 0 ")[1]
+        assert "device-hours, 1.8 h until the deadline (2h), 2 of 9 trials" in text
+        request_stop(directory)
+        assert "asked to stop" in run("half")
+    ended = {"event": "ended", "why": "stop", "reason": "stopped by a@b", "time": now}
+    ledgers.write_ledger(storage, "half", [*rows, ended])
+    assert "half: ended" in run("half") and "stopped by a@b: type the same" in run("half")
+
+
+def test_a_sparkline_by_hand() -> None:
+    assert sparkline([[5, 0.5], [10, 1.0]], width=4) == "0  ▅▅█ 1.0000 at 10"
+    assert sparkline([[0, 0.5]]) == ""
 
 
 def test_looking_needs_no_right_to_write(storage: Path) -> None:
