@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PRESET := tune_spaces/presets/digits.yaml
 
-.PHONY: help install search test test-slow lint types clean
+.PHONY: help install search test test-slow chaos lint types clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -16,10 +16,13 @@ search: install ## the demo: a Pareto front on real handwritten digits, about te
 	@$(BIN)/tokenpool search $(PRESET)
 
 test: install ## the tests, under 15 minutes on two cores
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -m "not slow and not gpu and not chaos"
 
 test-slow: install ## the tests that take minutes each
 	@$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
+
+chaos: install ## kill -9 on the driver at 20 random moments, about half an hour
+	@$(BIN)/python -m pytest -m chaos -s tests/chaos
 
 lint: install ## formatting and style
 	@$(BIN)/ruff format --check .
