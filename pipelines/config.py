@@ -31,6 +31,11 @@ class DataConfig(StrictModel):
     """Where the images come from."""
 
     path: Path = Field(description="The prepared folder (betons and manifest.json).")
+    address: str | None = Field(
+        default=None,
+        description="Where every machine fetches that folder from, once: any pyarrow or fsspec "
+        "address (s3://bucket/imagenet). None: it is there.",
+    )
     image_size: Positive = Field(description="Side of the square the model sees, in pixels.")
     loader: Literal["auto", "ffcv", "torchvision"] = "auto"
     loader_threads: Positive = Field(
@@ -554,7 +559,11 @@ _SAFEGUARDS = (
 
 def deciding(resolved: dict[str, Any]) -> dict[str, Any]:
     """A resolved config without what only says where things lie, safeguards and the budget."""
-    data = {key: value for key, value in resolved.get("data", {}).items() if key != "path"}
+    data = {
+        key: value
+        for key, value in resolved.get("data", {}).items()
+        if key not in ("path", "address")
+    }
     kept = {key: value for key, value in resolved.items() if key not in ("storage", "budget")}
     kept |= {"data": data}
     return _without_safeguards(kept)

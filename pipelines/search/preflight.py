@@ -17,7 +17,12 @@ def check_cluster(config: SearchConfig, manifest: Manifest, screen: Screen) -> N
             other.
     """
     data = config.data.path.resolve()
-    files = [data / MANIFEST_NAME, *(data / split.file for split in manifest.splits.values())]
+    # What is fetched from an address is checked by whoever fetches it.
+    files = (
+        []
+        if config.data.address
+        else [data / MANIFEST_NAME, *(data / split.file for split in manifest.splits.values())]
+    )
     gpus = max(config.base.workers.gpus_per_worker, config.finals.workers.gpus_per_worker)
     found = check_nodes(config.storage.resolve(), files, gpus_per_worker=gpus)
     screen.say(f"{found.nodes} nodes checked in {found.seconds:.1f} s", style="dim")

@@ -18,7 +18,8 @@ from ray.exceptions import RayError
 from cluster.session import ClusterError, ray_session
 from pipelines.config import BudgetConfig, SearchConfig, deciding, differences
 from pipelines.console import Screen, program
-from pipelines.data.manifest import Manifest, load_manifest, verify_beton
+from pipelines.data.fetch import fetch
+from pipelines.data.manifest import Manifest, verify_beton
 from pipelines.errors import UserError
 from pipelines.search.budget import DeviceMeter, Halt, SearchEnded, withdraw_request
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
@@ -80,7 +81,7 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
             write_results(state, directory)
         show_front(state, config.storage, screen)
         return
-    manifest = load_manifest(config.data.path)
+    manifest = fetch(config.data.path, config.data.address)
     make_space(config, len(manifest.classes))  # bounds that nothing meets are said now
     for split in manifest.splits:
         verify_beton(config.data.path, split, manifest)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import tokenpool as tp
 from pipelines.config import DataConfig
 from pipelines.data.augment import normalize
+from pipelines.data.fetch import fetch
 from pipelines.data.loader import make_loader
-from pipelines.data.manifest import load_manifest
 from pipelines.train.evaluate import evaluate
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -47,8 +47,8 @@ class Scorer:
             torch.set_num_threads(num_threads)
         self._device = torch.device(device)
         self._data, self._batch_size, self._most_images = data, batch_size, most_images
+        manifest = fetch(data.path, data.address)
         if normalization is None:
-            manifest = load_manifest(data.path)
             normalization = manifest.mean, manifest.std
         self._mean, self._std = normalization
         self._models = {

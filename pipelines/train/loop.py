@@ -20,8 +20,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from pipelines.data.augment import DeviceAugment, normalize, step_generator
+from pipelines.data.fetch import fetch
 from pipelines.data.loader import Loader, make_loader
-from pipelines.data.manifest import load_manifest
 from pipelines.errors import UserError
 from pipelines.train.checkpoint import EpochSums, JobProgress
 from pipelines.train.engine import make_engine, set_learning_rate, use_right_accelerator
@@ -76,7 +76,7 @@ class _Training:
         torch.set_num_threads(job.workers.threads_per_worker)
         self.device = use_right_accelerator()
         torch.manual_seed(job.seed)
-        manifest = load_manifest(job.data.path)
+        manifest = fetch(job.data.path, job.data.address)
         if len(manifest.classes) != job.model.num_classes:
             raise UserError(
                 f"the job has {job.model.num_classes} classes but {job.data.path} has "

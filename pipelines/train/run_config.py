@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tokenpool as tp
 from pipelines.config import TrainRunConfig
-from pipelines.data.manifest import load_manifest
+from pipelines.data.fetch import fetch
 from pipelines.errors import UserError
 from pipelines.train.spec import ModelSpec, TrainJob
 
@@ -15,7 +15,7 @@ def job_of(config: TrainRunConfig) -> TrainJob:
     Raises:
         UserError: the data is not prepared, or the schedule does not fit the model.
     """
-    manifest = load_manifest(config.data.path)
+    manifest = fetch(config.data.path, config.data.address)
     if config.schedule is not None:
         try:
             schedule = tp.Schedule(config.schedule)
