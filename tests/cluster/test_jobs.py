@@ -1,0 +1,189 @@
+import contextlib
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+import ray
+from ray.core.generated import gcs_service_pb2
+
+from cluster.jobs import JobApi, without_rays_lines
+from cluster.package import pack
+from cluster.probe import AddressError, check_gcs, dashboard_url, job_server, resolve
+
+TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
+
+
+@contextlib.contextmanager
+def web(answers):
+    """A server with a page for each path, and 404 for the rest."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = answers.get(self.path)
+            self.send_response(200 if found is not None else 404)
+            self.end_headers()
+            self.wfile.write((found or "<html>").encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextlib.contextmanager
+def gcs(version):
+    """What answers as Ray's control service of some version does."""
+
+    class Answer(grpc.GenericRpcHandler):
+        def service(self, call):
+            if not call.method.endswith("NodeInfoGcsService/CheckAlive"):
+                return None
+            reply = gcs_service_pb2.CheckAliveReply(ray_version=version).SerializeToString()
+            return grpc.unary_unary_rpc_method_handler(lambda *_: reply)
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Answer()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None)
+
+
+def dashboard(version):
+    return {
+        "/api/authentication_mode": json.dumps({"authentication_mode": "disabled"}),
+        "/api/version": json.dumps({"ray_version": version, "version": "4"}),
+        "/api/jobs/": "[]",
+    }
+
+
+def refused(call, *words):
+    with pytest.raises(AddressError) as caught:
+        call(*words)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_what_does_not_answer_or_is_no_cluster_is_said_at_once():
+    with web({"/": "hello"}) as url:
+        host = url.removeprefix("http://")
+        assert "not the dashboard" in refused(job_server, url)
+        assert "does not speak Ray's protocol" in refused(check_gcs, host)
+    assert "nothing answers" in refused(job_server, url)
+    assert "no Ray cluster answers" in refused(check_gcs, host)
+
+
+def test_a_cluster_of_another_version_is_refused_by_name():
+    with web(dashboard("2.40.0")) as url:
+        assert f"runs Ray 2.40.0 and this is Ray {ray.__version__}" in refused(JobApi, url)
+    with web(dashboard(ray.__version__)) as url:
+        assert JobApi(url).searches() == []
+    with gcs("2.40.0") as address:
+        assert "runs Ray 2.40.0" in refused(check_gcs, address)
+    with gcs(ray.__version__) as address:
+        check_gcs(address)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "http://10.0.0.1:8265", "ray://h:10001", ":1"])
+def test_what_is_no_address_of_a_cluster(address):
+    assert "HOST:PORT" in refused(check_gcs, address)
+
+
+def test_addresses_of_dashboards():
+    assert dashboard_url("10.0.0.1") == "http://10.0.0.1:8265"
+    assert dashboard_url("http://head:80/") == "http://head:80"
+    assert dashboard_url("https://ray.example.org/a/") == "https://ray.example.org/a"
+    assert "HOST:8265" in refused(dashboard_url, "ray://head:10001")
+    assert "HOST:8265" in refused(dashboard_url, "http://head:x")
+    said = refused(dashboard_url, "http://me:hunter2@head:8265")
+    assert "hunter2" not in said and "password" in said
+
+
+def test_auto_is_the_cluster_that_ray_names(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert resolve("auto") == "10.0.0.1:6379"
+    assert resolve("10.0.0.2:6379") == "10.0.0.2:6379"
+
+
+def test_rays_own_lines_are_left_out():
+    log = (
+        "2026-11-23 03:40:17,756\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
+        "Running entrypoint for job a: sh run.sh\nRunning on\n2026-11-23 is a date\n"
+    )
+    assert without_rays_lines(log) == "Running on\n2026-11-23 is a date\n"
+
+
+def run_packed(folder, *words, path=None, **variables):
+    python = str(Path(sys.executable).parent) if path is None else path
+    return subprocess.run(
+        ["sh", "run.sh", *words], cwd=folder, capture_output=True, text=True, check=False,
+        env={"PATH": f"{python}:/usr/bin:/bin", **variables},
+    )  # fmt: skip
+
+
+def test_the_packed_program_runs_by_itself_from_its_own_folder(tmp_path):
+    folder = pack(tmp_path / "job", {"search.yaml": "name: x\n"})
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert size < 5e6 and not list(folder.rglob("__pycache__"))
+    result = run_packed(folder, "search", "search.yaml", "--set", "nme=1")
+    assert result.returncode == 2 and "did you mean name" in result.stderr
+    code = "import pipelines, tokenpool; print(pipelines.__file__, tokenpool.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert all(Path(path).is_relative_to(folder) for path in found)
+    assert (folder / "pipelines/track/assets/page.html").is_file()
+    assert (folder / "tune_spaces/presets/digits.yaml").is_file()
+
+
+def test_an_installed_version_is_used_only_if_it_is_the_one(tmp_path):
+    folder = pack(tmp_path / "job", code=False)
+    assert not (folder / "pipelines").exists()
+    wrong = run_packed(folder, "status", "--help", TOKENPOOL_INSTALLED="9.9.9")
+    assert wrong.returncode == 2 and "0.1.0 is installed on the cluster, not 9.9.9" in wrong.stderr
+    right = run_packed(folder, "status", "--help", TOKENPOOL_INSTALLED="0.1.0")
+    assert right.returncode == 0 and "How far a search is" in right.stdout
+
+
+def test_a_cluster_without_python_and_ray_says_so(tmp_path):
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    (empty / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (empty / "python3").chmod(0o755)
+    (empty / "python").symlink_to("python3")
+    folder = pack(tmp_path / "job", code=False)
+    result = run_packed(folder, "status", path=str(empty))
+    assert result.returncode == 2 and "--python PATH" in result.stderr
+    named = run_packed(folder, "--help", path=str(empty), TOKENPOOL_PYTHON=sys.executable)
+    assert named.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["logs", "x"], "give --address"),
+        (["logs", "x", "--address", "http://127.0.0.1:9"], "nothing answers"),
+        (["status", "x", "--address", "http://127.0.0.1:9"], "nothing answers"),
+        (["stop", "x", "--address", "http://127.0.0.1:9"], "nothing answers"),
+        (["front", "x", "--address", "ray://127.0.0.1:9"], "not the address of a dashboard"),
+    ],
+)
+def test_bad_input_ends_in_one_line(words, said):
+    result = subprocess.run([TOKENPOOL, *words], capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and said in result.stderr, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
