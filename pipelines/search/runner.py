@@ -34,6 +34,7 @@ from pipelines.search.stages.finals import run_finals
 from pipelines.search.stages.plan import run_plan
 from pipelines.search.stages.publish import publish_done, run_publish
 from pipelines.search.stages.screen import run_screen
+from pipelines.search.stages.timed import timed_gang
 from pipelines.search.state import BaseState, SearchState, fold
 from pipelines.track import files
 from pipelines.track.front import build_front, history
@@ -45,6 +46,7 @@ from pipelines.track.plot import write_png
 from pipelines.track.store import tracking_store
 from pipelines.track.system import SystemSampler
 from pipelines.track.table import front_table
+from pipelines.train.ray_job import gang_of
 from pipelines.train.trials import short_reason
 
 LAST_RESULT = "front.html"
@@ -215,9 +217,11 @@ def check_fits(context: StageContext) -> None:
     config, todo = context.config, context.state.stages
     for name, workers in (("base", config.base.workers), ("finals", config.finals.workers)):
         if todo[name] != "done":
-            context.fits(workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker)
+            gang = gang_of(workers)
+            context.fits(gang.num_workers, gang.cpus, gang.gpus, gang.accelerator)
     screen = config.screen
     context.fits(1, screen.cpus_per_actor, screen.gpus_per_actor)
+    timed_gang(context)
 
 
 @contextmanager
