@@ -153,6 +153,7 @@ def problems(
     asked: float,
     answered: float,
     gpus_for_ray: float = 0.0,
+    fetched: bool = False,
 ) -> list[str]:
     """What is wrong with a node, each in one line with its remedy.
 
@@ -162,6 +163,7 @@ def problems(
         asked: when, by this machine's clock.
         answered: when.
         gpus_for_ray: how many GPUs of it Ray gives out.
+        fetched: whether a node that lacks a file will fetch it.
     """
     found = []
     node = f"node {there.node}"
@@ -174,6 +176,8 @@ def problems(
     for path, print_here in here.files.items():
         print_there = there.files.get(path, "(not looked at)")
         if print_there.startswith("("):
+            if fetched:
+                continue
             found.append(f"{node}: {path} cannot be read {print_there}: copy or mount the data")
         elif print_there != print_here:
             found.append(

@@ -42,12 +42,15 @@ class _Answer:
     gpus: float
 
 
-def check_nodes(storage: Path, files: Sequence[Path], *, gpus_per_worker: float = 0.0) -> Findings:
+def check_nodes(
+    storage: Path, files: Sequence[Path], *, fetched: bool = False, gpus_per_worker: float = 0.0
+) -> Findings:
     """Looks at all nodes of the cluster that this process is connected to.
 
     Args:
         storage: folder of the searches; must be one and the same everywhere.
         files: of the data; must be alike everywhere.
+        fetched: whether a node that lacks them will fetch them, and so may.
         gpus_per_worker: above 0 the nodes must reach each other over NCCL, else over gloo.
 
     Raises:
@@ -68,7 +71,7 @@ def check_nodes(storage: Path, files: Sequence[Path], *, gpus_per_worker: float 
     try:
         here = look(request, ray.util.get_node_ip_address())
         answers = _ask(nodes, request)
-        found = [problem for answer in answers for problem in _judge(here, answer)]
+        found = [problem for answer in answers for problem in _judge(here, answer, fetched)]
         found = found or unwritten(request, [answer.node for answer in answers])
     finally:
         for path in storage.glob(f"{mark.name}*"):
@@ -81,7 +84,7 @@ def check_nodes(storage: Path, files: Sequence[Path], *, gpus_per_worker: float 
     return Findings(len(nodes), time.monotonic() - started)
 
 
-def _judge(here: Report, answer: _Answer) -> list[str]:
+def _judge(here: Report, answer: _Answer, fetched: bool) -> list[str]:
     if isinstance(answer.report, str):
         return [f"node {answer.node}: {answer.report}"]
     return problems(
@@ -90,6 +93,7 @@ def _judge(here: Report, answer: _Answer) -> list[str]:
         asked=answer.asked,
         answered=answer.answered,
         gpus_for_ray=answer.gpus,
+        fetched=fetched,
     )
 
 

@@ -24,5 +24,6 @@ def check_cluster(config: SearchConfig, manifest: Manifest, screen: Screen) -> N
         else [data / MANIFEST_NAME, *(data / split.file for split in manifest.splits.values())]
     )
     gpus = max(config.base.workers.gpus_per_worker, config.finals.workers.gpus_per_worker)
-    found = check_nodes(config.storage.resolve(), files, gpus_per_worker=gpus)
+    fetched = config.data.address is not None
+    found = check_nodes(config.storage.resolve(), files, fetched=fetched, gpus_per_worker=gpus)
     screen.say(f"{found.nodes} nodes checked in {found.seconds:.1f} s", style="dim")
