@@ -102,18 +102,20 @@ def make_databases(host: str, port: str, deadline: float) -> None:
     Raises:
         Refused: it does not answer in time, or not to this password.
     """
-    psycopg2: Any = import_module("psycopg2")
+    psycopg: Any = import_module("psycopg")
     while True:
         try:
-            connection = psycopg2.connect(host=host, port=port, user=_USER, dbname="postgres")
+            # CREATE DATABASE cannot run in a transaction, hence autocommit.
+            connection = psycopg.connect(
+                host=host, port=port, user=_USER, dbname="postgres", autocommit=True
+            )
             break
-        except psycopg2.OperationalError as error:
+        except psycopg.OperationalError as error:
             line = str(error).strip().splitlines()[-1]
             if "authentication failed" in line or time.monotonic() > deadline:
                 raise Refused(f"PostgreSQL at {host}:{port} does not let us in: {line}") from None
             time.sleep(1.0)
     try:
-        connection.autocommit = True  # CREATE DATABASE cannot run in a transaction
         with connection.cursor() as cursor:
             for name in ("mlflow", "mlflow_auth"):
                 cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
@@ -124,7 +126,7 @@ def make_databases(host: str, port: str, deadline: float) -> None:
 
 
 def main() -> None:
-    """Becomes the server, or ends with one line."""
+    """Becomes the server, or with `upgrade` brings its database along; or ends with one line."""
     try:
         command, environment = prepare(os.environ)
         os.environ.update(environment)
@@ -136,6 +138,8 @@ def main() -> None:
     except Refused as error:
         sys.stderr.write(f"mlflow: {error}\n")
         sys.exit(2)
+    if sys.argv[1:] == ["upgrade"]:
+        command = ["mlflow", "db", "upgrade", command[command.index("--backend-store-uri") + 1]]
     os.execvp(command[0], command)
 
 
