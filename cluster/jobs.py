@@ -143,15 +143,19 @@ class JobApi:
             ClusterError: it takes longer than so many seconds; it is stopped then.
         """
         job_id = self.submit(words, working_dir, **options)
+        if not self.wait(job_id, seconds):
+            self.kill(job_id)
+            raise ClusterError(f"`tokenpool {words[0]}` took over {seconds:.0f} s on {self.url}")
+        return self.get(job_id)
+
+    def wait(self, job_id: str, seconds: float) -> bool:
+        """Whether a job ends within so many seconds."""
         deadline = time.monotonic() + seconds
-        while not (job := self.get(job_id)).ended:
+        while not self.get(job_id).ended:
             if time.monotonic() > deadline:
-                self.kill(job_id)
-                raise ClusterError(
-                    f"`tokenpool {words[0]}` took over {seconds:.0f} s on {self.url}"
-                )
+                return False
             time.sleep(_POLL_SECONDS)
-        return job
+        return True
 
     def logs(self, job_id: str) -> str:
         """What a job has printed so far."""
