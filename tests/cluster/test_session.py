@@ -8,7 +8,7 @@ import ray
 import requests
 
 from cluster import session
-from cluster.session import Cluster, ClusterError, free_port, ray_session
+from cluster.session import AddressError, Cluster, ClusterError, free_port, ray_session
 
 
 def secrets():
@@ -64,3 +64,14 @@ def test_a_busy_port_is_passed_over(monkeypatch):
         with pytest.raises(ClusterError, match="no free port"):
             free_port()
     assert free_port() == busy
+
+
+def test_an_address_without_a_cluster_ends_at_once_and_changes_nothing():
+    before = secrets()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{probe.getsockname()[1]}"
+        said = f"no Ray cluster answers at {dead}"
+        with pytest.raises(AddressError, match=said), ray_session(dead):
+            raise AssertionError("nothing is there")
+    assert secrets() == before and not ray.is_initialized()
