@@ -135,7 +135,10 @@ class Simulation:
         self.top1 = top1
         self.searcher = FrontSearcher(self.candidates, predicted="screened_top1")
         self.scheduler = ParetoHalving("top1", ["gmacs"], rungs=RUNGS, noise=0.004)
-        self.room = QuietRoom(self.gang, nodes=self.present, clock=lambda: self.now)
+        # The node it runs on has memory for as many drivers as Ray lets it have.
+        self.room = QuietRoom(
+            self.gang, nodes=self.present, clock=lambda: self.now, most_drivers=999
+        )
         self.running: dict[str, Trial] = {}
         self.homeless: list[Trial] = []  # lost a node and wait for room
         self.ended = {"done": 0, "stopped": 0}

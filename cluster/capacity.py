@@ -6,14 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import psutil
 import ray
 
 from cluster.placement import Gang, Node, as_node, fit
 from cluster.probe import ClusterError
 
-# Drivers of trials, controllers and cleaners take no CPU. Of the node that they run on a driver
-# takes 0.001, and of each node there is 1.
-MAX_DRIVERS = 999
+# A job's driver, its controller and their two helpers take no CPU to speak of, but memory of the
+# node that the search runs on: 430 MB together, shared pages counted once (docs/scale.md).
+_BYTES_PER_JOB, _SHARE_OF_MEMORY = 450 * 2**20, 0.8
+# A driver also asks Ray for 0.001 of that node, and of each node there is 1.
+_MOST_DRIVERS = 999
 _COORDINATOR = "AutoscalingCoordinator"
 _ASK_EVERY, _ASK_FOR = 20.0, 180.0  # seconds
 _MOST_BUNDLES = 4096
@@ -22,6 +25,15 @@ _MOST_BUNDLES = 4096
 def present_nodes() -> list[Node]:
     """The nodes that are alive."""
     return [as_node(record) for record in ray.nodes() if record["Alive"]]
+
+
+def drivers_that_fit(memory: int) -> int:
+    """How many jobs the node can look after that the search runs on, at least one.
+
+    Args:
+        memory: of that node, in bytes.
+    """
+    return max(1, min(_MOST_DRIVERS, int(memory * _SHARE_OF_MEMORY) // _BYTES_PER_JOB))
 
 
 def may_grow_to(gang: Gang) -> bool:
@@ -74,6 +86,7 @@ class Room:
         look_every: seconds.
         patience: seconds with no room for anybody, after which it is said.
         nodes: looks at the cluster.
+        most_drivers: jobs that this node can look after.
     """
 
     gang: Gang
@@ -83,6 +96,9 @@ class Room:
     patience: float = 1800.0
     nodes: Callable[[], Sequence[Node]] = present_nodes
     clock: Callable[[], float] = time.monotonic
+    most_drivers: int = field(
+        default_factory=lambda: drivers_that_fit(psutil.virtual_memory().total)
+    )
     _jobs: int = field(default=0, init=False)
     _looked: float = field(default=float("-inf"), init=False)
     _asked: float = field(default=float("-inf"), init=False)
@@ -101,7 +117,9 @@ class Room:
         now = self.clock()
         if now - self._looked >= self.look_every:
             self._jobs, self._looked = fit(self.nodes(), self.gang).jobs, now
-        most = min(running + waiting, MAX_DRIVERS if self.wanted is None else self.wanted)
+        most = min(running + waiting, self.most_drivers)
+        if self.wanted is not None:
+            most = min(most, self.wanted)
         if most > max(self._jobs, running) and now - self._asked >= _ASK_EVERY:
             self._asked = now
             self._ask(most - running)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.capacity import MAX_DRIVERS, Room, jobs_that_fit
+from cluster.capacity import Room, drivers_that_fit, jobs_that_fit
 from cluster.placement import Gang, Node
 from cluster.probe import ClusterError
 
@@ -20,7 +20,11 @@ class World:
 
     def room(self, **options):
         return Room(
-            Gang(2, 1.0), look_every=5, nodes=lambda: self.nodes, clock=lambda: self.now, **options
+            Gang(2, 1.0),
+            look_every=5,
+            nodes=lambda: self.nodes,
+            clock=lambda: self.now,
+            **{"most_drivers": 100} | options,
         )
 
 
@@ -42,8 +46,14 @@ def test_room_has_bounds_of_its_own(monkeypatch):
     world = World(monkeypatch, *[8] * 500)
     assert world.room(wanted=3)(0, 10) == 3
     assert world.room(wanted=3)(1, 1) == 2
-    assert world.room()(0, 5000) == MAX_DRIVERS
+    assert world.room(most_drivers=7)(0, 5000) == 7
     assert world.asked == []  # all that may run fits
+
+
+def test_each_job_takes_memory_of_the_node_the_search_runs_on():
+    assert drivers_that_fit(1 << 30) == 1
+    assert drivers_that_fit(64 << 30) == 116
+    assert drivers_that_fit(2048 << 30) == 999
 
 
 def test_an_autoscaler_is_told_what_waits_until_it_has_come(monkeypatch):
