@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
+# Start: cluster/install.sh   (`make install`)
+#
 # Sets up a fresh Debian or Ubuntu machine, or a fresh clone: the system packages that FFCV and the
 # JPEG decoder build with, .venv, and the pinned packages of constraints.txt. What is there already
 # is not done again. `make install`, the Dockerfile and the cloud nodes all run this file.
 #
-#   cluster/install.sh            everything, for development too
-#   cluster/install.sh --run      what a search needs, without the tools of development
+#   cluster/install.sh --run      only what a search needs, without the tools of development
 #   PYTHON=python3.12 cluster/install.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Makes a bare cloud machine a node of the cluster; aws.yaml and gcp.yaml start it as
-#   cluster/node.sh NFS_SERVER:/EXPORT
-# It looks for Ray's token, mounts the file system that all nodes share at /shared, and installs.
+# Start: cluster/node.sh NFS_SERVER:/EXPORT   (aws.yaml and gcp.yaml do so on each machine)
+#
+# Makes a bare cloud machine a node of the cluster: looks for Ray's token, mounts the file system
+# that all nodes share at /shared, and installs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
