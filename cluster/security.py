@@ -21,12 +21,20 @@ FLAG = "--i-know-this-is-open"
 # What a stranger is told: asked for a token, let in, nobody there, or something else there.
 Door = Literal["guarded", "open", "silent", "foreign"]
 
+_WORST_FIRST: tuple[Door, ...] = ("open", "guarded", "foreign")
 _PATIENCE = 5.0
 _RAY_PORTS = {"ray": 10001, "http": 8265, "https": 443, "gcs": 6379}
 # Reads that change nothing; each is refused by a Ray that asks for tokens.
 _JOBS = "/api/jobs/"
 _GCS_READ = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
 _CLIENT_READ = "/ray.rpc.RayletDriver/ClusterInfo"
+_RAY_READS = (
+    _GCS_READ,
+    _CLIENT_READ,
+    "/ray.rpc.NodeManagerService/GetResourceLoad",
+    "/ray.rpc.CoreWorkerService/NumPendingTasks",
+    "/ray.rpc.LogService/ListLogs",
+)
 
 
 class OpenToNetworkError(Exception):
@@ -46,9 +54,12 @@ class RayAddress:
     port: int
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
         scheme = "" if self.kind == "gcs" else f"{self.kind}://"
-        return f"{scheme}{host}:{self.port}"
+        return f"{scheme}{_bracketed(self.host)}:{self.port}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def parse_address(address: str) -> RayAddress:
@@ -185,12 +196,18 @@ def try_door(address: RayAddress, timeout: float = _PATIENCE) -> Door:
     )
 
 
-def try_http(url: str, timeout: float = _PATIENCE) -> Door:
-    """Reads a page without credentials, proxies or redirects."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+def try_http(url: str, timeout: float = _PATIENCE, content: str = "json") -> Door:
+    """Reads a page without credentials, proxies or redirects.
+
+    Args:
+        url: Of the page.
+        timeout: Seconds to wait.
+        content: What its type must hold; a page of another type is somebody else's.
+    """
     try:
-        with opener.open(url, timeout=timeout) as answer:
-            return "open" if answer.status == 200 else "foreign"
+        with plain_opener().open(url, timeout=timeout) as answer:
+            is_it = answer.status == 200 and content in answer.headers.get("Content-Type", "")
+            return "open" if is_it else "foreign"
     except urllib.error.HTTPError as error:
         return "guarded" if error.code in (401, 403) else "foreign"
     except (OSError, ValueError, EOFError) as error:
@@ -199,6 +216,29 @@ def try_http(url: str, timeout: float = _PATIENCE) -> Door:
         return "silent" if isinstance(reason, (OSError, socket.timeout)) else "foreign"
     except Exception:  # http.client's own errors on bytes that are no HTTP
         return "foreign"
+
+
+def try_ray_port(host: str, port: int, timeout: float = _PATIENCE) -> Door | Literal["metrics"]:
+    """Knocks at a port of some process of Ray's, whichever that is.
+
+    Returns:
+        `metrics` for one that shows its figures to everybody and can do no more.
+    """
+    url = f"http://{_bracketed(host)}:{port}"
+    doors = {try_http(url + _JOBS, timeout)}
+    if doors == {"foreign"}:  # another web server of Ray's, or none
+        if try_http(f"{url}/metrics", timeout, "text/plain") == "open":
+            return "metrics"
+        doors = {try_grpc(host, port, method, timeout) for method in _RAY_READS}
+    for door in _WORST_FIRST:
+        if door in doors:
+            return door
+    return "silent"
+
+
+def plain_opener() -> urllib.request.OpenerDirector:
+    """Opens addresses without proxies; nobody sends it, nor what it carries, elsewhere."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -211,7 +251,7 @@ def try_grpc(host: str, port: int, method: str, timeout: float = _PATIENCE) -> D
     # Here, as it takes a while; it comes with Ray.
     import grpc
 
-    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    target = f"{_bracketed(host)}:{port}"
     options = [("grpc.enable_http_proxy", 0)]
     try:
         with socket.create_connection((host, port), timeout):

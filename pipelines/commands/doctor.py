@@ -1,9 +1,8 @@
-"""`tokenpool doctor`: what is installed, reachable and free on this machine."""
+"""`tokenpool doctor`: what is installed, reachable, free and safe on this machine."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.doctor import Check, run_checks
+from cluster.checks import Check
+from cluster.doctor import run_checks
+from cluster.secrecy import redactor
 from pipelines.commands.front import AsJson, Storage
+from pipelines.errors import UserError
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -24,20 +26,55 @@ def doctor(
     port: Annotated[
         int, typer.Option(help="Port `tokenpool ui` would use.", min=1, max=65535)
     ] = 5000,
+    security: Annotated[
+        bool,
+        typer.Option("--security", help="Check what stands open, is out of date or would leak."),
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="With --security: a Ray cluster whose doors to try, http://HOST:8265."),
+    ] = None,
+    i_know_this_is_open: Annotated[
+        bool,
+        typer.Option(
+            "--i-know-this-is-open", help="What lets everybody in is a warning and no failure."
+        ),
+    ] = False,
 ) -> None:
     """Check this machine; each finding has its remedy. Exit code 1 if something is broken."""
-    checks = run_checks(storage, ui_port=port)
-    if as_json:
-        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    if not security and (address is not None or i_know_this_is_open):
+        raise UserError("--address and --i-know-this-is-open go with --security: add it")
+    if security:
+        from cluster.security_checks import security_checks  # here: not needed otherwise
+
+        checks = security_checks(storage, address=address, open_is_meant=i_know_this_is_open)
     else:
-        Console().print(_table(checks))
+        checks = run_checks(storage, ui_port=port)
+    if as_json:
+        typer.echo(json.dumps([_plain(check) for check in checks], indent=2))
+    else:
+        Console().print(_table(checks, "security" if security else ""))
     if any(check.status == "fail" for check in checks):
         raise typer.Exit(1)
 
 
-def _table(checks: list[Check]) -> Table:
-    table = Table("", "check", "found", "remedy", title="tokenpool doctor", title_justify="left")
+def _plain(check: Check) -> dict[str, str]:
+    shown = redactor()
+    return {
+        "name": check.name,
+        "status": check.status,
+        "found": shown.text(check.found),
+        "remedy": shown.text(check.remedy),
+    }
+
+
+def _table(checks: list[Check], what: str) -> Table:
+    title = f"tokenpool doctor {what}".rstrip()
+    table = Table("", "check", "found", "remedy", title=title, title_justify="left")
     for check in checks:
-        style = _STYLES[check.status]
-        table.add_row(f"[{style}]{check.status}[/]", check.name, escape(check.found), check.remedy)
+        style, row = _STYLES[check.status], _plain(check)
+        table.add_row(
+            f"[{style}]{check.status}[/]",
+            *(escape(row[key]) for key in ("name", "found", "remedy")),
+        )
     return table

@@ -1,9 +1,10 @@
+import shutil
 import socket
 import subprocess
 from pathlib import Path
 
 from cluster import doctor
-from cluster.doctor import check_compiler, check_disk, check_package, check_port
+from cluster.doctor import check_disk, check_jpeg_decoder, check_package, check_port
 
 INSTALL = Path(__file__).parents[2] / "cluster/install.sh"
 
@@ -26,11 +27,23 @@ def test_a_package_that_is_missing_or_does_not_import():
     assert check_package("numpy", "numpy").status == "ok"
 
 
-def test_no_compiler_is_a_failure(monkeypatch):
-    assert check_compiler().status == "ok"
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    check = check_compiler()
-    assert check.status == "fail" and "no-such-compiler" in check.found and "g++" in check.remedy
+def test_without_a_compiler_or_libjpeg_only_the_fast_decoder_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where no decoder was built yet
+    if any(map(shutil.which, ("cc", "gcc", "clang"))):
+        assert check_jpeg_decoder().status == "ok"
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho fatal error: jpeglib.h: No such file >&2; exit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = check_jpeg_decoder()
+    assert check.status == "warn" and "libjpeg" in check.found and "torchvision" in check.found
+    compiler.unlink()
+    check = check_jpeg_decoder()
+    assert check.status == "warn" and "no C compiler" in check.found and "gcc" in check.remedy
+    built = tmp_path / "tokenpool/native/decode_rows-0123456789abcdef.so"
+    built.parent.mkdir(parents=True)
+    built.touch()
+    assert check_jpeg_decoder().status == "ok"
 
 
 def test_disk_is_measured_where_the_folder_will_be(tmp_path, monkeypatch):
