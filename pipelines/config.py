@@ -323,6 +323,12 @@ class ScreenStageConfig(StrictModel):
         description="Schedules that are surely worse than one of no more cost stop after few "
         "images.",
     )
+    racing_tolerance: float = Field(
+        default=0.005,
+        ge=0,
+        description="Cross-entropy (nats) by which a schedule has to be better than one of the "
+        "front that costs no more; if it surely is not, it gets no more images.",
+    )
 
 
 class SupernetStageConfig(StrictModel):

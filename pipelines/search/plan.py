@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 import tokenpool as tp
-from pipelines.config import DataConfig, SearchConfig, WidthConfig
+from pipelines.config import (
+    DataConfig,
+    SandwichConfig,
+    SearchConfig,
+    SubNetConfig,
+    TrainConfig,
+    WidthConfig,
+)
 from pipelines.errors import UserError
 from pipelines.search.latency_table import LatencyTable
 from pipelines.search.state import TrialState
 from pipelines.train.spec import ModelSpec, TrainJob
-from tune_spaces.space import Cost, Limit, ScheduleSpace
+from tune_spaces.space import Candidate, Cost, Limit, ScheduleSpace
 
 
 def check_method(method: str) -> None:
@@ -133,8 +140,56 @@ def base_job(config: SearchConfig, width: WidthConfig, num_classes: int) -> Trai
     )
 
 
+def supernet_job_id(width: int) -> str:
+    """Names the supernet of a width, and its folder."""
+    return f"supernet-w{width}"
+
+
+def supernet_job(
+    config: SearchConfig,
+    width: WidthConfig,
+    train: TrainConfig,
+    near: Sequence[Candidate],
+    base: str,
+    num_classes: int,
+) -> TrainJob:
+    """The job that makes a supernet of a width's base.
+
+    Args:
+        config: of the search.
+        width: which.
+        train: how.
+        near: candidates of the width, whose neighbours are trained.
+        base: where its weights lie.
+        num_classes: of the data.
+    """
+    stage, bounds = config.supernet, config.space
+    methods = bounds.all_methods
+    return TrainJob(
+        job_id=supernet_job_id(width.width),
+        storage=_jobs_directory(config),
+        data=_absolute_data(config),
+        model=_model_spec(config, width.width, width.heads, num_classes),
+        method=methods[0],
+        init=base,
+        sandwich=SandwichConfig(
+            near=tuple(SubNetConfig(schedule=c.schedule, method=c.method) for c in near),
+            methods=methods,
+            random=stage.random,
+            uniform_share=stage.uniform_share,
+            distill_weight=stage.distill_weight,
+            min_tokens=bounds.min_tokens,
+            token_step=bounds.token_step,
+            max_gmacs=bounds.max_gmacs,
+        ),
+        train=train,
+        workers=stage.workers,
+        seed=config.seed,
+    )
+
+
 def final_job(config: SearchConfig, trial: TrialState, base: str, num_classes: int) -> TrainJob:
-    """The job that fine-tunes one candidate from its width's base."""
+    """The job that fine-tunes one candidate from its width's base or supernet."""
     stage = config.finals
     return TrainJob(
         job_id=trial.trial_id,

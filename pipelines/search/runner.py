@@ -34,6 +34,7 @@ from pipelines.search.stages.finals import run_finals
 from pipelines.search.stages.plan import run_plan
 from pipelines.search.stages.publish import publish_done, run_publish
 from pipelines.search.stages.screen import run_screen
+from pipelines.search.stages.supernet import run_rescreen, run_supernet
 from pipelines.search.stages.timed import timed_gang
 from pipelines.search.state import BaseState, SearchState, fold
 from pipelines.track import files
@@ -56,6 +57,8 @@ _STAGES: tuple[tuple[str, str, Callable[[StageContext], None]], ...] = (
     ("calibrate", "calibration: what pooling costs at each layer", run_calibrate),
     ("plan", "plan: the best schedules by what was calibrated", run_plan),
     ("screen", "screening: schedules scored without training", run_screen),
+    ("supernet", "supernets: one set of weights for all schedules", run_supernet),
+    ("rescreen", "screening again, on the supernets' weights", run_rescreen),
     ("finals", "finals: the best candidates fine-tuned", run_finals),
     ("publish", "publishing: validation top-1 of the front", run_publish),
 )

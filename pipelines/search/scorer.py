@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 import tokenpool as tp
 from pipelines.config import DataConfig
@@ -16,6 +18,9 @@ from pipelines.data.loader import make_loader
 from pipelines.train.evaluate import evaluate
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
+# Of each image, cross-entropy [n] float32 and whether it was told right [n] bool.
+ImageScores = tuple[NDArray[np.float32], NDArray[np.bool_]]
+_SHUFFLE_SEED = 0
 
 
 class Scorer:
@@ -57,6 +62,7 @@ class Scorer:
         }
         self._splits: dict[str, Batches] = {}
         self._dense: dict[int, list[torch.Tensor]] = {}
+        self._minival: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def score(
         self, width: int, schedules: Sequence[tuple[int, ...]], method: str
@@ -72,6 +78,51 @@ class Scorer:
             scores = evaluate(pooled, self._batches("minival"), lambda x: x, self._device)
             results.append((scores["top1"], scores["loss"]))
         return results
+
+    def num_images(self) -> int:
+        """Of minival, as many as are scored on."""
+        return sum(len(labels) for _, labels in self._batches("minival"))
+
+    @torch.inference_mode()
+    def image_scores(
+        self,
+        width: int,
+        schedules: Sequence[tuple[int, ...]],
+        method: str,
+        start: int,
+        stop: int,
+    ) -> list[ImageScores]:
+        """What each schedule makes of single images of minival.
+
+        The images are in a random order that is always the same, so that the first of them stand
+        for all, and differences between schedules are paired.
+
+        Args:
+            width: which model.
+            schedules: how to pool it.
+            method: of `tp.METHODS`.
+            start: the first image in that order.
+            stop: the one after the last.
+        """
+        images, labels = self._shuffled()
+        parts = list(
+            zip(
+                images[start:stop].split(self._batch_size),
+                labels[start:stop].split(self._batch_size),
+                strict=True,
+            )
+        )
+        model = self._models[width]
+        found: list[ImageScores] = []
+        for schedule in schedules:
+            tp.pool(model, schedule, method=method)
+            losses, right = [], []
+            for some, wanted in parts:
+                logits = model(some).float()
+                losses.append(F.cross_entropy(logits, wanted, reduction="none").cpu())
+                right.append((logits.argmax(1) == wanted).cpu())
+            found.append((torch.cat(losses).numpy(), torch.cat(right).numpy()))
+        return found
 
     def divergence(
         self, width: int, schedules: Sequence[tuple[int, ...]], method: str, images: int
@@ -130,6 +181,27 @@ class Scorer:
             finally:
                 loader.close()
         return self._splits[split]
+
+    def _shuffled(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Minival in random order; from then on its batches are views of it, held once."""
+        if self._minival is None:
+            batches = self._batches("minival")
+            order = np.random.default_rng(_SHUFFLE_SEED).permutation(self.num_images())
+            place = torch.from_numpy(np.argsort(order))  # of each image, where it goes
+            first = batches[0][0]
+            images = first.new_empty((len(place), *first.shape[1:]))
+            labels = torch.empty(len(place), dtype=torch.int64, device=self._device)
+            begin = 0
+            for index, (some, wanted) in enumerate(batches):
+                where = place[begin : begin + len(wanted)].to(self._device)
+                images[where], labels[where] = some, wanted.to(self._device)
+                begin += len(wanted)
+                batches[index] = (some[:0], wanted[:0])  # let go of, one by one
+            self._splits["minival"] = list(
+                zip(images.split(self._batch_size), labels.split(self._batch_size), strict=True)
+            )
+            self._minival = images, labels
+        return self._minival
 
 
 def _spread(batches: Batches, wanted: int) -> Batches:

@@ -12,8 +12,9 @@ from pipelines.errors import UserError
 from pipelines.search.latency_table import LatencyTable
 from pipelines.search.ledger import LEDGER_NAME, Event, read_events
 
+Weights = Literal["base", "supernet"]
 TrialStatus = Literal["pending", "running", "done", "stopped", "failed"]
-STAGES = ("base", "calibrate", "plan", "screen", "finals", "publish")
+STAGES = ("base", "calibrate", "plan", "screen", "supernet", "rescreen", "finals", "publish")
 
 
 @dataclass
@@ -70,7 +71,12 @@ class PlannedCandidate:
 
 @dataclass
 class ScreenedSchedule:
-    """A schedule's score without training: top-1 (fraction) and cross-entropy on minival."""
+    """A schedule's score without training: top-1 (fraction) and cross-entropy on minival.
+
+    Attributes:
+        images: after how many of minival's it was dropped, as another was surely better at no more
+            cost; its score is then estimated from them. None: it was scored on all.
+    """
 
     width: int
     schedule: tuple[int, ...]
@@ -78,6 +84,25 @@ class ScreenedSchedule:
     top1: float
     loss: float
     method: str = ""
+    images: int | None = None
+
+
+@dataclass
+class AgreementState:
+    """How well screening scores ordered the finals of equal cost.
+
+    Attributes:
+        tau: Kendall's τ_b; None where there is nothing to compare.
+        pairs: finals compared two by two.
+        bins: slices of the cost they are from, each width's own.
+        trusted: when it was first asked, it was not under `supernet.min_tau`, or too little was
+            compared to say so.
+    """
+
+    tau: float | None
+    pairs: int
+    bins: int
+    trusted: bool
 
 
 @dataclass
@@ -90,6 +115,7 @@ class TrialState:
     Attributes:
         seed: added to the search's seed; None for the first training of a schedule.
         keep_rate: of a baseline that keeps this share of the tokens in every block; else None.
+        start: whose weights it starts from: the width's base, or its supernet.
     """
 
     trial_id: str
@@ -108,6 +134,7 @@ class TrialState:
     device_seconds: float = 0.0
     seed: int | None = None
     keep_rate: float | None = None
+    start: Weights = "base"
 
 
 @dataclass
@@ -120,6 +147,10 @@ class SearchState:
         data: split → sha256 of its beton.
         images: split → number of images; empty where an older program began the search.
         source: what the data was prepared from.
+        screened: scored on the bases' weights.
+        supernets: width → its supernet, told of as a base is.
+        rescreened: scored on the supernets' weights.
+        agreement: whose weights the scores were from → how they agreed with the finals.
         budget: what the driver that is or was last at work was given, as its config has it.
         spent: stage → device-seconds that no model's report tells of: screening, publishing, and
             what a training that was cut short had not reported.
@@ -144,6 +175,9 @@ class SearchState:
     latency_tables: dict[tuple[int, str], LatencyTable] = field(default_factory=dict)
     planned: list[PlannedCandidate] = field(default_factory=list)
     screened: list[ScreenedSchedule] = field(default_factory=list)
+    supernets: dict[int, BaseState] = field(default_factory=dict)
+    rescreened: list[ScreenedSchedule] = field(default_factory=list)
+    agreement: dict[str, AgreementState] = field(default_factory=dict)
     trials: dict[str, TrialState] = field(default_factory=dict)
     budget: dict[str, Any] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
@@ -171,6 +205,7 @@ class SearchState:
         """Device-seconds by stage, of those that have cost any."""
         trained = {
             "base": sum(base.device_seconds for base in self.bases),
+            "supernet": sum(supernet.device_seconds for supernet in self.supernets.values()),
             "finals": sum(trial.device_seconds for trial in self.trials.values()),
         }
         stages = {stage: trained.get(stage, 0.0) + self.spent.get(stage, 0.0) for stage in STAGES}
@@ -196,6 +231,20 @@ class SearchState:
     def base(self, width: int) -> BaseState:
         """The base of a width."""
         return next(base for base in self.bases if base.width == width)
+
+    def supernet(self, width: int) -> BaseState:
+        """The supernet of a width; one that nothing is known of where there is none yet."""
+        if width not in self.supernets:
+            base = self.base(width)
+            self.supernets[width] = BaseState(width, base.num_heads, base.gmacs)
+        return self.supernets[width]
+
+    def weights(self, width: int, start: Weights = "supernet") -> str:
+        """The checkpoint of a width's supernet, if it is wanted and was trained; or its base's."""
+        supernet = self.supernets.get(width)
+        if start == "supernet" and supernet is not None and supernet.status == "done":
+            return str(supernet.checkpoint)
+        return str(self.base(width).checkpoint)
 
     def apply(self, event: Event) -> None:
         """Adds one event. An unknown kind is left out: an older program reads a newer ledger."""
@@ -263,12 +312,39 @@ class SearchState:
         ]
 
     def _on_screened(self, event: Event) -> None:
-        self.screened += [
-            ScreenedSchedule(
-                event["width"], tuple(schedule), gmacs, top1, loss, self._method(event)
-            )
-            for schedule, gmacs, top1, loss in event["rows"]
+        if "width" in event:  # before there was racing
+            self.screened += [
+                ScreenedSchedule(
+                    event["width"], tuple(schedule), gmacs, top1, loss, self._method(event)
+                )
+                for schedule, gmacs, top1, loss in event["rows"]
+            ]
+            return
+        rows = self.rescreened if event.get("weights") == "supernet" else self.screened
+        rows += [
+            ScreenedSchedule(width, tuple(schedule), gmacs, top1, loss, method, images)
+            for width, schedule, gmacs, top1, loss, method, images in event["rows"]
         ]
+
+    def _on_supernet_report(self, event: Event) -> None:
+        self._add_report(self.supernet(event["width"]), event)
+
+    def _on_supernet_done(self, event: Event) -> None:
+        supernet = self.supernet(event["width"])
+        supernet.status, supernet.reason = "done", ""
+        supernet.checkpoint = self.located(event["checkpoint"])
+        supernet.top1_minival = event["top1_minival"]
+
+    def _on_supernet_failed(self, event: Event) -> None:
+        supernet = self.supernet(event["width"])
+        supernet.status, supernet.reason = "failed", event["reason"]
+
+    def _on_agreement(self, event: Event) -> None:
+        before = self.agreement.get(event["weights"])
+        trusted = event["trusted"] if before is None else before.trusted  # decided once
+        self.agreement[event["weights"]] = AgreementState(
+            event["tau"], event["pairs"], event["bins"], trusted
+        )
 
     def _on_trial_created(self, event: Event) -> None:
         self.trials[event["trial_id"]] = TrialState(
@@ -280,6 +356,7 @@ class SearchState:
             gmacs=event["gmacs"],
             seed=event.get("seed"),
             keep_rate=event.get("keep_rate"),
+            start=event.get("start", "base"),
         )
 
     def _on_trial_report(self, event: Event) -> None:

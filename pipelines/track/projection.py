@@ -22,8 +22,15 @@ from tune_spaces import pareto
 
 PARENT = ""
 """Key of the parent run; children have their point's id."""
+SUPERNET = "supernet-"
+"""What a supernet's run is called, before its width. It is no point: nobody takes it away."""
 
 STATUS = {"running": "RUNNING", "done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+_ENDS = (
+    "base_done", "base_failed", "trial_done", "trial_failed", "trial_stopped",
+    "supernet_done", "supernet_failed",
+)  # fmt: skip
 
 # In a report, but no measurement.
 _NOT_METRICS = {"epoch", "checkpoint", "trial_id", "device_seconds"}
@@ -80,10 +87,12 @@ class Projection:
         kind = event["event"]
         if kind == "created":
             self._on_created(now)
-        elif kind in ("base_report", "trial_report"):
+        elif kind in ("base_report", "trial_report", "supernet_report"):
             self._on_report(event["report"], self._point_id(event), now)
-        elif kind in ("base_done", "trial_done", "base_failed", "trial_failed", "trial_stopped"):
+        elif kind in _ENDS:
             self._on_end(self._point_id(event), now)
+        elif kind == "agreement":
+            self._on_agreement(event["weights"], now)
         elif kind == "published":
             self._on_published(self._point_id(event), now)
         elif kind == "measured":
@@ -162,6 +171,17 @@ class Projection:
             MetricPoint(f"latency_ms_b{batch}", ms, now, epoch)
             for batch, ms in (self._point(point_id).latency_ms or {}).items()
         )
+        self.front_moved = True
+
+    def _on_agreement(self, weights: str, now: int) -> None:
+        """How far screening is to be trusted: Kendall's τ, at the device-seconds spent by then."""
+        found = self.state.agreement[weights]
+        change = self._change(PARENT, now)
+        change.tags[f"screening_trusted.{weights}"] = str(found.trusted).lower()
+        step = int(self.state.device_seconds)
+        change.metrics.append(MetricPoint(f"agreement_pairs_{weights}", found.pairs, now, step))
+        if found.tau is not None:
+            change.metrics.append(MetricPoint(f"kendall_tau_{weights}", found.tau, now, step))
         self.front_moved = True
 
     def _on_system(self, metrics: dict[str, float], now: int) -> None:
@@ -246,6 +266,7 @@ class Projection:
             point = self._point(point_id)
             change.params |= child_params(self.state, point)
             kind = "final" if isinstance(point, TrialState) else "dense"
+            kind = "supernet" if point_id.startswith(SUPERNET) else kind
             change.tags |= {
                 "tokenpool.point": point_id,
                 "tokenpool.kind": kind,
@@ -267,11 +288,16 @@ class Projection:
     def _point(self, point_id: str) -> BaseState | TrialState:
         if point_id in self.state.trials:
             return self.state.trials[point_id]
+        if point_id.startswith(SUPERNET):
+            return self.state.supernet(int(point_id.removeprefix(SUPERNET)))
         return self.state.base(int(point_id.removeprefix("dense-")))
 
     @staticmethod
     def _point_id(event: Event) -> str:
-        return event["trial_id"] if "trial_id" in event else f"dense-{event['width']}"
+        if "trial_id" in event:
+            return str(event["trial_id"])
+        kind = SUPERNET if event["event"].startswith("supernet") else "dense-"
+        return f"{kind}{event['width']}"
 
 
 def child_params(state: SearchState, point: BaseState | TrialState) -> dict[str, str]:

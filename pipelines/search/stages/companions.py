@@ -39,6 +39,7 @@ def companions(config: SearchConfig, state: SearchState) -> list[dict[str, Any]]
                     "method": point.method,
                     "gmacs": point.gmacs,
                     "seed": seed,
+                    "start": finals[point.point_id].start,
                 }
             )
     return found

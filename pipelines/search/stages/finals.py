@@ -6,16 +6,17 @@ from typing import Any
 
 from pipelines.console import Bar
 from pipelines.errors import UserError
+from pipelines.search.agreement import Agreement, Final, agreement, agreement_text
 from pipelines.search.budget import SearchEnded
 from pipelines.search.plan import final_job
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.companions import companions, is_companion
 from pipelines.search.stages.context import StageContext
-from pipelines.search.stages.screen import as_scored
-from pipelines.search.state import SearchState, TrialState
+from pipelines.search.stages.finalists import choose_finalists
+from pipelines.search.state import SearchState, TrialState, Weights
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.trials import TrialRequest, run_trials
-from tune_spaces.evolution import Scored, select
+from tune_spaces.evolution import Scored
 from tune_spaces.halving import finals_rungs
 from tune_spaces.scheduler import Decision, ParetoHalving
 
@@ -30,9 +31,7 @@ def run_finals(context: StageContext) -> None:
         UserError: every trial failed.
     """
     state = context.state
-    _create_trials(context)
-    finals = [trial for trial in state.trials.values() if not is_companion(trial)]
-    _train(context, finals, "finals", _make_scheduler(context, finals))
+    finals = _train_all_finals(context)
     if any(trial.status == "done" for trial in finals):
         for fields in companions(context.config, state):
             if fields["trial_id"] not in state.trials:
@@ -54,6 +53,94 @@ def run_finals(context: StageContext) -> None:
             exit_code=1,
         )
     context.recorder.add("stage_done", stage="finals")
+
+
+def _train_all_finals(context: StageContext) -> list[TrialState]:
+    """Chooses and trains the finals; with supernets in two halves, of which the first tells.
+
+    Where Kendall's τ between the scores on the supernets' weights and what the first half came to
+    is too low, the other half is chosen by the scores on the bases' weights and starts from these.
+    """
+    state, wanted = context.state, context.config.finals.trials
+    if not state.rescreened:
+        finals = _train_finals(context, choose_finalists(state, wanted), "base")
+        _agree(context, "base")
+        return finals
+    chosen = choose_finalists(state, wanted, "supernet")
+    half, rest = chosen[::2], chosen[1::2]  # both over all widths and costs
+    _train_finals(context, half, "supernet")
+    if _agree(context, "supernet"):
+        finals = _train_finals(context, rest, "supernet", len(half))
+    else:
+        known = {entry.candidate.key for entry in half}
+        rest = choose_finalists(state, len(rest), "base", known)
+        finals = _train_finals(context, rest, "base", len(half))
+    _agree(context, "supernet", again=True)
+    return finals
+
+
+def _train_finals(
+    context: StageContext, chosen: list[Scored], weights: Weights, first: int = 0
+) -> list[TrialState]:
+    """Creates trials, numbered from `first`, and runs all finals that are not over.
+
+    Returns:
+        All finals there are.
+    """
+    _create_trials(context, chosen, weights, first)
+    finals = [trial for trial in context.state.trials.values() if not is_companion(trial)]
+    _train(context, finals, "finals", _make_scheduler(context, finals))
+    return finals
+
+
+def _agree(context: StageContext, weights: Weights, *, again: bool = False) -> bool:
+    """Compares the finals with what screening said of them; whether it is to be trusted.
+
+    That is decided once, the first time: a search that is resumed goes by its ledger.
+    """
+    state, least = context.state, context.config.supernet.min_tau
+    if weights in state.agreement and not again:
+        return state.agreement[weights].trusted
+    found = screening_agreement(state, weights)
+    context.recorder.add(
+        "agreement",
+        weights=weights,
+        tau=found.tau,
+        pairs=found.pairs,
+        bins=found.bins,
+        trusted=not found.below(least),
+    )
+    agreed = state.agreement[weights]
+    context.screen.say(agreement_text(agreed, weights))
+    if not agreed.trusted and not again:
+        what = (
+            "the other finals start from the bases, chosen by the scores on their weights"
+            if weights == "supernet"
+            else "scores without training do not order these finals well; supernets may "
+            "(supernet.enabled)"
+        )
+        context.screen.say(f"that is under {least:g}: {what}", style="yellow")
+    return agreed.trusted
+
+
+def screening_agreement(state: SearchState, weights: Weights) -> Agreement:
+    """Kendall's τ between screening scores and the finals that started from the same weights."""
+    rows = state.rescreened if weights == "supernet" else state.screened
+    scores = {(row.width, row.schedule, row.method): -row.loss for row in rows}
+    return agreement(
+        [
+            Final(
+                trial.width,
+                trial.gmacs,
+                scores[key],
+                {report["epoch"]: report["top1_minival"] for report in trial.reports},
+            )
+            for trial in state.trials.values()
+            if not is_companion(trial)
+            and trial.start == weights
+            and (key := (trial.width, trial.schedule, trial.method)) in scores
+        ]
+    )
 
 
 def _train(
@@ -110,40 +197,21 @@ def _within_budget(context: StageContext, due: list[TrialState]) -> list[TrialSt
     return [trial for trial in due if trial.trial_id not in new]
 
 
-def choose_finalists(state: SearchState, count: int) -> list[Scored]:
-    """The screened candidates worth training: an equal share of each width, cheapest first.
-
-    A width may look worse before fine-tuning and be better after it, so each has its own
-    front and its own share. Dense schedules are left out: they are the bases.
-    """
-    widths = sorted({row.width for row in state.screened})
-    dense = {base.width: base.gmacs for base in state.bases}
-    chosen: list[Scored] = []
-    for index, width in enumerate(widths):
-        share = count // len(widths) + (index < count % len(widths))
-        own = [
-            entry
-            for entry in as_scored(state.screened)
-            if entry.candidate.width == width and entry.candidate.gmacs < dense[width]
-        ]
-        chosen += select(own, share)
-    return sorted(chosen, key=lambda entry: entry.candidate.gmacs)
-
-
-def _create_trials(context: StageContext) -> None:
+def _create_trials(
+    context: StageContext, finalists: list[Scored], weights: Weights, first: int = 0
+) -> None:
     """Records the trials that are not recorded yet: a kill may have come between two of them.
 
     Who the finalists are follows from what was screened, which is complete by now.
     """
     heads = {w.width: w.heads for w in context.config.space.widths}
-    finalists = choose_finalists(context.state, context.config.finals.trials)
-    if not finalists:
+    if not finalists and not first:
         raise UserError(
             "screening left no schedule that is cheaper than its dense model: lower "
             "space.min_tokens or space.token_step, or raise space.max_gmacs",
             exit_code=1,
         )
-    for number, entry in enumerate(finalists):
+    for number, entry in enumerate(finalists, start=first):
         candidate, trial_id = entry.candidate, f"t{number:03d}"
         if trial_id in context.state.trials:
             continue
@@ -155,12 +223,19 @@ def _create_trials(context: StageContext) -> None:
             schedule=list(candidate.schedule),
             method=entry.candidate.method,
             gmacs=candidate.gmacs,
+            start=_start(context.state, candidate.width, weights),
         )
 
 
+def _start(state: SearchState, width: int, weights: Weights) -> Weights:
+    """Where a final really starts: from the base where there is no supernet."""
+    supernet = state.supernets.get(width)
+    return weights if supernet is not None and supernet.status == "done" else "base"
+
+
 def _request(context: StageContext, trial: TrialState) -> TrialRequest:
-    base = context.state.base(trial.width)
-    job = final_job(context.config, trial, str(base.checkpoint), context.state.num_classes)
+    weights = context.state.weights(trial.width, trial.start)
+    job = final_job(context.config, trial, weights, context.state.num_classes)
     return TrialRequest(job, trial.gmacs)
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import ray
 
-from pipelines.console import Bar
-from pipelines.search.scorer import Scorer
+from pipelines.search.race import BLOCK, Racer, images_seen
+from pipelines.search.scorer import ImageScores, Scorer
 from pipelines.search.stages.context import StageContext
-from pipelines.search.state import ScreenedSchedule
+from pipelines.search.state import ScreenedSchedule, Weights
 from tokenpool import Schedule
-from tune_spaces.evolution import Scored, first_generation, next_generation
+from tune_spaces.evolution import Scored, first_generation, next_generation, select
 from tune_spaces.space import Candidate, ScheduleSpace
 
 _SCHEDULES_PER_TASK = 4
@@ -22,29 +24,65 @@ _SCHEDULES_PER_TASK = 4
 
 def run_screen(context: StageContext) -> None:
     """Scores schedules, generation by generation, until there are as many as configured."""
+    stage = context.config.screen
+    screen_schedules(
+        context, "base", stage.schedules, stage.generations, seeds(context, context.space)
+    )
+    context.recorder.add("stage_done", stage="screen")
+
+
+def screen_schedules(
+    context: StageContext,
+    weights: Weights,
+    wanted: int,
+    generations: int,
+    first: Sequence[Candidate],
+) -> None:
+    """Scores schedules on the bases' or the supernets' weights, by evolution.
+
+    Args:
+        context: of the search.
+        weights: whose.
+        wanted: how many.
+        generations: rounds it takes; each learns from those before.
+        first: what the first one begins with.
+    """
     config, state = context.config, context.state
-    stage = config.screen
+    screened = state.rescreened if weights == "supernet" else state.screened
     space = context.space
-    wanted = stage.schedules
     with context.screen.progress("schedules scored", wanted) as bar:
-        bar.advance(len(state.screened), note="from before" if state.screened else "")
-        with scorers(
-            context, "screen", stage.actors if len(state.screened) < wanted else 0
-        ) as actors:
-            while len(state.screened) < wanted:
-                candidates = due(
-                    space,
-                    state.screened,
-                    config.seed,
-                    wanted,
-                    stage.generations,
-                    seeds(context, space),
+        bar.advance(len(screened), note="from before" if screened else "")
+        actors_wanted = config.screen.actors if len(screened) < wanted else 0
+        with scorers(context, "screen", actors_wanted, weights) as actors:
+            racer = None
+            if actors:
+                racer = Racer(
+                    partial(_evaluate, context, ray.util.ActorPool(actors)),
+                    ray.get(actors[0].num_images.remote()),
+                    racing=config.screen.racing,
+                    tolerance=config.screen.racing_tolerance,
                 )
+            while racer is not None and len(screened) < wanted:
+                candidates = due(space, screened, config.seed, wanted, generations, first)
                 if not candidates:
                     break  # the space has no more schedules
-                _score(context, actors, candidates, bar)
-    context.screen.say(f"{len(state.screened)} schedules scored without training")
-    context.recorder.add("stage_done", stage="screen")
+                rows = racer.score(candidates[:BLOCK], screened)
+                context.recorder.add(
+                    "screened",
+                    weights=weights,
+                    rows=[
+                        (r.width, r.schedule, r.gmacs, r.top1, r.loss, r.method, r.images)
+                        for r in rows
+                    ],
+                )
+                bar.advance(len(rows), note=f"top-1 up to {max(row.top1 for row in rows):.1%}")
+                context.check()
+    text = f"{len(screened)} schedules scored without training"
+    dropped = sum(row.images is not None for row in screened)
+    if dropped and "minival" in state.images:
+        share = images_seen(screened, state.images["minival"])
+        text += f", {dropped} of them dropped early: {1 - share:.0%} of the work saved"
+    context.screen.say(text)
 
 
 def due(
@@ -98,10 +136,19 @@ def as_scored(screened: Sequence[ScreenedSchedule]) -> list[Scored]:
     ]
 
 
+def best_of(screened: Sequence[ScreenedSchedule], count: int) -> list[Scored]:
+    """The best for their cost; those that were dropped early only where there are no others."""
+    complete = select(as_scored([row for row in screened if row.images is None]), count)
+    dropped = as_scored([row for row in screened if row.images is not None])
+    return complete + (select(dropped, count - len(complete)) if len(complete) < count else [])
+
+
 @contextmanager
-def scorers(context: StageContext, stage: str, count: int) -> Iterator[list[Any]]:
+def scorers(
+    context: StageContext, stage: str, count: int, weights: Weights = "base"
+) -> Iterator[list[Any]]:
     """`make_scorers` for as long as the block runs; their time counts as a stage's cost."""
-    actors = make_scorers(context, count) if count else []
+    actors = make_scorers(context, count, weights) if count else []
     share = context.config.screen.gpus_per_actor or 1.0
     try:
         with context.metered(stage, share * len(actors)):
@@ -111,48 +158,53 @@ def scorers(context: StageContext, stage: str, count: int) -> Iterator[list[Any]
             ray.kill(actor)
 
 
-def make_scorers(context: StageContext, count: int) -> list[Any]:
-    """Actors that hold every base there is and the images, at most as many as fit the cluster.
+def make_scorers(context: StageContext, count: int, weights: Weights = "base") -> list[Any]:
+    """Actors that hold every model there is and the images, at most as many as fit the cluster.
+
+    Args:
+        context: of the search.
+        count: how many, at most.
+        weights: of the bases, or of the supernets where there are any.
 
     Raises:
         UserError: not even one fits.
     """
     stage, state = context.config.screen, context.state
     data = context.config.data.model_copy(update={"path": context.config.data.path.resolve()})
-    bases = {base.width: base.checkpoint for base in state.bases if base.checkpoint}
+    models = {
+        base.width: state.weights(base.width, weights) for base in state.bases if base.checkpoint
+    }
     fits = context.fits(1, stage.cpus_per_actor, stage.gpus_per_actor)
     remote = ray.remote(num_cpus=stage.cpus_per_actor, num_gpus=stage.gpus_per_actor)(Scorer)
     device = "cuda" if stage.gpus_per_actor else "cpu"
     return [
-        remote.remote(bases, data, batch_size=stage.batch_size, device=device)
+        remote.remote(models, data, batch_size=stage.batch_size, device=device)
         for _ in range(min(count, fits))
     ]
 
 
-def _score(context: StageContext, actors: list[Any], candidates: list[Candidate], bar: Bar) -> None:
-    """Scores candidates on the actors and records them in the order of the candidates."""
-    pool = ray.util.ActorPool(actors)
-
-    def submit(actor: Any, task: list[Candidate]) -> Any:
-        first = task[0]
-        return actor.score.remote(first.width, [tuple(c.schedule) for c in task], first.method)
-
+def _evaluate(
+    context: StageContext, pool: Any, candidates: Sequence[Candidate], start: int, stop: int
+) -> list[ImageScores]:
+    """What candidates make of a part of the images, over all actors."""
     tasks = list(_tasks(candidates))
-    for task, results in zip(tasks, pool.map(submit, tasks), strict=True):
-        rows = [
-            (tuple(candidate.schedule), candidate.gmacs, top1, loss)
-            for candidate, (top1, loss) in zip(task, results, strict=True)
-        ]
-        width, method = task[0].arm
-        context.recorder.add("screened", width=width, method=method, rows=rows)
-        best = max(row[2] for row in rows)
-        bar.advance(len(task), note=f"width {width} top-1 up to {best:.1%}")
+
+    def submit(actor: Any, task: list[int]) -> Any:
+        first = candidates[task[0]]
+        schedules = [tuple(candidates[i].schedule) for i in task]
+        return actor.image_scores.remote(first.width, schedules, first.method, start, stop)
+
+    found: list[ImageScores] = []
+    for scores in pool.map(submit, tasks):
+        found += scores
         context.check()
+    places = [index for task in tasks for index in task]
+    return [scores for _, scores in sorted(zip(places, found, strict=True), key=itemgetter(0))]
 
 
-def _tasks(candidates: list[Candidate]) -> Iterator[list[Candidate]]:
-    """Candidates of one width and method together, a few to a task."""
+def _tasks(candidates: Sequence[Candidate]) -> Iterator[list[int]]:
+    """Indices of candidates of one width and method together, a few to a task."""
     for arm in sorted({candidate.arm for candidate in candidates}):
-        group = [candidate for candidate in candidates if candidate.arm == arm]
+        group = [i for i, candidate in enumerate(candidates) if candidate.arm == arm]
         for start in range(0, len(group), _SCHEDULES_PER_TASK):
             yield group[start : start + _SCHEDULES_PER_TASK]

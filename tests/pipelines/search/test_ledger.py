@@ -145,7 +145,7 @@ def test_a_search_begun_before_a_stage_existed_goes_on_after_it():
         "old", [created | {"bases": [base]}, {"event": "stage_done", "time": 2, "stage": "screen"}]
     )
     pending = [name for name, status in state.stages.items() if status == "pending"]
-    assert pending == ["finals", "publish"]
+    assert pending == ["supernet", "rescreen", "finals", "publish"]
 
 
 def test_a_search_that_was_moved_finds_its_checkpoints(tmp_path):
