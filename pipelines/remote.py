@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 import yaml
 
+from cluster.security import FLAG
 from pipelines.config import SearchConfig
 from pipelines.console import program
 from pipelines.errors import UserError
@@ -33,10 +34,22 @@ Address = Annotated[
 ]
 Open = Annotated[
     bool,
-    typer.Option(
-        "--i-know-this-is-open", help="Use a cluster that asks nobody for a token all the same."
-    ),
+    typer.Option(FLAG, help="Use a cluster that asks nobody for a token all the same."),
 ]
+
+
+def refuse_open_cluster(address: str | None, allow_open: bool) -> None:
+    """Refuses a Ray cluster that lets strangers in, unless the user has said that it may.
+
+    Raises:
+        UserError: it does, or this is no address; one line.
+    """
+    from cluster.security import OpenToNetworkError, refuse_open
+
+    try:
+        refuse_open(address, allow_open)
+    except (OpenToNetworkError, ValueError) as error:
+        raise UserError(str(error)) from None
 
 
 class Remote:
@@ -53,16 +66,13 @@ class Remote:
     def __init__(self, address: str, *, allow_open: bool = False) -> None:
         from cluster.jobs import JobApi  # here: Ray takes a second
         from cluster.probe import dashboard_url
-        from cluster.security import OpenToNetworkError, refuse_open
 
         with one_line():
             url = dashboard_url(address)
-            try:
-                refuse_open(url, allow_open)
-            except (OpenToNetworkError, ValueError) as error:
-                raise UserError(str(error)) from None
+            refuse_open_cluster(url, allow_open)
             self.api = JobApi(url)
         self.url = self.api.url
+        self._allow_open = allow_open
 
     def submit(
         self, config: SearchConfig, *, installed: str | None = None, python: str | None = None
@@ -106,6 +116,8 @@ class Remote:
                 package = pack(Path(folder, job_id), files, code=installed is None)
                 try:
                     words = ["search", CONFIG_FILE, "--address", "auto"]
+                    if self._allow_open:
+                        words.append(FLAG)
                     self.api.submit(
                         words, package, job_id=job_id, metadata=notes, variables=variables
                     )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.remote import Open, refuse_open_cluster
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -83,6 +85,7 @@ def prepare(
     address: Annotated[
         str | None, typer.Option(help="Write shards on this Ray cluster instead.")
     ] = None,
+    i_know_this_is_open: Open = False,
     count: Annotated[int, typer.Option(help="glyphs: how many images.")] = 50_000,
     size: Annotated[int, typer.Option(help="glyphs: side in pixels.")] = 64,
     num_glyphs: Annotated[int, typer.Option(help="glyphs: classes, up to 62.")] = 36,
@@ -103,6 +106,7 @@ def prepare(
     from pipelines.data.options import parse_options
     from pipelines.data.prepare import prepare as run
 
+    refuse_open_cluster(address, i_know_this_is_open)
     options = parse_options(
         minival=minival,
         val=val,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pipelines.remote import Open, refuse_open_cluster
+
 INTERRUPTED = 130  # what shells give a command that Ctrl-C ended
 
 
@@ -19,12 +21,14 @@ def search(
     address: Annotated[
         str | None, typer.Option(help="Running Ray cluster; default: a local one for this search.")
     ] = None,
+    i_know_this_is_open: Open = False,
 ) -> None:
     """Search widths and token schedules; resumes where an earlier run of this name stopped."""
     from pipelines.config_file import load_config
     from pipelines.console import Screen
 
     loaded = load_config(config, overrides)
+    refuse_open_cluster(address, i_know_this_is_open)
     screen = Screen()
     # Imported only now: Ray and torch take seconds that a wrong config need not wait for.
     from pipelines.search.runner import run_search

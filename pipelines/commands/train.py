@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.search import INTERRUPTED
+from pipelines.remote import Open, refuse_open_cluster
 
 
 def train(
@@ -21,6 +22,7 @@ def train(
     address: Annotated[
         str | None, typer.Option(help="Running Ray cluster; default: a local one for this job.")
     ] = None,
+    i_know_this_is_open: Open = False,
 ) -> None:
     """Train one model, dense or pooled; goes on from its newest checkpoint if there is one."""
     from pipelines.config import TrainRunConfig
@@ -28,6 +30,7 @@ def train(
     from pipelines.console import Screen
 
     loaded = load_as(TrainRunConfig, config, overrides)
+    refuse_open_cluster(address, i_know_this_is_open)
     screen = Screen()
     # Imported only now: Ray and torch take seconds that a wrong config need not wait for.
     from pipelines.train.alone import run_alone
