@@ -15,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from cluster.secrecy import redactor
 from pipelines.data.assemble import (
     assemble,
     find_absent_classes,
@@ -67,6 +68,12 @@ def prepare(
     """
     out = Path(out)
     options = options or PrepareOptions()
+    shown = redactor().text(str(source))
+    if shown != str(source):  # it would stand in the manifest
+        raise UserError(
+            f"the source {shown} is given with a password, token or key: leave "
+            "it out, storage reads it from the environment or its own credentials files"
+        )
     if out.is_dir() and (out / MANIFEST_NAME).exists():
         return _verify_finished(source, out, options)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
