@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from pipelines.search.agreement import agreement_text
 from pipelines.search.ledger import Event
 from pipelines.search.state import BaseState, SearchState, TrialState
 from pipelines.track.points import (
@@ -33,6 +34,7 @@ class Front:
         reference_gmacs: The cost of that base.
         reference_top1: Chance.
         patches: Patch tokens of a dense model.
+        screening: How well scores without training foretold the finals, in words.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Front:
     reference_gmacs: float
     reference_top1: float
     patches: int
+    screening: tuple[str, ...] = ()
 
     @property
     def on_front(self) -> tuple[Point, ...]:
@@ -86,6 +89,7 @@ def build_front(state: SearchState) -> Front:
         reference_gmacs=max((base.gmacs for base in state.bases), default=0.0),
         reference_top1=_chance(state),
         patches=num_patches(state),
+        screening=tuple(agreement_text(found, by) for by, found in state.agreement.items()),
     )
 
 

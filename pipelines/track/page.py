@@ -179,7 +179,10 @@ def summary(front: Front) -> str:
             f"Knee: {knee.point_id} with {percent(knee.top1_minival)} % at {knee.gmacs:.4g} GMACs, "
             f"{100 * knee.dense_share:.0f} % of the dense model's. "
         )
-    return " ".join(filter(None, [text.rstrip(), _saving(front), _against_constant(front)]))
+    screening = [f"{found[0].upper()}{found[1:]}." for found in front.screening]
+    return " ".join(
+        filter(None, [text.rstrip(), _saving(front), _against_constant(front), *screening])
+    )
 
 
 def _saving(front: Front) -> str:
