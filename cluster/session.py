@@ -100,9 +100,20 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def _local_environment(port: int) -> dict[str, str]:
     # Ray's own ports listen on every interface, whatever address it is given. So it asks for a
-    # token by default; one that lives in this process and its workers alone is safer than the
-    # file in the home directory that Ray would write.
-    return {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}", "RAY_AUTH_TOKEN": _TOKEN}
+    # token, also where the environment would have it ask none; one that lives in this process and
+    # its workers alone is safer than the file in the home directory that Ray would write.
+    return {
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": _TOKEN,
+    }
+
+
+def _read_auth_mode_again() -> None:
+    """Ray reads the variable when it is imported, and remembers it."""
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
 
 
 @contextmanager
@@ -138,6 +149,8 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     else:
         environment, options = _remote(resolve(str(address)))
     with _environment(_SETTINGS | environment):
+        if local:
+            _read_auth_mode_again()
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
