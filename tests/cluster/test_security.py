@@ -1,0 +1,224 @@
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from cluster import security
+from cluster.security import (
+    FLAG,
+    Listener,
+    OpenToNetworkError,
+    RayAddress,
+    is_loopback,
+    listeners,
+    own_hosts,
+    parse_address,
+    refuse_open,
+    refuse_open_host,
+    try_door,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "host", "port"),
+    [
+        ("http://10.0.0.1:8265", "http", "10.0.0.1", 8265),
+        ("https://ray.example.org", "https", "ray.example.org", 443),
+        ("ray://head:10001", "ray", "head", 10001),
+        ("10.0.0.1:6379", "gcs", "10.0.0.1", 6379),
+        ("http://[::1]:8265", "http", "::1", 8265),
+        ("http://user:pass@head:8265", "http", "head", 8265),
+    ],
+)
+def test_addresses(text, kind, host, port):
+    assert parse_address(text) == RayAddress(kind, host, port)
+
+
+@pytest.mark.parametrize("text", ["ftp://h:1", "http://", "h:99999", "http://u:planted@h:port"])
+def test_what_is_no_address_is_said_without_its_password(text):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - several messages
+        parse_address(text)
+    assert "planted" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("no-such-host.invalid", False),
+        ("127.0.0.1.evil.invalid", False),
+        ("0", False),
+    ],
+)
+def test_loopback(host, expected):
+    assert is_loopback(host) is expected
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Answers as `self.server.answer` says."""
+
+    def do_GET(self):
+        self.server.seen.append((self.path, dict(self.headers)))
+        status, kind, body = self.server.answer
+        self.send_response(status)
+        if status == 302:
+            self.send_header("Location", body)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def web():
+    servers = []
+
+    def start(status, kind="application/json", body="[]", host="127.0.0.1"):
+        server = http.server.ThreadingHTTPServer((host, 0), Server)
+        server.answer, server.seen = (status, kind, body), []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return server, f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_what_a_stranger_is_told(web):
+    assert try_door(parse_address(web(200)[1])) == "open"
+    assert try_door(parse_address(web(401)[1])) == "guarded"
+    assert try_door(parse_address(web(403)[1])) == "guarded"
+    assert try_door(parse_address(web(404)[1])) == "foreign"
+    assert try_door(parse_address(web(200, "text/html")[1])) == "foreign"
+    assert try_door(parse_address(f"http://127.0.0.1:{free_port()}")) == "silent"
+    assert try_door(parse_address(f"127.0.0.1:{free_port()}")) == "silent"
+    # A web server is no Ray, whichever way it is asked.
+    assert try_door(parse_address(web(200)[1].removeprefix("http://"))) == "foreign"
+
+
+def test_a_redirect_is_not_followed_and_no_token_is_sent(web, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "planted" * 6)
+    target, address = web(200)
+    source, other = web(302, body=f"{address}/api/jobs/")
+    assert try_door(parse_address(other)) == "foreign" and not target.seen
+    (path, headers), *_ = source.seen
+    assert path == "/api/jobs/" and "planted" not in json.dumps(headers)
+
+
+def test_an_open_cluster_is_refused_unless_it_is_meant(web):
+    open_cluster = web(200)[1]
+    with pytest.raises(OpenToNetworkError) as caught:
+        refuse_open(open_cluster)
+    message = str(caught.value)
+    assert FLAG in message and "RAY_AUTH_MODE=token" in message and "\n" not in message
+    refuse_open(open_cluster, allowed=True)
+    refuse_open(web(401)[1])
+    for nothing in (None, "", "local", f"http://127.0.0.1:{free_port()}"):
+        refuse_open(nothing)
+
+
+def test_loopback_alone_may_be_open_but_a_tunnel_or_a_wide_port_may_not(web, monkeypatch):
+    server, address = web(200)
+    port = server.server_port
+
+    def here(*entries):
+        found = [Listener(h, p, 1, name, (name,), True) for h, p, name in entries]
+        monkeypatch.setattr(security, "listeners", lambda: found)
+
+    here(("127.0.0.1", port, "ray::Dashboard"), ("::1", 1, "gcs_server"))
+    refuse_open(address)
+    for entries in (
+        [("127.0.0.1", port, "ray::Dashboard"), ("::", 1, "gcs_server")],
+        [("127.0.0.1", port, "ssh")],
+        [],
+    ):
+        here(*entries)
+        with pytest.raises(OpenToNetworkError):
+            refuse_open(address)
+
+
+def test_listening_beyond_loopback_is_refused_unless_it_is_meant():
+    refuse_open_host("127.0.0.1", "MLflow", "use a tunnel")
+    refuse_open_host("0.0.0.0", "MLflow", "use a tunnel", allowed=True)
+    for host in ("0.0.0.0", "::", "10.1.2.3", "box.invalid", ""):
+        with pytest.raises(OpenToNetworkError, match="use a tunnel"):
+            refuse_open_host(host, "MLflow", "use a tunnel")
+
+
+def test_what_listens_here_is_seen_with_its_address():
+    with socket.socket() as narrow, socket.socket() as wide:
+        for one, host in ((narrow, "127.0.0.1"), (wide, "0.0.0.0")):
+            one.bind((host, 0))
+            one.listen()
+        found = {one.port: one for one in listeners()}
+        for one, exposed in ((narrow, False), (wide, True)):
+            entry = found[one.getsockname()[1]]
+            assert entry.exposed is exposed and entry.pid == os.getpid() and entry.mine
+
+
+LOCAL = """
+import json, os, subprocess, sys
+import psutil, ray
+from cluster.security import *
+from cluster.session import ray_session
+with ray_session(num_cpus=1) as cluster:
+    token = os.environ["RAY_AUTH_TOKEN"]
+    gcs = parse_address(cluster.address)
+    api = parse_address(os.environ["RAY_API_SERVER_ADDRESS"])
+    session = ray._private.worker._global_node.get_session_dir_path()
+    # Other instances of Ray may run on this machine.
+    mine = {process.pid for process in psutil.Process().children(recursive=True)}
+    own = [one for one in listeners() if one.pid in mine]
+    grep = subprocess.run(["grep", "-rlI", token, session], capture_output=True, text=True)
+    found = {
+        "ray": [
+            try_door(RayAddress("gcs", host, gcs.port))
+            for host in {gcs.host, "127.0.0.1", *own_hosts()}
+        ],
+        "dashboard": try_door(api),
+        "dashboard elsewhere": [
+            try_door(RayAddress("http", host, api.port)) for host in own_hosts()
+        ],
+        "others": [try_ray_port("127.0.0.1", one.port, 3) for one in own if one.exposed],
+        "owners": sorted({one.owner for one in own}),
+        "files": grep.stdout,
+        "commands": [one.port for one in own if token in " ".join(one.command)],
+    }
+    print(json.dumps(found))
+"""
+
+
+def test_a_searchs_own_ray_lets_no_stranger_in_whatever_the_environment_says():
+    """Ray's ports listen on every interface; the environment asks for no token."""
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found["ray"]) == {"guarded"} and found["dashboard"] == "guarded"
+    assert set(found["dashboard elsewhere"]) <= {"silent"}
+    assert found["others"] and "open" not in found["others"] and found["owners"] == ["ray"]
+    assert found["files"] == "" and found["commands"] == []
