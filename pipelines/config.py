@@ -337,8 +337,9 @@ class SupernetStageConfig(StrictModel):
     enabled: bool = False
     train: TrainConfig | None = None
     workers: WorkersConfig = WorkersConfig()
-    max_concurrent: Positive = Field(
-        default=1, description="Widths trained at the same time, at most."
+    max_concurrent: Positive | None = Field(
+        default=None,
+        description="Widths trained at the same time, at most; none for as many as fit.",
     )
     near: Positive = Field(
         default=16, description="Screened schedules of a width whose neighbours are trained."
