@@ -45,25 +45,30 @@ GPUS_PER_NODE = 8
 RUNGS, EPOCHS = [1, 2], 4
 
 
-class Counting(tune.Trainable):
-    """A trial whose top-1 follows from its config."""
+def counting() -> type[tune.Trainable]:
+    """A class made here travels to the workers by value, whoever imports this file."""
 
-    def setup(self, config: dict[str, Any]) -> None:
-        self.final = config["top1"]
+    class Counting(tune.Trainable):
+        """A trial whose top-1 follows from its config."""
 
-    def step(self) -> dict[str, Any]:
-        epoch = self.iteration + 1
-        return {"epoch": epoch, "top1": self.final * epoch / EPOCHS, "done": epoch == EPOCHS}
+        def setup(self, config: dict[str, Any]) -> None:
+            self.final = config["top1"]
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.final = new_config["top1"]
-        return True
+        def step(self) -> dict[str, Any]:
+            epoch = self.iteration + 1
+            return {"epoch": epoch, "top1": self.final * epoch / EPOCHS, "done": epoch == EPOCHS}
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        return None
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.final = new_config["top1"]
+            return True
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        return None
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            return None
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            return None
+
+    return Counting
 
 
 @dataclass
@@ -166,7 +171,7 @@ def experiment(num_trials: int, gang: Gang) -> dict[str, Any]:
     begun, busy = time.monotonic(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         results = tune.Tuner(
-            tune.with_resources(Counting, tune.PlacementGroupFactory([gang.bundle()])),
+            tune.with_resources(counting(), tune.PlacementGroupFactory([gang.bundle()])),
             tune_config=tune.TuneConfig(
                 search_alg=searcher, scheduler=scheduler, num_samples=num_trials, reuse_actors=True
             ),
@@ -193,7 +198,7 @@ def experiment(num_trials: int, gang: Gang) -> dict[str, Any]:
         "resources_back": after == before,
         "placement_groups_left": len(groups),
         "driver_rss_mb": rss,
-        "driver_kb_per_trial": round(1024 * slope(rss[len(rss) // 4 :]), 2),
+        "driver_kb_per_trial": slope_kb(rss[len(rss) // 4 :]),
         "suggest": milliseconds(seen.suggest_s),
         "judge": milliseconds(seen.judge_s),
         "driver_cpu_s": round(busy, 1),
@@ -207,12 +212,12 @@ def resources() -> dict[str, float]:
     return {name: round(free.get(name, 0.0), 4) for name in ("CPU", "GPU")}
 
 
-def slope(points: list[tuple[int, float]]) -> float:
-    """MB for each trial, by least squares."""
+def slope_kb(points: list[tuple[int, float]]) -> float | None:
+    """KB for each trial, by least squares over (trials, MB)."""
     if len(points) < 2:
-        return float("nan")
+        return None
     x, y = np.array(points, dtype=float).T
-    return float(np.polyfit(x, y, 1)[0])
+    return round(1024 * float(np.polyfit(x, y, 1)[0]), 2)
 
 
 def main() -> None:
