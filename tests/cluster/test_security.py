@@ -16,7 +16,6 @@ from cluster.security import (
     RayAddress,
     is_loopback,
     listeners,
-    own_hosts,
     parse_address,
     refuse_open,
     refuse_open_host,
