@@ -1,9 +1,11 @@
 import contextlib
 import http.server
+import io
 import json
 import subprocess
 import sys
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,16 +14,19 @@ import pytest
 import ray
 from ray.core.generated import gcs_service_pb2
 
-from cluster.jobs import JobApi, without_rays_lines
+from cluster.jobs import Job, JobApi, without_rays_lines
 from cluster.package import pack
-from cluster.probe import AddressError, check_gcs, dashboard_url, job_server, resolve
+from cluster.probe import AddressError, ClusterError, check_gcs, dashboard_url, job_server, resolve
+from pipelines.config_file import load_config
+from pipelines.errors import UserError
+from pipelines.remote import Remote
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 
 
 @contextlib.contextmanager
-def web(answers):
-    """A server with a page for each path, and 404 for the rest."""
+def web(answers, received=None):
+    """A server with a page for each path, and 404 for the rest; it notes what it is sent."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -30,10 +35,20 @@ def web(answers):
             self.end_headers()
             self.wfile.write((found or "<html>").encode())
 
+        def do_PUT(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.server.received.append((self.path, body))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"job_id": "made", "submission_id": "made"}).encode())
+
+        do_POST = do_PUT
+
         def log_message(self, *_):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.received = [] if received is None else received
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -187,3 +202,90 @@ def test_bad_input_ends_in_one_line(words, said):
     result = subprocess.run([TOKENPOOL, *words], capture_output=True, text=True, check=False)
     assert result.returncode == 2 and said in result.stderr, result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_connection_that_breaks_is_made_again_and_nothing_is_shown_twice(monkeypatch):
+    connections = [["Running entrypoint for job j\n", "one\n", "tw"], [], None]
+
+    class Client:
+        async def tail_job_logs(self, job_id):
+            now = connections.pop(0)
+            for chunk in ["Running entrypoint for job j\none\n", "two\n"] if now is None else now:
+                yield chunk
+            if now is not None:
+                raise RuntimeError("the connection broke")
+
+    states = ["RUNNING", "RUNNING", "SUCCEEDED"]
+    api = object.__new__(JobApi)
+    api.url, api._client = "http://head:8265", Client()
+    monkeypatch.setattr(api, "get", lambda job_id: job(states.pop(0)))
+    monkeypatch.setattr("cluster.jobs._POLL_SECONDS", 0.0)
+    shown = []
+    assert api.follow("j", shown.append).status == "SUCCEEDED"
+    assert "".join(shown) == "one\ntwo\n"
+
+
+def test_a_cluster_that_is_gone_for_good_ends_the_following(monkeypatch):
+    class Client:
+        async def tail_job_logs(self, job_id):
+            raise RuntimeError("gone")
+            yield
+
+    def get(job_id):
+        raise ClusterError("http://head:8265 does not answer any more")
+
+    api = object.__new__(JobApi)
+    api.url, api._client = "http://head:8265", Client()
+    monkeypatch.setattr(api, "get", get)
+    monkeypatch.setattr("cluster.jobs._POLL_SECONDS", 0.0)
+    with pytest.raises(ClusterError, match="does not answer any more"):
+        api.follow("j", print)
+
+
+def job(status):
+    return Job("j", "s", "hash", "/shared", status, 0 if status == "SUCCEEDED" else None, "")
+
+
+def test_what_is_submitted_holds_the_config_the_code_and_no_secret(tmp_path, monkeypatch):
+    secrets = {"AWS_SECRET_ACCESS_KEY": "h0nEst-Abe", "MLFLOW_TRACKING_PASSWORD": "swordf1sh"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:swordf1sh@mlflow.example.org")
+    preset = Path(__file__).parents[2] / "tune_spaces/presets/digits.yaml"
+    config = load_config(preset, ["storage=/shared/runs", "data.path=/shared/digits"])
+    received = []
+    with web(dashboard(ray.__version__), received) as url:
+        job_id, new = Remote(url, allow_open=True).submit(config)
+        assert new and job_id == "tokenpool-digits-1"
+    (_, package), (_, body) = received
+    request = json.loads(body)
+    assert request["submission_id"] == "tokenpool-digits-1"
+    assert "sh run.sh search search.yaml --address auto" in request["entrypoint"]
+    assert request["metadata"] == {
+        "tokenpool.search": "digits",
+        "tokenpool.config": config.config_hash(),
+        "tokenpool.storage": "/shared/runs",
+    }
+    assert request["runtime_env"].keys() <= {"working_dir", "_ray_commit"}
+    with zipfile.ZipFile(io.BytesIO(package)) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    assert "pipelines/cli.py" in content
+    assert load_config_text(content["search.yaml"], tmp_path) == config
+    for text in (body, *content.values()):
+        assert not any(value.encode() in text for value in secrets.values())
+
+
+def load_config_text(text, folder):
+    (folder / "search.yaml").write_bytes(text)
+    return load_config(folder / "search.yaml")
+
+
+@pytest.mark.parametrize("key", ["storage", "data.path"])
+def test_a_folder_that_means_another_one_elsewhere_is_refused(key):
+    preset = Path(__file__).parents[2] / "tune_spaces/presets/digits.yaml"
+    paths = {"storage": "/shared/runs", "data.path": "/shared/digits"} | {key: "runs/here"}
+    config = load_config(preset, [f"{name}={path}" for name, path in paths.items()])
+    with web(dashboard(ray.__version__)) as url:
+        remote = Remote(url, allow_open=True)
+        with pytest.raises(UserError, match=f"{key} runs/here means another folder"):
+            remote.submit(config)
