@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.security import listeners
+from cluster.security_checks import check_mlflow
 from pipelines.commands.ui import ui
 from pipelines.errors import UserError
 from pipelines.track.server import check_port, start_server, stop_server
@@ -38,6 +40,37 @@ def test_nothing_to_show(tmp_path: Path) -> None:
         ui("nothing", 5000, tmp_path)
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_beyond_loopback_only_if_it_is_meant(tmp_path: Path, host: str) -> None:
+    with pytest.raises(UserError, match=r"--i-know-this-is-open") as caught:
+        ui(None, 5000, tmp_path, host)
+    message = str(caught.value)
+    assert caught.value.exit_code == 2 and "ssh -L 5000:" in message and "\n" not in message
+    with pytest.raises(UserError, match="no search under"):  # one step further
+        ui(None, 5000, tmp_path, host, True)
+
+
+def test_a_databases_password_is_not_in_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def start(command: list[str], env: dict[str, str], **_: object) -> None:
+        seen.append((" ".join(command), env))
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr("subprocess.Popen", start)
+    monkeypatch.setenv("MLFLOW_UVICORN_OPTS", "--host 0.0.0.0")
+    monkeypatch.setenv("MLFLOW_GUNICORN_OPTS", "--bind 0.0.0.0")
+    store = TrackingStore("postgresql://u:plantedSecret1@127.0.0.1/db", tmp_path / "artifacts")
+    with pytest.raises(RuntimeError, match="enough"):
+        start_server(store, free_port(), tmp_path / "server.log")
+    ((command, environment),) = seen
+    assert "planted" not in command and environment["MLFLOW_BACKEND_STORE_URI"] == store.uri
+    assert not {"MLFLOW_UVICORN_OPTS", "MLFLOW_GUNICORN_OPTS"} & environment.keys()
+    assert (tmp_path / "server.log").stat().st_mode & 0o077 == 0
+
+
 def test_a_shared_server_is_not_started_again() -> None:
     with pytest.raises(UserError, match="MLflow already runs at https://mlflow"):
         start_server(TrackingStore("https://mlflow.example.org"), 5000, Path("unused"))
@@ -49,6 +82,8 @@ def test_the_server_refuses_foreign_hosts_and_ends(
 ) -> None:
     # Someone's environment would switch the check off.
     monkeypatch.setenv("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE", "true")
+    monkeypatch.setenv("MLFLOW_GUNICORN_OPTS", "--timeout 60")
+    monkeypatch.setenv("MLFLOW_HOST", "0.0.0.0")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     port = free_port()
     process = start_server(tracking_store(tmp_path), port, tmp_path / "server.log")
@@ -60,6 +95,10 @@ def test_the_server_refuses_foreign_hosts_and_ends(
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(foreign, timeout=30)
         assert refused.value.code == 403
+        found = {one.host for one in listeners() if one.port == port}
+        assert found == {"127.0.0.1"}
+        checks = list(check_mlflow({}, [one for one in listeners() if one.port == port]))
+        assert [check.status for check in checks] == ["ok", "ok"], checks
         with pytest.raises(UserError, match=f"port {port} cannot be used"):
             check_port(port)
     finally:
