@@ -1,4 +1,4 @@
-"""`tokenpool ui`: MLflow on loopback over the right store."""
+"""`tokenpool ui`: MLflow over the right store, on loopback unless it is to be open."""
 
 from __future__ import annotations
 
@@ -9,22 +9,38 @@ from typing import Annotated
 
 import typer
 
+from cluster.security import FLAG, OpenToNetworkError, refuse_open_host
 from pipelines.commands.front import Storage
 from pipelines.errors import UserError
 from pipelines.search.state import load_state, search_names
-from pipelines.track.server import LOOPBACK, check_port, start_server, stop_server
+from pipelines.track.server import LOOPBACK, check_port, start_server, stop_server, url_host
 from pipelines.track.store import tracking_store
 from pipelines.track.upkeep import catch_up
 
 logger = logging.getLogger(__name__)
 
+_TUNNEL = (
+    "reach it through a tunnel (ssh -L {port}:127.0.0.1:{port} THIS-MACHINE), or run a server with "
+    "passwords (cluster/mlflow/)"
+)
+
 
 def ui(
     name: Annotated[str | None, typer.Argument(help="The search to open; default all.")] = None,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 5000,
     storage: Storage = Path("runs"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; beyond loopback nobody asks for a password.")
+    ] = LOOPBACK,
+    i_know_this_is_open: Annotated[
+        bool, typer.Option(FLAG, help="Let everybody who reaches --host read and delete runs.")
+    ] = False,
 ) -> None:
     """Browse searches in MLflow, on this machine only, until Ctrl-C."""
+    try:
+        refuse_open_host(host, "MLflow", _TUNNEL.format(port=port), i_know_this_is_open)
+    except OpenToNetworkError as error:
+        raise UserError(str(error)) from None
     if name is not None:
         load_state(storage, name)  # an unknown name is said before anything is started
     names = [name] if name else search_names(storage)
@@ -32,10 +48,11 @@ def ui(
         raise UserError(f"no search under {storage}: run `tokenpool search CONFIG.yaml` first")
     store = tracking_store(storage)
     if store.is_local:
-        check_port(port)
-    base = f"http://{LOOPBACK}:{port}" if store.is_local else store.shown.rstrip("/")
+        check_port(port, host)
+    base = f"http://{url_host(host)}:{port}" if store.is_local else store.shown.rstrip("/")
     pages = {search: catch_up(storage, search, store, base) for search in names}
-    process = start_server(store, port, storage / "mlflow-server.log") if store.is_local else None
+    log = storage / "mlflow-server.log"
+    process = start_server(store, port, log, host) if store.is_local else None
     typer.echo(f"MLflow: {base}" + (" (Ctrl-C ends it)" if process else ""))
     for search, page in pages.items():
         typer.echo(f"  {search}: {page.parent}")
