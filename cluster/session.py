@@ -36,6 +36,15 @@ _SETTINGS = {
 }
 
 
+# Ray shows its figures to whoever asks, on every interface and without a token; nobody reads
+# those of an instance that lives as long as a search. There is no port −1.
+_NO_METRICS = {
+    "RAY_enable_metrics_collection": "0",
+    "DASHBOARD_METRIC_PORT": "-1",
+    "AUTOSCALER_METRIC_PORT": "-1",
+}
+
+
 @dataclass(frozen=True)
 class Cluster:
     """What a connected cluster offers."""
@@ -102,7 +111,7 @@ def _local_environment(port: int) -> dict[str, str]:
     # Ray's own ports listen on every interface, whatever address it is given. So it asks for a
     # token, also where the environment would have it ask none; one that lives in this process and
     # its workers alone is safer than the file in the home directory that Ray would write.
-    return {
+    return _NO_METRICS | {
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _TOKEN,

@@ -182,6 +182,7 @@ import json, os, subprocess, sys
 import psutil, ray
 from cluster.security import *
 from cluster.session import ray_session
+FREE = "/ray.rpc.ObjectManagerService/FreeObjects"
 with ray_session(num_cpus=1) as cluster:
     token = os.environ["RAY_AUTH_TOKEN"]
     gcs = parse_address(cluster.address)
@@ -201,6 +202,12 @@ with ray_session(num_cpus=1) as cluster:
             try_door(RayAddress("http", host, api.port)) for host in own_hosts()
         ],
         "others": [try_ray_port("127.0.0.1", one.port, 3) for one in own if one.exposed],
+        # Moves objects between nodes; freeing none of them changes nothing.
+        "objects": sorted({
+            door
+            for one in own if one.name == "raylet"
+            for door in [try_grpc("127.0.0.1", one.port, FREE, 3)] if door != "foreign"
+        }),
         "owners": sorted({one.owner for one in own}),
         "files": grep.stdout,
         "commands": [one.port for one in own if token in " ".join(one.command)],
@@ -219,5 +226,7 @@ def test_a_searchs_own_ray_lets_no_stranger_in_whatever_the_environment_says():
     found = json.loads(done.stdout.splitlines()[-1])
     assert set(found["ray"]) == {"guarded"} and found["dashboard"] == "guarded"
     assert set(found["dashboard elsewhere"]) <= {"silent"}
-    assert found["others"] and "open" not in found["others"] and found["owners"] == ["ray"]
+    assert found["others"] and set(found["others"]) <= {"guarded", "foreign"}
+    assert found["others"].count("guarded") >= 4 and found["owners"] == ["ray"]
+    assert found["objects"] == ["guarded"]
     assert found["files"] == "" and found["commands"] == []
