@@ -42,6 +42,23 @@ CONFIG = {
 }
 
 
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "pLaNt3d/aws+abcdef",
+    "HF_TOKEN": "pLaNt3d-hf-0123456789",
+    "MLFLOW_TRACKING_PASSWORD": "pLaNt3d-mlflow-pass",
+    "DATABASE_URL": "postgresql://me:pLaNt3d-db-pass@127.0.0.1/db",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _secrets():
+    """They are in the environment of every command here, as they are in people's."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in SECRETS.items():
+            environment.setenv(name, value)
+        yield
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("search")
@@ -136,6 +153,7 @@ def test_interrupted_killed_typed_again_and_browsed(place):
 
     check_front(place)
     check_mlflow(place, after)
+    check_secrets(place)
     assert outlived(first + second) == [], "processes outlived their driver"
 
 
@@ -166,6 +184,20 @@ def check_mlflow(place, events):
     assert created <= points
     names = {artifact.path for artifact in client.list_artifacts(parents[0].info.run_id)}
     assert {"front.csv", "front.png", "front.html"} <= names
+
+
+def check_secrets(place):
+    """None of the environment's is in anything that was written: the search's folder, MLflow's
+    database, what was printed, and the logs of its instances of Ray."""
+    began = (place / "tiny.yaml").stat().st_mtime
+    logs = [path for path in Path("/tmp/ray").glob("session_2*") if path.stat().st_mtime >= began]
+    found = subprocess.run(
+        ["grep", "-rlaF", "pLaNt3d", str(place), *map(str, logs)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert logs and found.stdout == "", found.stdout
 
 
 @pytest.mark.parametrize(
