@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster.secrecy import redactor
 from pipelines.data.manifest import Manifest
 from pipelines.track.front import Point
 from pipelines.track.points import standard_error
@@ -63,7 +64,7 @@ def model_card(point: Point, facts: dict[str, Any], manifest: Manifest) -> str:
             f"| top-1 on minival | {_accuracy(own.top1_minival, manifest, 'minival')} |",
             f"| top-1 on validation | {_accuracy(own.top1_val, manifest, 'val')} |",
             *(seeds if point.minival_spread is not None else []),
-            f"| data | {manifest.source}, {len(manifest.classes)} classes |",
+            f"| data | {redactor().text(manifest.source)}, {len(manifest.classes)} classes |",
             f"| config | {facts['config_hash']} |",
             "",
             "Errors are one binomial standard error over the images. Minival decided which model "
