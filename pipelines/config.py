@@ -555,7 +555,9 @@ def config_hash(resolved: dict[str, Any]) -> str:
 
 
 # Of a training job: they change when it is saved and what it does in distress, not its result.
+# And how many jobs run side by side, which follows from the cluster.
 _SAFEGUARDS = (
+    "max_concurrent",
     "micro_batch",
     "checkpoint_every_steps",
     "keep_checkpoints",

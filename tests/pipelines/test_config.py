@@ -76,6 +76,8 @@ def test_a_batch_the_workers_cannot_share_and_an_image_the_patches_do_not_fill()
 def test_the_hash_follows_what_decides_the_result_and_not_where_it_lies():
     plain = load_config(PRESET)
     assert plain.config_hash() == load_config(PRESET, ["storage=/elsewhere"]).config_hash()
+    wider = load_config(PRESET, ["finals.max_concurrent=64"])  # gone on with on a larger cluster
+    assert plain.config_hash() == wider.config_hash()
     assert plain.config_hash() != load_config(PRESET, ["seed=1"]).config_hash()
     # What the ledger keeps as JSON hashes to the same.
     assert config_hash(plain.resolved()) == plain.config_hash()
