@@ -1,13 +1,21 @@
-"""`tokenpool logs NAME`: what a search that was submitted to a cluster has printed."""
+"""`tokenpool logs NAME`: what a search has printed on a cluster, or what happened in one here."""
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines.errors import UserError
+from pipelines.commands.front import Storage
 from pipelines.remote import Address, Open, Remote, one_line
+from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.state import load_state
+from pipelines.track.story import story
+from pipelines.track.upkeep import driver_runs
+
+_LOOK_SECONDS = 1.0
 
 
 def logs(
@@ -15,18 +23,37 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until it ends; Ctrl-C leaves it running.")
     ] = False,
+    storage: Storage = Path("runs"),
     address: Address = None,
     i_know_this_is_open: Open = False,
 ) -> None:
-    """What a submitted search has printed; --follow attaches to it again."""
+    """What a search has printed on a cluster, or its ledger's events on this machine.
+
+    With --follow it attaches again to a search that was submitted.
+    """
     if address is None:
-        raise UserError(
-            "logs are kept where a search was submitted to: give --address http://HOST:8265 "
-            f"(`tokenpool status {name}` shows a search of this machine)"
-        )
+        _here(storage, name, follow)
+        return
     remote = Remote(address, allow_open=i_know_this_is_open)
     job_id = remote.newest(name)
     if follow:
         raise typer.Exit(remote.follow(job_id, name))
     with one_line():
         typer.echo(remote.api.logs(job_id), nl=False)
+
+
+def _here(storage: Path, name: str, follow: bool) -> None:
+    load_state(storage, name)  # an unknown name is said
+    directory, shown = storage / "searches" / name, 0
+    try:
+        while True:
+            runs = driver_runs(directory)
+            lines = list(story(read_events(directory / LEDGER_NAME)))
+            for line in lines[shown:]:
+                typer.echo(line)
+            shown = len(lines)
+            if not (follow and runs):
+                return
+            time.sleep(_LOOK_SECONDS)
+    except KeyboardInterrupt:
+        return

@@ -191,7 +191,7 @@ def test_a_cluster_without_python_and_ray_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["logs", "x"], "give --address"),
+        (["logs", "x"], "no search named x"),
         (["logs", "x", "--address", "http://127.0.0.1:9"], "nothing answers"),
         (["status", "x", "--address", "http://127.0.0.1:9"], "nothing answers"),
         (["stop", "x", "--address", "http://127.0.0.1:9"], "nothing answers"),
