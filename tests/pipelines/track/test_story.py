@@ -33,7 +33,7 @@ def test_each_event_is_a_line_that_says_what_happened_to_whom():
 
 def test_logs_of_a_search_of_this_machine(tmp_path):
     created = {"event": "created", "time": 1.0, "config": {"name": "x"}, "config_hash": "h",
-               "num_classes": 10, "bases": [{"width": 96, "num_heads": 3, "gmacs": 1.0}]}  # fmt: skip
+               "num_classes": 10, "bases": [{"width": 96, "num_heads": 3, "gmacs": 1}]}  # fmt: skip
     folder = tmp_path / "searches/x"
     folder.mkdir(parents=True)
     lines = [json.dumps(event) + "\n" for event in [created, *EVENTS[:3]]]
