@@ -21,6 +21,7 @@ from pipelines.commands.export import export
 from pipelines.commands.front import front
 from pipelines.commands.logs import logs
 from pipelines.commands.pick import pick
+from pipelines.commands.plan import plan
 from pipelines.commands.prepare import prepare
 from pipelines.commands.search import search
 from pipelines.commands.squeeze import squeeze
@@ -48,7 +49,7 @@ bench.command("train")(bench_train)
 
 _SEARCH, _RESULT, _MODEL, _MACHINE = "Search", "Look and choose", "Models", "Machine"
 _PANELS: dict[str, list[Callable[..., None]]] = {
-    _SEARCH: [prepare, search, submit, logs, stop, train],
+    _SEARCH: [prepare, plan, search, submit, logs, stop, train],
     _RESULT: [status, front, pick, ui, reports.report, reports.explain, export, reports.register],
 }
 for panel, commands in _PANELS.items():
