@@ -106,14 +106,34 @@ def guard_process() -> None:
     threading.excepthook = _print_thread_traceback
 
 
+def show_traceback(error: BaseException) -> None:
+    """Writes an exception's traceback to standard error, without secrets."""
+    _print_traceback(type(error), error, error.__traceback__)
+
+
+class CleanedError(RuntimeError):
+    """In place of an exception whose message could not be changed: its type and message."""
+
+
 @contextmanager
 def clean_errors() -> Iterator[None]:
-    """Exceptions that leave the block carry no secrets; type, frames and attributes stay."""
+    """Exceptions that leave the block carry no secrets; type, frames and attributes stay.
+
+    Raises:
+        CleanedError: In place of one that keeps its message out of reach (those of pydantic).
+    """
     try:
         yield
     except BaseException as error:
-        redactor().error(error)
-        raise
+        shown = redactor()
+        shown.error(error)
+        text = str(error)
+        clean = shown.text(text)
+        if clean == text:
+            raise
+        raise CleanedError(f"{type(error).__name__}: {clean}").with_traceback(
+            error.__traceback__
+        ) from None
 
 
 def _print_traceback(
