@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from cluster.secrecy import guard_process, redactor
+from cluster.secrecy import guard_process, redactor, show_traceback
 from pipelines.commands import report as reports
 from pipelines.commands import schedule
 from pipelines.commands.analyze import analyze
@@ -77,6 +77,9 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write(redactor().text(f"tokenpool: {error}\n"))
         sys.exit(error.exit_code)
+    except Exception as error:  # typer would print it as it is
+        show_traceback(error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
