@@ -182,6 +182,8 @@ import json, os, subprocess, sys
 import psutil, ray
 from cluster.security import *
 from cluster.session import ray_session
+def reach(one):
+    return "127.0.0.1" if one.host in ("0.0.0.0", "::") else one.host
 FREE = "/ray.rpc.ObjectManagerService/FreeObjects"
 with ray_session(num_cpus=1) as cluster:
     token = os.environ["RAY_AUTH_TOKEN"]
@@ -201,7 +203,7 @@ with ray_session(num_cpus=1) as cluster:
         "dashboard elsewhere": [
             try_door(RayAddress("http", host, api.port)) for host in own_hosts()
         ],
-        "others": [try_ray_port("127.0.0.1", one.port, 3) for one in own if one.exposed],
+        "others": [try_ray_port(reach(one), one.port, 3) for one in own if one.exposed],
         # Moves objects between nodes; freeing none of them changes nothing.
         "objects": sorted({
             door
