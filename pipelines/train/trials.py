@@ -182,14 +182,22 @@ class _Events(Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         if self._watch is not None:
             self._watch.over(trial.config["trial_id"])
-        self._told.failed(trial.config["trial_id"], short_reason(trial.get_error()))
+        self._told.failed(trial.config["trial_id"], short_reason(_error_of(trial)))
+
+
+def _error_of(trial: Trial) -> str | BaseException | None:
+    """What a trial failed of; it lies with the driver before Tune copies it to the storage."""
+    path = trial.error_file
+    if path and Path(path).is_file():
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    return trial.get_error()
 
 
 def _report_of(result: dict[str, Any]) -> dict[str, Any]:
     return {key: result[key] for key in (*REPORT_KEYS, *OPTIONAL_KEYS) if key in result}
 
 
-def short_reason(error: BaseException | None) -> str:
+def short_reason(error: str | BaseException | None) -> str:
     """The line of a Ray error that says what went wrong, without the frames around it."""
     if error is None:
         return "unknown"
