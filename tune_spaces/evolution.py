@@ -19,6 +19,8 @@ from tune_spaces.surrogate import LEAST_PER_ARM, ScheduleSurrogate
 _CROSSOVER_RATE = 0.3
 _ATTEMPTS_PER_CHILD = 50
 _RELIABLE = 0.6
+# The constant keep-rates of the first generation, from the least to the most.
+_RATES = (0.45, 0.95)
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,16 @@ def first_generation(
     count: int,
     seeds: Sequence[Candidate] = (),
 ) -> list[Candidate]:
-    """`count` different candidates: the seeds, then each arm spread over its own cost range.
+    """`count` different candidates: the seeds, constant keep-rates, then random ones.
 
     An arm is a width with a method. Of more seeds than that, each arm has its share, spread over
-    its cost. A space with fewer candidates gives fewer.
+    its cost. Half of what they leave open are schedules in which every layer keeps the same share
+    of its tokens: hard to beat by chance, and good parents. The random ones are spread over each
+    arm's own range of cost. A space with fewer candidates gives fewer.
     """
     chosen = {candidate.key: candidate for candidate in _share_out(seeds, count)}
+    for candidate in _constant_rates(space, (count - len(chosen)) // 2):
+        chosen.setdefault(candidate.key, candidate)
     for _ in range(_ATTEMPTS_PER_CHILD):
         missing = count - len(chosen)
         if missing <= 0:
@@ -51,6 +57,21 @@ def first_generation(
             for candidate in space.sample(rng, share, width=width, method=method) if share else []:
                 chosen.setdefault(candidate.key, candidate)
     return list(chosen.values())[:count]
+
+
+def _constant_rates(space: ScheduleSpace, count: int) -> list[Candidate]:
+    """As many of each arm, at evenly spaced rates; those that are within the bounds."""
+    arms = list(space.cost_ranges)
+    share = count // len(arms)
+    found = []
+    for rate in np.linspace(*_RATES, share):
+        schedule = space.decode(np.full(space.depth, np.log(rate)))
+        for width, method in arms:
+            cost = space.cost(width, schedule, method)
+            candidate = Candidate(width, schedule, cost, method)
+            if space.contains(candidate):
+                found.append(candidate)
+    return found
 
 
 def _share_out(seeds: Sequence[Candidate], count: int) -> list[Candidate]:

@@ -62,8 +62,11 @@ class DamageTable:
     def at(self, levels: Sequence[int]) -> Array:
         """Damages `[depth, m, m]` between other counts, as the table: 0 where nothing is pooled.
 
-        Linear in log k_in and in the log of the rate k_in / k_out; beyond the least count measured
-        a row goes on as steeply as it ended.
+        Linear in log k_in. Along a row the root of the damage is linear in the log of the rate
+        k_in / k_out: near the dense model a divergence grows with the square of what was changed.
+        Were the damage itself linear between rates far apart, the plan would keep all tokens in
+        some layers and drop most in the next. Beyond the least count measured a row goes on as
+        steeply as it ended.
         """
         wanted = np.asarray(levels, dtype=np.float64)
         rows = np.log(self.counts)
@@ -83,10 +86,11 @@ class DamageTable:
     def _along(self, layer: int, row: int, rates: Array) -> Array:
         """Damage of one measured k_in at rates `log(k_in / k_out)`."""
         x = np.log(self.counts[row] / self.counts[: row + 1])[::-1]
-        y = self.damage[layer, row, : row + 1][::-1]
+        y = np.sqrt(self.damage[layer, row, : row + 1][::-1])
         inside = np.interp(rates, x, y)
         slope = (y[-1] - y[-2]) / (x[-1] - x[-2])
-        return inside + np.maximum(rates - x[-1], 0.0) * slope
+        root: Array = inside + np.maximum(rates - x[-1], 0.0) * slope
+        return root**2
 
 
 def plan_front(

@@ -1,6 +1,6 @@
 """The planner against every schedule there is, on spaces small enough to list them."""
 
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, pairwise
 
 import numpy as np
 import pytest
@@ -108,11 +108,34 @@ def test_the_table_gives_back_what_was_measured_and_interpolates_between():
     np.testing.assert_allclose(table.at(counts), np.tril(damage))
     levels = [2, 4, 8, 11.313708, 16]
     between = table.at(levels)
-    # Half-way to 8 from 16 on a log axis: half of the damage; below 4 it goes on as steeply.
-    assert between[0, 4, 3] == pytest.approx(0.5, abs=1e-5)
-    assert between[0, 4, 0] == pytest.approx(5.0)
+    # Half-way to 8 from 16 on a log axis: half of the root; below 4 the root goes on as steeply.
+    assert between[0, 4, 3] == pytest.approx(0.25, abs=1e-5)
+    assert between[0, 4, 0] == pytest.approx((2 * 3**0.5 - 1) ** 2)
     assert (between >= 0).all()
     assert (np.diff(between[1], axis=1) <= 1e-12).all()
+
+
+def test_a_plan_from_few_counts_spreads_the_drops_where_damage_is_quadratic():
+    """The truth is known at every count; measured at six of them, the plan loses little."""
+    levels = list(range(1, 65))
+    rate = np.log(np.array(levels)[:, None] / np.array(levels)[None, :]).clip(min=0)
+    truth = np.array([1.0, 2.0, 0.5, 1.0])[:, None, None] * rate**2
+    cost = np.broadcast_to(np.array(levels, dtype=float)[None, :, None], truth.shape)
+    cost = cost + 0.5 * np.array(levels)[None, None, :]
+    counts = [2, 4, 8, 16, 32, 64]
+    rows = [levels.index(count) for count in counts]
+    measured = DamageTable(counts, truth[:, rows][:, :, rows])
+    best = plan_front(levels, cost, truth, max_labels=400)
+    found = plan_front(levels, cost, measured.at(levels), max_labels=400)
+
+    def real(schedule):
+        steps = [levels.index(count) for count in (64, *schedule)]
+        return sum(truth[layer, i, j] for layer, (i, j) in enumerate(pairwise(steps)))
+
+    for budget in (120, 160, 200, 240, 280):
+        exact = min(entry.damage for entry in best if entry.cost <= budget)
+        planned = min((e for e in found if e.cost <= budget), key=lambda e: e.damage)
+        assert real(planned.schedule) <= 1.15 * exact + 1e-9
 
 
 def test_noise_of_the_measurement_is_taken_out():
