@@ -25,6 +25,8 @@ from cluster.probe import AddressError, ClusterError, check_gcs, resolve
 
 __all__ = ["AddressError", "Cluster", "ClusterError", "free_port", "ray_session"]
 
+logger = logging.getLogger(__name__)
+
 DASHBOARD_PORTS = range(8265, 9265)
 _TOKEN = secrets.token_hex(32)  # Ray reads it once a process
 _SETTINGS = {
@@ -179,9 +181,17 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
         finally:
             try:
                 if not local:
-                    leftovers.remove(leftovers.own_groups())
+                    _give_back()
             finally:
                 ray.shutdown()
+
+
+def _give_back() -> None:
+    """Removes what this driver holds; a cluster that is gone must not hide why the driver ends."""
+    try:
+        leftovers.remove(leftovers.own_groups())
+    except Exception as error:  # whatever Ray throws when it is cut off
+        logger.warning("what this search held on the cluster could not be given back: %s", error)
 
 
 def _remote(address: str) -> tuple[dict[str, str], dict[str, Any]]:
