@@ -7,18 +7,20 @@ from typing import Any
 
 import ray
 
+from pipelines.config import SearchWidthConfig
 from pipelines.console import Bar
 from pipelines.errors import UserError
 from pipelines.search.loaded_base import save_loaded
 from pipelines.search.plan import base_job, base_job_id
 from pipelines.search.recorder import Recorder
-from pipelines.search.stages.context import StageContext
+from pipelines.search.stages.context import StageContext, TrialWatch
 from pipelines.search.stages.screen import make_scorers
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.trials import TrialRequest, run_trials
 
-# A base this near to chance has learned nothing that pooling could keep.
-_LEAST_TIMES_CHANCE = 2.0
+# A base this near to chance has learned nothing that pooling could keep: under twice chance and,
+# where the classes are few, under a tenth of the way from chance to all right.
+_LEAST_TIMES_CHANCE, _LEAST_OF_THE_WAY = 2.0, 0.1
 
 
 def run_base(context: StageContext) -> None:
@@ -46,12 +48,14 @@ def run_base(context: StageContext) -> None:
                     for width in missing
                 ],
                 max_concurrent=room,
-                listener=_BaseListener(context.recorder, widths, bar),
+                listener=_BaseListener(context.recorder, widths, bar, watch),
                 directory=config.directory / "tune",
                 name="base",
                 watch=watch,
             )
         context.check()
+    for width in config.space.widths:
+        _check_learned(context, width)
     for width in config.space.widths:
         base = state.base(width.width)
         if base.status != "done" or base.top1_minival is None:
@@ -59,21 +63,34 @@ def run_base(context: StageContext) -> None:
                 f"the base of width {width.width} failed: {base.reason or 'it did not finish'}",
                 exit_code=1,
             )
-        if base.top1_minival < _LEAST_TIMES_CHANCE / state.num_classes:
-            raise UserError(
-                f"the base of width {width.width} does not learn (top-1 on minival "
-                f"{base.top1_minival:.1%}, chance {1 / state.num_classes:.1%}): "
-                + (
-                    f"{width.checkpoint} is not for this data"
-                    if width.checkpoint
-                    else "change base.train.lr or base.train.epochs"
-                ),
-                exit_code=1,
-            )
         context.screen.say(
             f"width {width.width}: {base.gmacs:.4f} GMACs, top-1 on minival {base.top1_minival:.2%}"
         )
     context.recorder.add("stage_done", stage="base")
+
+
+def has_learned(top1: float, num_classes: int) -> bool:
+    """Whether a model is so far above chance that something could be lost by pooling."""
+    chance = 1 / num_classes
+    least = min(_LEAST_TIMES_CHANCE * chance, chance + _LEAST_OF_THE_WAY * (1 - chance))
+    return top1 >= least
+
+
+def _check_learned(context: StageContext, width: SearchWidthConfig) -> None:
+    base, classes = context.state.base(width.width), context.state.num_classes
+    top1 = base.top1_minival
+    if base.status != "done" or top1 is None or has_learned(top1, classes):
+        return
+    remedy = (
+        f"{width.checkpoint} is not for this data"
+        if width.checkpoint
+        else "change base.train.lr or base.train.epochs, and give the search a new name"
+    )
+    raise UserError(
+        f"the base of width {width.width} does not learn (top-1 on minival {top1:.1%}, chance "
+        f"{1 / classes:.1%}): {remedy}",
+        exit_code=1,
+    )
 
 
 def _load(context: StageContext) -> None:
@@ -107,8 +124,10 @@ def _absolute(source: str) -> str:
 
 
 class _BaseListener:
-    def __init__(self, recorder: Recorder, widths: dict[str, int], bar: Bar) -> None:
-        self._recorder, self._widths, self._bar = recorder, widths, bar
+    def __init__(
+        self, recorder: Recorder, widths: dict[str, int], bar: Bar, watch: TrialWatch
+    ) -> None:
+        self._recorder, self._widths, self._bar, self._watch = recorder, widths, bar, watch
 
     def report(self, job_id: str, report: dict[str, Any]) -> None:
         width = self._widths[job_id]
@@ -127,6 +146,8 @@ class _BaseListener:
             checkpoint=f"{checkpoint}/{MODEL_NAME}",
             top1_minival=report["top1_minival"],
         )
+        if not has_learned(report["top1_minival"], self._recorder.state.num_classes):
+            self._watch.give_up()  # the search cannot go on, so the other widths need not either
 
     def failed(self, job_id: str, reason: str) -> None:
         self._recorder.add("base_failed", width=self._widths[job_id], reason=reason)

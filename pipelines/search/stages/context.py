@@ -136,6 +136,7 @@ class TrialWatch:
         self._context, self._stage, self._num_workers = context, stage, num_workers
         self._running: set[str] = set()
         self._waiting: set[str] | None = None
+        self._hopeless = False
 
     def started(self, job_id: str) -> None:
         """See `Watch`."""
@@ -155,9 +156,15 @@ class TrialWatch:
         if self._waiting is not None:
             self._waiting.discard(job_id)
 
+    def give_up(self) -> None:
+        """Ends all trials at once: what one of them came to makes the others vain."""
+        self._hopeless = True
+
     @property
     def ending(self) -> bool:
         """See `Watch`."""
+        if self._hopeless:
+            return True
         halt = self._context.halt
         if halt is None or halt.ended is None:
             return False
@@ -172,6 +179,8 @@ class TrialWatch:
     def now(self) -> bool:
         """See `Watch`."""
         halt = self._context.halt
+        if self._hopeless:
+            return True
         if not self.ending or halt is None:
             return False
         return not self._waiting or halt.seconds > _GRACE_SECONDS

@@ -23,6 +23,7 @@ from pipelines.search.budget import (
 )
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
 from pipelines.search.recorder import Recorder
+from pipelines.search.stages.base import has_learned
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.finals import _within_budget
 from pipelines.search.state import SearchState, TrialState, fold, search_names
@@ -266,3 +267,26 @@ def test_a_search_that_never_began_is_not_listed(tmp_path):
     with Ledger(tmp_path / "searches" / "s") as ledger:
         ledger.append("created", **json.loads(json.dumps({"x": 1})))
     assert search_names(tmp_path) == ["s"]
+
+
+def test_what_one_trial_came_to_may_end_the_others_at_once(context):
+    with context.watch("base", 1) as watch:
+        watch.started("base-w8")
+        assert not watch.now
+        watch.give_up()
+        assert watch.ending and watch.now
+
+
+@pytest.mark.parametrize(
+    ("top1", "classes", "learned"),
+    [
+        (0.19, 10, True),
+        (0.18, 10, False),
+        (0.0021, 1000, True),
+        (0.0019, 1000, False),
+        (0.56, 2, True),  # twice chance would be all
+        (0.54, 2, False),
+    ],
+)
+def test_a_base_near_chance_has_not_learned(top1, classes, learned):
+    assert has_learned(top1, classes) is learned
