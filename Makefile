@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PRESET := tune_spaces/presets/digits.yaml
 
-.PHONY: help install search test test-slow chaos lint types clean
+.PHONY: help install search test test-slow chaos bench lint types clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -23,6 +23,16 @@ test-slow: install ## the tests that take minutes each
 
 chaos: install ## kill -9 on the driver at 20 random moments, about half an hour
 	@$(BIN)/python -m pytest -m chaos -s tests/chaos
+
+# Speed of pooling, of the loader and of training, and what searches find for their compute, each
+# against its peers in one run; hours on two cores that do nothing else. What it writes is
+# beside the results that are kept in benchmarks/results.
+bench: install ## pooling, loader, training and search against their peers
+	@mkdir -p runs/bench
+	@$(BIN)/tokenpool bench pooling --out runs/bench/pooling.jsonl
+	@$(BIN)/tokenpool bench loader --out runs/bench/loader.json
+	@$(BIN)/tokenpool bench train --out runs/bench/train.json
+	@$(BIN)/tokenpool bench search --out runs/bench
 
 lint: install ## formatting and style
 	@$(BIN)/ruff format --check .
