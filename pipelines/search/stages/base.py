@@ -14,7 +14,7 @@ from pipelines.search.loaded_base import save_loaded
 from pipelines.search.plan import base_job, base_job_id
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.context import StageContext, TrialWatch
-from pipelines.search.stages.screen import make_scorers
+from pipelines.search.stages.screen import scorers
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.trials import TrialRequest, run_trials
 
@@ -102,8 +102,10 @@ def _load(context: StageContext) -> None:
         return
     save: Any = save_loaded  # Ray's types know of functions without arguments only
     remote = ray.remote(num_cpus=cpus)(save)
-    with context.screen.progress("checkpoints loaded", len(due)) as bar:
-        (scorer,) = make_scorers(context, 1)
+    with (
+        context.screen.progress("checkpoints loaded", len(due)) as bar,
+        scorers(context, "base", 1) as (scorer,),
+    ):
         for width in due:
             job = base_job(config, width, state.num_classes)
             try:
@@ -115,7 +117,7 @@ def _load(context: StageContext) -> None:
             top1 = ray.get(scorer.evaluate_saved.remote(path, "minival"))["top1"]
             context.recorder.add("base_done", width=width.width, checkpoint=path, top1_minival=top1)
             bar.advance(note=f"width {width.width} top-1 {top1:.1%}")
-        ray.kill(scorer)
+            context.check()
 
 
 def _absolute(source: str) -> str:
