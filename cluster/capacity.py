@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ _BYTES_PER_JOB, _SHARE_OF_MEMORY = 450 * 2**20, 0.8
 # A driver also asks Ray for 0.001 of that node, and of each node there is 1.
 _MOST_DRIVERS = 999
 _COORDINATOR = "AutoscalingCoordinator"
+_STATUS_OF_V1 = "__autoscaling_status"
 _ASK_EVERY, _ASK_FOR = 20.0, 180.0  # seconds
 _MOST_BUNDLES = 4096
 
@@ -36,14 +38,32 @@ def drivers_that_fit(memory: int) -> int:
     return max(1, min(_MOST_DRIVERS, int(memory * _SHARE_OF_MEMORY) // _BYTES_PER_JOB))
 
 
-def may_grow_to(gang: Gang) -> bool:
-    """Whether an autoscaler may bring what one job needs."""
-    limits = ray._private.state.state.get_max_resources_from_cluster_config()
-    return limits is not None and all(
-        limits.get(name, 0) >= gang.num_workers * amount
-        for name, amount in gang.bundle().items()
-        if name in ("CPU", "GPU")
-    )
+def grows_to(gang: Gang, seconds: float = 30.0) -> bool:
+    """Asks the autoscaler for what one job needs, and waits to see whether it brings nodes.
+
+    Where there is none, or it may not bring enough, nothing is on its way and it is asked no more.
+    """
+    _ask_autoscaler(gang, 1, "probe")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if fit(present_nodes(), gang).jobs or nodes_on_their_way():
+            return True
+        time.sleep(1.0)
+    _ask_autoscaler(gang, 0, "probe")
+    return False
+
+
+def nodes_on_their_way() -> bool:
+    """Whether an autoscaler, of either of Ray's kinds, is starting nodes."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    found = get_cluster_status(ray.get_runtime_context().gcs_address)
+    if found.pending_launches or found.pending_nodes:
+        return True
+    text = _internal_kv_get(_STATUS_OF_V1)
+    report = (json.loads(text) if text else {}).get("autoscaler_report") or {}
+    return bool(report.get("pending_launches") or report.get("pending_nodes"))
 
 
 def jobs_that_fit(nodes: Sequence[Node], gang: Gang, *, grows: bool = False) -> int:
@@ -140,20 +160,25 @@ class Room:
             self._ask(0)
 
     def _ask(self, jobs: int) -> None:
-        # Ray Train's coordinator merges what everybody asks for and would overwrite what it is
-        # not told of; jobs that run have told it of themselves. Before the first there is none.
-        bundles = [self.gang.bundle()] * min(jobs * self.gang.num_workers, _MOST_BUNDLES)
-        try:
-            coordinator = ray.get_actor(_COORDINATOR, namespace=_COORDINATOR)
-        except ValueError:
-            from ray.autoscaler.sdk import request_resources
+        _ask_autoscaler(self.gang, jobs, self.name)
 
-            request_resources(bundles=bundles)
-            return
-        requester = f"tokenpool-{self.name}"
-        if jobs:
-            coordinator.request_resources.remote(
-                requester_id=requester, resources=bundles, expire_after_s=_ASK_FOR
-            )
-        else:
-            coordinator.cancel_request.remote(requester_id=requester)
+
+def _ask_autoscaler(gang: Gang, jobs: int, name: str) -> None:
+    """Asks for room for so many jobs more, or takes back what was asked."""
+    # Ray Train's coordinator merges what everybody asks for and would overwrite what it is not
+    # told of; jobs that run have told it of themselves. Before the first there is none.
+    bundles = [gang.bundle()] * min(jobs * gang.num_workers, _MOST_BUNDLES)
+    try:
+        coordinator = ray.get_actor(_COORDINATOR, namespace=_COORDINATOR)
+    except ValueError:
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=bundles)
+        return
+    requester = f"tokenpool-{name}"
+    if jobs:
+        coordinator.request_resources.remote(
+            requester_id=requester, resources=bundles, expire_after_s=_ASK_FOR
+        )
+    else:
+        coordinator.cancel_request.remote(requester_id=requester)

@@ -19,8 +19,8 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been s
 import ray
 
 from cluster import leftovers
-from cluster.capacity import jobs_that_fit, may_grow_to, present_nodes
-from cluster.placement import Gang, Node
+from cluster.capacity import grows_to, jobs_that_fit, present_nodes
+from cluster.placement import Gang, Node, fit
 from cluster.probe import AddressError, ClusterError, check_gcs, resolve
 
 __all__ = ["AddressError", "Cluster", "ClusterError", "free_port", "ray_session"]
@@ -57,6 +57,7 @@ class Cluster:
     num_nodes: int
     nodes: Callable[[], Sequence[Node]] | None = None
     """Looks at them now; None: the resources are spread evenly."""
+    local: bool = True
 
     def concurrent_jobs(
         self,
@@ -72,7 +73,9 @@ class Cluster:
         """
         gang = Gang(num_workers, cpus_per_worker, gpus_per_worker, accelerator)
         if self.nodes is not None:
-            return jobs_that_fit(self.nodes(), gang, grows=may_grow_to(gang))
+            nodes = self.nodes()
+            grows = not self.local and not fit(nodes, gang).jobs and grows_to(gang)
+            return jobs_that_fit(nodes, gang, grows=grows)
         share = Node("", self.cpus / self.num_nodes, self.gpus / self.num_nodes)
         return jobs_that_fit([share] * self.num_nodes, gang)
 
@@ -177,6 +180,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
                 gpus=resources.get("GPU", 0.0),
                 num_nodes=len([node for node in ray.nodes() if node["Alive"]]),
                 nodes=present_nodes,
+                local=local,
             )
         finally:
             try:
