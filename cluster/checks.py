@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+_SHOWN = 4
 Status = Literal["ok", "warn", "fail"]
 
 
@@ -21,3 +22,9 @@ class Check:
     found: str
     remedy: str = ""
     is_door: bool = False
+
+
+def some(names: list[str]) -> str:
+    """The first few of some names."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
