@@ -26,14 +26,14 @@ Floats = NDArray[np.floating]
 
 
 def looks(images: int, first: int = FIRST_LOOK) -> list[int]:
-    """After how many images to look: doubling, from an eighth but at least `first`; then all.
+    """After how many images to look: doubling, from a 32nd but at least `first`; then all.
 
     Raises:
         ValueError: a number is below 1.
     """
     if images < 1 or first < 1:
         raise ValueError(f"images and first must be at least 1, got {images} and {first}")
-    size, found = max(first, math.ceil(images / 8)), []
+    size, found = max(first, math.ceil(images / 32)), []
     while size * 4 <= images * 3:  # a look that leaves less than a quarter saves too little
         found.append(size)
         size *= 2

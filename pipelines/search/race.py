@@ -24,6 +24,7 @@ _ERROR = 0.05
 """Probability that a race drops anybody who is not dominated, at most."""
 
 _Key = tuple[object, ...]
+Floats = NDArray[np.float64]
 
 
 class Racer:
@@ -74,7 +75,11 @@ class Racer:
                 alive = [i for i in alive if i not in out]
         for i in alive:
             self._veterans[block[i].key] = seen[i]
-        return [self._row(block, seen, i, rivals) for i in range(len(block))]
+        usual = self._usual(block, seen, rivals)
+        return [
+            self._row(candidate, scores, usual[candidate.width])
+            for candidate, scores in zip(block, seen, strict=True)
+        ]
 
     def _dropped(
         self,
@@ -109,28 +114,39 @@ class Racer:
         comparisons = len(block) * (len(block) + len(rivals)) * max(1, len(self._looks) - 1)
         return _ERROR / comparisons
 
-    def _row(
+    def _usual(
         self,
         block: Sequence[Candidate],
         seen: Sequence[ImageScores],
-        index: int,
         rivals: Sequence[Candidate],
+    ) -> dict[int, tuple[Floats, Floats]]:
+        """By width, each image's loss and whether it is right, in the mean of who saw them all."""
+        found: dict[int, tuple[Floats, Floats]] = {}
+        for width in {candidate.width for candidate in block}:
+            complete = [self._veterans[r.key] for r in rivals if r.width == width] + [
+                scores
+                for other, scores in zip(block, seen, strict=True)
+                if other.width == width and len(scores[0]) == self._images
+            ]
+            losses, right = zip(*complete, strict=True)
+            found[width] = (
+                np.asarray(losses, np.float64).mean(0),
+                np.asarray(right, np.float64).mean(0),
+            )
+        return found
+
+    def _row(
+        self, candidate: Candidate, scores: ImageScores, usual: tuple[Floats, Floats]
     ) -> ScreenedSchedule:
-        candidate, (losses, right) = block[index], seen[index]
+        losses, right = scores
         loss, top1 = float(losses.mean(dtype=np.float64)), float(right.mean())
         images = None
         if len(losses) < self._images:
             images = len(losses)
-            complete = [self._veterans[r.key] for r in rivals if r.width == candidate.width]
-            complete += [
-                scores
-                for other, scores in zip(block, seen, strict=True)
-                if other.width == candidate.width and len(scores[0]) == self._images
-            ]
             # As much harder or easier as these images were for those who saw all of them.
-            loss += np.mean([s[0].mean() - s[0][:images].mean() for s in complete])
-            top1 += np.mean([s[1].mean() - s[1][:images].mean() for s in complete])
-            loss, top1 = max(0.0, float(loss)), min(1.0, max(0.0, float(top1)))
+            loss += float(usual[0].mean() - usual[0][:images].mean())
+            top1 += float(usual[1].mean() - usual[1][:images].mean())
+            loss, top1 = max(0.0, loss), min(1.0, max(0.0, top1))
         return ScreenedSchedule(
             candidate.width,
             tuple(candidate.schedule),

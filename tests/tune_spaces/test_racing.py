@@ -6,8 +6,8 @@ from tune_spaces.racing import beaten, looks, student_quantile
 
 
 def test_looks_double_and_end_with_all():
-    assert looks(287) == [36, 72, 144, 287]
-    assert looks(10_000) == [1250, 2500, 5000, 10_000]
+    assert looks(287) == [32, 64, 128, 287]
+    assert looks(10_000) == [313, 626, 1252, 2504, 5008, 10_000]
     assert looks(60) == [32, 60] and looks(20) == [20]
     with pytest.raises(ValueError, match="at least 1"):
         looks(0)

@@ -7,6 +7,7 @@ from pipelines.search.race import BLOCK, Racer, images_seen
 from pipelines.search.stages.screen import best_of
 from pipelines.search.state import ScreenedSchedule
 from tokenpool import Schedule
+from tune_spaces.racing import looks
 from tune_spaces.space import Candidate
 
 IMAGES = 2000
@@ -116,7 +117,7 @@ def test_estimates_of_the_dropped_are_near_the_truth():
     candidates, losses = make_set(5)
     rows = race(candidates, losses)
     dropped = [row for row in rows if row.images is not None]
-    assert len(dropped) > 50 and {row.images for row in dropped} <= {250, 500, 1000}
+    assert len(dropped) > 50 and {row.images for row in dropped} < set(looks(IMAGES))
     true = np.array([losses[r.width, r.schedule, r.method].mean() for r in dropped])
     found = np.array([row.loss for row in dropped])
     plain = np.array([losses[r.width, r.schedule, r.method][: r.images].mean() for r in dropped])

@@ -1,0 +1,190 @@
+"""Supernets in a search: one real one from end to end, and what is decided by Kendall's τ."""
+
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+import tokenpool as tp
+from pipelines.config import SearchConfig
+from pipelines.console import Screen
+from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.plan import supernet_job
+from pipelines.search.recorder import Recorder
+from pipelines.search.runner import run_search
+from pipelines.search.stages import finals
+from pipelines.search.stages.supernet import near_front
+from pipelines.search.state import (
+    BaseState,
+    ScreenedSchedule,
+    SearchState,
+    fold,
+    load_state,
+)
+
+ONE = {"num_workers": 1, "cpus_per_worker": 0.9}
+TRAIN = {"epochs": 1, "batch_size": 64, "lr": 0.0005, "warmup_epochs": 0}
+
+
+def config(place, data, checkpoint, **supernet):
+    return SearchConfig.model_validate(
+        {
+            "name": "super",
+            "storage": str(place / "runs"),
+            "data": {"path": str(data), "image_size": 32},
+            "model": {"patch_size": 8, "depth": 3},
+            "space": {
+                "widths": [{"width": 32, "heads": 2, "checkpoint": str(checkpoint)}],
+                "min_tokens": 2,
+            },
+            "base": {"workers": ONE, "train": TRAIN},
+            "calibrate": {"enabled": False},
+            "screen": {"schedules": 16, "generations": 1, "cpus_per_actor": 0.9},
+            "supernet": {
+                "enabled": True,
+                "workers": ONE,
+                "train": {**TRAIN, "epochs": 2},
+                "near": 4,
+                "schedules": 12,
+                "generations": 1,
+                **supernet,
+            },
+            "finals": {"trials": 2, "workers": ONE, "train": TRAIN, "seeds": 2},
+        }
+    )
+
+
+def test_a_search_trains_a_supernet_screens_with_it_and_starts_its_finals_from_it(
+    tmp_path, digits, trained
+):
+    run_search(config(tmp_path, digits, trained), Screen())
+    state = load_state(tmp_path / "runs", "super")
+    assert state.complete
+    net = state.supernets[32]
+    assert net.status == "done" and [r["epoch"] for r in net.reports] == [1, 2]
+    assert tp.schedule_of(tp.load(net.checkpoint)) is None
+    assert state.stage_seconds["supernet"] >= net.device_seconds > 0
+    assert len(state.screened) == 16 and len(state.rescreened) == 12
+    # The same schedules, on weights that were trained for them: they lose less.
+    before = {row.schedule: row.loss for row in state.screened if row.images is None}
+    after = {row.schedule: row.loss for row in state.rescreened if row.images is None}
+    both = before.keys() & after.keys()
+    assert both and sum(after[s] < before[s] for s in both) > len(both) / 2
+    assert {trial.start for trial in state.trials.values()} == {"supernet"}
+    for trial in (t for t in state.trials.values() if t.seed is None):
+        assert trial.status == "done" and trial.schedule in after
+    assert state.agreement["supernet"].pairs <= 1
+    page = (tmp_path / "runs/searches/super/front.html").read_text()
+    assert "the supernets' weights" in page
+    kinds = [e["event"] for e in read_events(tmp_path / "runs/searches/super" / LEDGER_NAME)]
+    assert kinds.index("supernet_done") < kinds.index("agreement")
+
+
+def test_its_config_is_checked_before_anything_starts(tmp_path):
+    with pytest.raises(ValidationError, match="needs train"):
+        config(tmp_path, "d", "c", train=None)
+    with pytest.raises(ValidationError, match=r"train\.compile=false"):
+        config(tmp_path, "d", "c", train={**TRAIN, "compile": True})
+    with pytest.raises(ValidationError, match=r"supernet\.train\.batch_size 64 is not divisible"):
+        config(tmp_path, "d", "c", workers={"num_workers": 3})
+
+
+def rows(worse=0.0):
+    return [
+        ScreenedSchedule(8, (2 * k,), 0.01 * k, 0.5, 1 / k + worse, "m", 32 if k % 5 == 0 else None)
+        for k in range(1, 21)
+    ]
+
+
+def test_the_job_is_the_bases_with_the_front_of_the_first_screening(tmp_path):
+    wanted = config(tmp_path, "d", "c", random=3, uniform_share=0.1, near=6)
+    state = SearchState("s", bases=[BaseState(32, 2, 0.5)])
+    state.screened = [
+        ScreenedSchedule(32, (12, 8, k), 0.01 * k, 0.5, 1 / k, "wkmedoids") for k in range(2, 9)
+    ]
+    near = near_front(state, 32, 6)
+    job = supernet_job(
+        wanted, wanted.space.widths[0], wanted.supernet.train, near, "/base/model", 10
+    )
+    assert (job.init, job.schedule, job.seed) == ("/base/model", None, wanted.seed)
+    assert (job.sandwich.random, job.sandwich.uniform_share) == (3, 0.1)
+    assert job.sandwich.min_tokens == 2 and len(job.sandwich.near) == 6
+    assert {each.schedule for each in job.sandwich.near} <= {r.schedule for r in state.screened}
+
+
+@pytest.fixture
+def searching(tmp_path, monkeypatch):
+    """A context whose finals are not trained: `results` gives each its top-1."""
+    said = []
+    with Ledger(tmp_path / "s") as ledger:
+        state = SearchState("s", bases=[BaseState(8, 2, 1.0, checkpoint="/base")])
+        state.supernet(8).status, state.supernet(8).checkpoint = "done", "/supernet"
+        state.screened, state.rescreened = rows(worse=1.0), rows()
+        context = SimpleNamespace(
+            config=SimpleNamespace(
+                space=SimpleNamespace(widths=[SimpleNamespace(width=8, heads=2)]),
+                finals=SimpleNamespace(trials=8),
+                supernet=SimpleNamespace(min_tau=0.6),
+            ),
+            state=state,
+            recorder=Recorder(ledger, state),
+            screen=SimpleNamespace(say=lambda text, style=None: said.append(text)),
+            said=said,
+            path=tmp_path / "s" / LEDGER_NAME,
+            results=lambda trial: trial.gmacs,
+        )
+
+        def train(context, trials, name, scheduler):
+            for trial in trials:
+                if trial.status != "done":
+                    report = {"epoch": 1, "top1_minival": context.results(trial)}
+                    context.recorder.add("trial_report", trial_id=trial.trial_id, report=report)
+                    context.recorder.add(
+                        "trial_done", trial_id=trial.trial_id, checkpoint="/x",
+                        top1_minival=report["top1_minival"],
+                    )  # fmt: skip
+
+        monkeypatch.setattr(finals, "_train", train)
+        monkeypatch.setattr(finals, "_make_scheduler", lambda context, trials: None)
+        yield context
+
+
+def test_scores_that_order_the_first_half_are_trusted_with_the_other(searching):
+    all_of_them = finals._train_all_finals(searching)
+    assert [trial.start for trial in all_of_them] == ["supernet"] * 8
+    assert sorted(searching.state.trials) == [f"t{n:03d}" for n in range(8)]
+    agreed = searching.state.agreement["supernet"]
+    assert agreed.tau == 1.0 and agreed.trusted
+    assert not any("start from the bases" in text for text in searching.said)
+
+
+def test_scores_that_do_not_send_the_other_half_to_the_bases(searching):
+    searching.results = lambda trial: 1.0 - trial.gmacs
+    all_of_them = finals._train_all_finals(searching)
+    assert [trial.start for trial in all_of_them] == ["supernet"] * 4 + ["base"] * 4
+    assert len({trial.schedule for trial in all_of_them}) == 8
+    assert any("start from the bases" in text for text in searching.said)
+    requests = [searching.state.weights(t.width, t.start) for t in all_of_them]
+    assert requests == ["/supernet"] * 4 + ["/base"] * 4
+    # The dropped of the first screening are not among them, as there are enough others.
+    raced = {row.schedule for row in searching.state.screened if row.images is not None}
+    assert not raced & {trial.schedule for trial in all_of_them}
+
+
+@pytest.mark.parametrize("last_events", range(1, 40, 3))
+def test_a_driver_killed_amid_that_comes_to_the_same(searching, last_events):
+    searching.results = lambda trial: 1.0 - trial.gmacs
+    finals._train_all_finals(searching)
+    straight = {name: (t.schedule, t.start) for name, t in searching.state.trials.items()}
+    events = list(read_events(searching.path))[:last_events]
+    state = fold("s", [])
+    state.bases, state.supernets = searching.state.bases, searching.state.supernets
+    state.screened, state.rescreened = rows(worse=1.0), rows()
+    for event in events:
+        state.apply(event)
+    searching.state = searching.recorder.state = state
+    # What comes later may turn Kendall's τ around; the decision stands.
+    if "supernet" in state.agreement:
+        searching.results = lambda trial: trial.gmacs
+    finals._train_all_finals(searching)
+    assert {name: (t.schedule, t.start) for name, t in state.trials.items()} == straight
