@@ -133,7 +133,7 @@ KUBERNETES = {
     "Toleration": _scalars("key", "operator", "value", "effect", "tolerationSeconds"),
     "PodSecurityContext": {
         "seccompProfile": "SeccompProfile",
-        **_scalars("runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup"),
+        **_scalars("runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup", "fsGroupChangePolicy"),
     },
     "SeccompProfile": _scalars("type", "localhostProfile"),
     "Container": {
