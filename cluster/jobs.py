@@ -16,6 +16,8 @@ from typing import Any
 
 from cluster.package import RUN
 from cluster.probe import AddressError, ClusterError, JobServer, check_ray_version, job_server
+from cluster.redact import secret_places
+from cluster.secrecy import redactor
 
 SEARCH, CONFIG, STORAGE = "tokenpool.search", "tokenpool.config", "tokenpool.storage"
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
@@ -121,6 +123,13 @@ class JobApi:
         Raises:
             JobExistsError: there is a job of this id.
         """
+        seen = {"arguments": words, "metadata": metadata, "variables": variables}
+        places = secret_places(seen, redactor())
+        if places:  # whoever reaches the dashboard can read them
+            raise ClusterError(
+                f"{places[0]} of the job would hold a password, token or key: leave it out, it "
+                "belongs into the environment of the cluster's nodes"
+            )
         before = [f"{name}={value}" for name, value in (variables or {}).items()]
         entrypoint = shlex.join([*(["env", *before] if before else []), "sh", RUN, *words])
         with self._talking():

@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import cache
@@ -83,6 +84,7 @@ def built() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = base / "tokenpool" / "native" / f"decode_rows-{digest[:16]}.so"
     if path.exists():
+        _check_owner(path)
         return path
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
@@ -110,6 +112,14 @@ def built() -> Path:
         )
         made.replace(path)
     return path
+
+
+def _check_owner(path: Path) -> None:
+    """Raises OSError if somebody else may have put this library where it is to be loaded."""
+    for one in (path, path.parent):
+        status = one.stat()
+        if status.st_uid not in (os.getuid(), 0) or status.st_mode & stat.S_IWOTH:
+            raise OSError(f"others can write to {one}: chmod o-w it, or delete it")
 
 
 def _processor() -> str:

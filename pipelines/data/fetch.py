@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+from pydantic import ValidationError
 
 from pipelines.data.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, load_manifest
 from pipelines.data.sources.parquet import open_filesystem
@@ -55,12 +56,23 @@ def fetch(path: Path, address: str | None) -> Manifest:
                     "another folder"
                 )
             return load_manifest(path)
-        manifest = Manifest.model_validate_json(there)
+        manifest = _manifest(there, address)
         for split in manifest.splits.values():
             _fetch_file(address, path / split.file, split.sha256)
         _copy(address, INDEX_NAME, path / INDEX_NAME)
         aside.replace(path / MANIFEST_NAME)
     return load_manifest(path)
+
+
+def _manifest(text: bytes, address: str) -> Manifest:
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(
+            f"{address}/{MANIFEST_NAME} is not a manifest of prepared data: {where}: {first['msg']}"
+        ) from None
 
 
 def _fetch_file(address: str, target: Path, sha256: str) -> None:

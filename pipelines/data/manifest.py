@@ -23,7 +23,8 @@ class SplitManifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    file: str
+    # A plain name: a manifest that came from elsewhere must not name files outside its folder.
+    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     size_bytes: int = Field(ge=1)
     samples: int = Field(ge=1)
