@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipelines.config import BudgetConfig
+from pipelines.search.agreement import agreement_text
 from pipelines.search.budget import budget_left, read_request
-from pipelines.search.state import SearchState
+from pipelines.search.state import AgreementState, SearchState
 from pipelines.track.front import Progress, build_front
 from pipelines.track.table import percent
 from pipelines.track.upkeep import driver_runs
@@ -33,14 +35,15 @@ def search_status(
     runs = driver_runs(directory)
     epochs = state.config.get("finals", {}).get("train", {}).get("epochs")
     models = {f"dense-{base.width}": base for base in state.bases} | dict(state.trials)
+    supernets = {f"supernet-{width}": net for width, net in state.supernets.items()}
     running = [
         {
             "id": name,
             "epoch": int(model.reports[-1]["epoch"]),
-            "epochs": epochs if name in state.trials else _base_epochs(state),
+            "epochs": epochs if name in state.trials else _stage_epochs(state, name),
             "top1_minival": model.top1_minival,
         }
-        for name, model in models.items()
+        for name, model in (models | supernets).items()
         if model.status == "running" and model.reports
     ]
     return {
@@ -54,6 +57,8 @@ def search_status(
         "trials": dict(Counter(trial.status for trial in state.trials.values())),
         "rungs": rung_counts(state),
         "screened": len(state.screened),
+        "rescreened": len(state.rescreened),
+        "agreement": {by: asdict(found) for by, found in state.agreement.items()},
         "front": len(front.on_front),
         "knee": front.knee.point_id if front.knee else None,
         "hypervolume": front.hypervolume,
@@ -126,7 +131,8 @@ def status_text(status: dict[str, Any]) -> str:
         f"{status['name']}: {how}",
         f"  stages: {stages}",
         f"  models: {_counts(status['models'], working) or 'none yet'}; "
-        f"{status['screened']} schedules screened",
+        f"{status['screened']} schedules screened"
+        + (f", {status['rescreened']} again with supernets" if status["rescreened"] else ""),
     ]
     if status["trials"]:
         rungs = "; ".join(
@@ -139,6 +145,10 @@ def status_text(status: dict[str, Any]) -> str:
         f"  {run['id']}: epoch {run['epoch']} of {run['epochs'] or '?'}, "
         f"top-1 on minival {percent(run['top1_minival'])} %"
         for run in status["running"]
+    ]
+    lines += [
+        "  " + agreement_text(AgreementState(**found), by)
+        for by, found in status["agreement"].items()
     ]
     knee = f", knee {status['knee']}" if status["knee"] else ""
     lines.append(
@@ -204,6 +214,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
-def _base_epochs(state: SearchState) -> int | None:
-    epochs: int | None = state.config.get("base", {}).get("train", {}).get("epochs")
+def _stage_epochs(state: SearchState, name: str) -> int | None:
+    """How many epochs a base or a supernet is trained for."""
+    stage = "supernet" if name.startswith("supernet-") else "base"
+    train = state.config.get(stage, {}).get("train") or {}
+    epochs: int | None = train.get("epochs")
     return epochs

@@ -6,6 +6,7 @@ from pipelines.search.state import SearchState, fold
 from pipelines.track.front import build_front
 from pipelines.track.page import summary
 from pipelines.track.projection import PARENT, Projection
+from pipelines.track.status import search_status, status_text
 
 
 def rows(trusted=True):
@@ -74,6 +75,18 @@ def test_how_screening_agreed_is_a_metric_of_the_search_and_a_sentence_on_its_pa
         "the supernets' weights and the finals, within slices of the cost: 0.70 (12 pairs" in text
     )
     assert "Kendall" not in summary(build_front(fold("digits", events())))
+
+
+def test_status_tells_of_them(tmp_path):
+    found = rows()
+    cut = next(i for i, row in enumerate(found) if row["event"] == "supernet_done")
+    state = fold("digits", found[:cut])
+    state.config["supernet"] = {"train": {"epochs": 3}}
+    text = status_text(search_status(state, tmp_path))
+    assert "supernet-96: epoch 1 of 3, top-1 on minival 96" in text
+    text = status_text(search_status(fold("digits", found), tmp_path))
+    assert "2 schedules screened, 1 again with supernets" in text
+    assert "within slices of the cost: 0.70 (12 pairs, 2 slices)" in text
 
 
 def test_a_search_without_supernets_has_none():
