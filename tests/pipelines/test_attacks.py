@@ -1,0 +1,105 @@
+"""What somebody who wishes us ill could hand in, and what it must not do."""
+
+import json
+import os
+
+import pytest
+
+from pipelines.data import compiled
+from pipelines.data.fetch import fetch
+from pipelines.data.manifest import load_manifest, sha256_file
+from pipelines.errors import UserError
+
+SHA = "0" * 64
+
+
+def manifest(file):
+    split = {"file": file, "sha256": SHA, "size_bytes": 4, "samples": 1, "counts": [1]}
+    return {
+        "source": "elsewhere",
+        "seed": 0,
+        "classes": ["a"],
+        "image_size": 32,
+        "max_width": 32,
+        "max_height": 32,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "splits": {"train": split},
+    }
+
+
+@pytest.mark.parametrize(
+    "file", ["../escaped", "/tmp/escaped", "a/../../escaped", ".hidden", "..", "a\n", "a/b", ""]
+)
+def test_a_manifest_from_elsewhere_names_no_file_outside_its_folder(tmp_path, file):
+    there = tmp_path / "there"
+    there.mkdir()
+    (tmp_path / "escaped").write_text("mine")
+    written = manifest(file)
+    if (there / file).is_file():
+        written["splits"]["train"]["sha256"] = sha256_file(there / file)
+    (there / "manifest.json").write_text(json.dumps(written))
+    here = tmp_path / "deep/here"
+    with pytest.raises(UserError, match="is not a manifest") as caught:
+        fetch(here, f"file://{there}")
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in here.iterdir()) in (
+        [".fetch.lock", ".manifest.json.new"],
+        [".fetch.lock"],
+    )
+    assert (tmp_path / "escaped").read_text() == "mine"
+    with pytest.raises(UserError, match="is not a manifest"):
+        load_manifest(there)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"splits": 3}', "<html>"])
+def test_what_is_no_manifest_is_one_line(tmp_path, text):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/manifest.json").write_text(text)
+    with pytest.raises(UserError, match="is not a manifest") as caught:
+        fetch(tmp_path / "here", f"file://{tmp_path}/there")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_library_is_loaded_that_others_could_have_placed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = compiled.built()
+    assert compiled.built() == path
+    for one in (path, path.parent):
+        mode = one.stat().st_mode
+        one.chmod(mode | 0o002)
+        with pytest.raises(OSError, match="others can write"):
+            compiled.built()
+        one.chmod(mode)
+    if os.getuid() == 0:
+        os.chown(path, 12345, 12345)
+        with pytest.raises(OSError, match="others can write"):
+            compiled.built()
+
+
+class Client:
+    """Ray's job API, which must not be asked."""
+
+    def submit_job(self, **_):
+        raise AssertionError("submitted")
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["search", "x.yaml", "--set", "data.path=s3://k:pLaNt3d@b/x"], {}),
+        (["search", "x.yaml"], {"metadata": {"api_key": "pLaNt3d"}}),
+        (["search", "x.yaml"], {"variables": {"HF_TOKEN": "pLaNt3d"}}),
+        (["search", "pLaNt3d-known"], {}),
+    ],
+)
+def test_a_jobs_description_holds_no_secret(tmp_path, monkeypatch, words, options):
+    from cluster.jobs import JobApi
+    from cluster.probe import ClusterError
+
+    monkeypatch.setenv("SOME_SECRET", "pLaNt3d-known")
+    api = JobApi.__new__(JobApi)
+    api.url, api._client = "http://127.0.0.1:9", Client()
+    with pytest.raises(ClusterError, match="leave it out") as caught:
+        api.submit(words, tmp_path, **options)
+    assert "pLaNt3d" not in str(caught.value)
