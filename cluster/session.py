@@ -7,9 +7,12 @@ import os
 import random
 import secrets
 import socket
+import stat
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # Drivers of trials take slivers of a CPU, so there are more processes than cores by design;
@@ -37,6 +40,8 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+
+_LONGEST_BASE = 24
 
 # Ray shows its figures to whoever asks, on every interface and without a token; nobody reads
 # those of an instance that lives as long as a search. There is no port −1.
@@ -123,6 +128,32 @@ def _local_environment(port: int) -> dict[str, str]:
     }
 
 
+def _private_folder() -> Path:
+    """Where a local instance keeps its sockets and logs: a folder of this user alone.
+
+    In its own, /tmp/ray, Ray lets every user of the machine write: another could put a socket of
+    theirs in the place of one that workers hand their objects to.
+
+    Raises:
+        ClusterError: the folder is somebody else's, or open to others.
+    """
+    base = tempfile.gettempdir()
+    if len(base) > _LONGEST_BASE:  # the path of a socket is bounded
+        base = "/tmp"
+    folder = Path(base, f"tokenpool-ray-{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise ClusterError(f"cannot make {folder}: {error.strerror}") from None
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077:
+        raise ClusterError(
+            f"{folder} is somebody else's or open to others: remove it, or set TMPDIR to a folder "
+            "of your own"
+        )
+    return folder
+
+
 def _read_auth_mode_again() -> None:
     """Ray reads the variable when it is imported, and remembers it."""
     from ray._raylet import Config  # type: ignore[attr-defined]
@@ -159,6 +190,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
             "dashboard_port": port,
+            "_temp_dir": str(_private_folder()),
         }
     else:
         environment, options = _remote(resolve(str(address)))

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -205,6 +206,7 @@ with ray_session(num_cpus=1) as cluster:
         ],
         "others": [try_ray_port(reach(one), one.port, 3) for one in own if one.exposed],
         # Moves objects between nodes; freeing none of them changes nothing.
+        "session": session,
         "objects": sorted({
             door
             for one in own if one.name == "raylet"
@@ -232,3 +234,24 @@ def test_a_searchs_own_ray_lets_no_stranger_in_whatever_the_environment_says():
     assert found["others"].count("guarded") >= 4 and found["owners"] == ["ray"]
     assert found["objects"] == ["guarded"]
     assert found["files"] == "" and found["commands"] == []
+    # Other users of this machine reach neither its sockets nor its logs.
+    private = Path(found["session"]).parent
+    assert private.stat().st_uid == os.getuid() and private.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_for_ray_that_is_not_ones_own_is_refused(tmp_path, monkeypatch):
+    from cluster import session
+
+    monkeypatch.setattr(session, "_LONGEST_BASE", 1000)
+    monkeypatch.setattr(session.tempfile, "tempdir", str(tmp_path))
+    folder = session._private_folder()
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    assert session._private_folder() == folder
+    folder.chmod(0o755)
+    with pytest.raises(session.ClusterError, match="open to others"):
+        session._private_folder()
+    folder.rmdir()
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "theirs")
+    with pytest.raises(session.ClusterError, match="somebody else"):
+        session._private_folder()

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -190,7 +191,11 @@ def check_secrets(place):
     """None of the environment's is in anything that was written: the search's folder, MLflow's
     database, what was printed, and the logs of its instances of Ray."""
     began = (place / "tiny.yaml").stat().st_mtime
-    logs = [path for path in Path("/tmp/ray").glob("session_2*") if path.stat().st_mtime >= began]
+    logs = [
+        path
+        for path in Path(tempfile.gettempdir()).glob("tokenpool-ray-*/session_2*")
+        if path.stat().st_mtime >= began
+    ]
     found = subprocess.run(
         ["grep", "-rlaF", "pLaNt3d", str(place), *map(str, logs)],
         capture_output=True,
