@@ -101,4 +101,5 @@ def agreement_text(found: AgreementState, weights: str) -> str:
     return (
         f"Kendall's τ between screening on {whose} weights and the finals, within slices of the "
         f"cost: {found.tau:.2f} ({found.pairs} pairs, {found.bins} slices)"
+        + (", too few to judge by" if found.pairs < LEAST_PAIRS else "")
     )

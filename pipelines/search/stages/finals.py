@@ -67,7 +67,8 @@ def _train_all_finals(context: StageContext) -> list[TrialState]:
         _agree(context, "base")
         return finals
     chosen = choose_finalists(state, wanted, "supernet")
-    half, rest = chosen[::2], chosen[1::2]  # both over all widths and costs
+    # The most telling ones come first, so the first half is a coarse front.
+    half, rest = chosen[: -(-len(chosen) // 2)], chosen[-(-len(chosen) // 2) :]
     _train_finals(context, half, "supernet")
     if _agree(context, "supernet"):
         finals = _train_finals(context, rest, "supernet", len(half))
