@@ -102,7 +102,7 @@ def test_what_is_copied_before_the_code_is_all_that_the_installer_reads():
 # --- shell
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*SCRIPTS, ROOT / ".ci/run"], ids=lambda path: path.name)
 def test_scripts_pass_shellcheck(path):
     assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
     if shutil.which("shellcheck") is None:
@@ -180,3 +180,12 @@ def test_every_way_to_run_has_a_page_and_its_links_lead_somewhere():
             assert "://" in link or (docs / link).exists(), f"{path.name}: {link}"
         for shipped in re.findall(r"\bcluster/[\w/.-]+\.(?:yaml|sh|sbatch|txt)", path.read_text()):
             assert (ROOT / shipped).exists(), f"{path.name}: {shipped}"
+
+
+def test_what_the_pages_say_to_type_is_shell():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for block in re.findall(r"^ *```sh\n(.*?)^ *```", path.read_text(), re.M | re.S):
+            parsed = subprocess.run(
+                ["bash", "-n"], input=block, capture_output=True, text=True, check=False
+            )
+            assert parsed.returncode == 0, f"{path.name}: {parsed.stderr}"
