@@ -5,8 +5,10 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent import futures
 from pathlib import Path
 
+import grpc
 import pytest
 
 from cluster import security
@@ -165,6 +167,82 @@ def test_listening_beyond_loopback_is_refused_unless_it_is_meant():
     for host in ("0.0.0.0", "::", "10.1.2.3", "box.invalid", ""):
         with pytest.raises(OpenToNetworkError, match="use a tunnel"):
             refuse_open_host(host, "MLflow", "use a tunnel")
+
+
+class Ray(grpc.GenericRpcHandler):
+    """Ray's own port: lets everybody read, or nobody."""
+
+    def __init__(self, guarded):
+        self.guarded = guarded
+
+    def service(self, details):
+        def answer(request, context):
+            if self.guarded:
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+            return b""
+
+        known = details.method.startswith("/ray.rpc.NodeInfoGcsService/")
+        return grpc.unary_unary_rpc_method_handler(answer) if known else None
+
+
+@pytest.fixture
+def ray_port():
+    servers = []
+
+    def start(guarded):
+        server = grpc.server(futures.ThreadPoolExecutor(2))
+        server.add_generic_rpc_handlers([Ray(guarded)])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        servers.append(server)
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server in servers:
+        server.stop(None).wait()
+
+
+def test_rays_own_port(ray_port):
+    for guarded, door in ((True, "guarded"), (False, "open")):
+        address = parse_address(ray_port(guarded))
+        assert try_door(address) == door == security.try_ray_port(address.host, address.port)
+    refuse_open(ray_port(True))
+    with pytest.raises(OpenToNetworkError, match="asks nobody for a token"):
+        refuse_open(ray_port(False))
+    # As a driver on one of its nodes is told of it.
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_ADDRESS", ray_port(False))
+        with pytest.raises(OpenToNetworkError):
+            refuse_open("auto")
+
+
+def test_every_command_that_takes_an_address_refuses_an_open_cluster(ray_port, web, tmp_path):
+    presets = Path(__file__).parents[2] / "tune_spaces/presets"
+    gcs, jobs = ray_port(False), web(200)[1]
+    commands = [
+        ["search", str(presets / "digits.yaml"), "--address", gcs],
+        ["train", str(presets / "train-digits.yaml"), "--address", gcs],
+        ["prepare", "digits", str(tmp_path / "out"), "--address", gcs],
+        ["submit", str(presets / "digits.yaml"), "--address", jobs],
+        ["logs", "digits", "--address", jobs],
+        ["status", "digits", "--address", jobs],
+        ["front", "digits", "--address", jobs],
+        ["stop", "digits", "--address", jobs],
+    ]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", *words],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+        for words in commands
+    ]
+    for process, words in zip(running, commands, strict=True):
+        said = process.communicate()[1]
+        assert process.returncode == 2, (words, said)
+        assert FLAG in said and "asks nobody for a token" in said and said.count("\n") == 1, said
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_listens_here_is_seen_with_its_address():

@@ -95,6 +95,15 @@ def test_the_server_refuses_foreign_hosts_and_ends(
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(foreign, timeout=30)
         assert refused.value.code == 403
+        # What a web page elsewhere could have a browser send.
+        elsewhere = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/create",
+            data=b'{"name": "planted"}',
+            headers={"Origin": "http://evil.example.org", "Content-Type": "text/plain"},
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(elsewhere, timeout=30)
+        assert refused.value.code == 403
         found = {one.host for one in listeners() if one.port == port}
         assert found == {"127.0.0.1"}
         checks = list(check_mlflow({}, [one for one in listeners() if one.port == port]))
