@@ -2,8 +2,9 @@
 
 `HalvingRule.judge` looks at a whole rung each time, which at a hundred thousand trials takes
 longer than a report may. Here what it would find is kept up to date: a trial that leaves the
-front as it is, as nearly all do, costs a search in a sorted list, and one that lies within the
-noise of the front a look at the others that do. The verdicts are the same to the last bit.
+front as it is, as nearly all do, costs a search in a sorted list (with several costs, one look
+along the rung), and one that lies within the noise of the front a look at the others that do.
+The verdicts are the same to the last bit.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ class Rung(Mapping[str, Entry]):
     """The entries of all trials that reached a rung, by trial, in the order they came.
 
     Args:
-        rule: what they are judged by. Rungs of one cost and one quality are kept up to date;
-            others are looked at whole, by the rule itself.
+        rule: what they are judged by. Rungs of one quality are kept up to date; others are
+            looked at whole, by the rule itself.
     """
 
     def __init__(self, rule: HalvingRule) -> None:
         self._rule = rule
         self._entries: dict[str, Entry] = {}
-        self._staircase: _Staircase | None = None
+        self._followed: _Followed | None = None
         self._num_kept = 0
 
     def __getitem__(self, trial_id: str) -> Entry:
@@ -52,7 +53,7 @@ class Rung(Mapping[str, Entry]):
         """Records a trial with what was decided about it before; again, if it is known."""
         if trial_id in self._entries:
             entries = self._entries | {trial_id: entry}
-            self._entries, self._staircase, self._num_kept = {}, None, 0
+            self._entries, self._followed, self._num_kept = {}, None, 0
             for name, each in entries.items():
                 self.add(name, each)
             return
@@ -74,14 +75,14 @@ class Rung(Mapping[str, Entry]):
             followed.set_last_kept(verdict.kept)
         return verdict
 
-    def _record(self, trial_id: str, entry: Entry) -> _Staircase | None:
+    def _record(self, trial_id: str, entry: Entry) -> _Followed | None:
         self._entries[trial_id] = entry
-        if entry.diverged or len(entry.costs) != 1 or len(entry.qualities) != 1:
+        if entry.diverged or not entry.costs or len(entry.qualities) != 1:
             return None
-        if self._staircase is None:
-            self._staircase = _Staircase(self._rule.noise[0])
-        self._staircase.add(trial_id, entry)
-        return self._staircase
+        if self._followed is None:
+            self._followed = _Followed(len(entry.costs), self._rule.noise[0])
+        self._followed.add(trial_id, entry)
+        return self._followed
 
 
 class _Rows:
@@ -103,27 +104,29 @@ class _Rows:
         return self._array[: self._count]
 
 
-class _Staircase:
-    """The sound trials of a rung of one cost and one quality, and its front as a staircase.
+class _Followed:
+    """The sound trials of a rung of one quality, and how each compares with its front.
 
-    Those that lack nothing beyond the noise are called tied. Trials are numbered as they came.
+    A trial's height is the best quality of any trial that costs no more. Those that lack nothing
+    beyond the noise are called tied. Trials are numbered as they came.
     """
 
-    def __init__(self, noise: float) -> None:
+    def __init__(self, num_costs: int, noise: float) -> None:
         self._noise = noise
         self._names: list[str] = []
-        self._points = _Rows(np.zeros((0, 2)))
+        self._points = _Rows(np.zeros((0, num_costs + 1)))  # costs, quality
         self._kept = _Rows(np.zeros(0))
         self._beyond = _Rows(np.zeros(0))  # what each lacks beyond the noise
         self._beyond_sorted: list[float] = []  # without the tied
-        # The front by rising cost and quality: from cost `_steps[i]` on its height is
-        # `_heights[i]`.
-        self._steps: list[float] = []
-        self._heights: list[float] = []
-        self._extremes = np.array([[np.inf, np.inf], [-np.inf, -np.inf]])
+        # Of one cost, the front is a staircase: from cost `_steps[i]` on its height is
+        # `_stairs[i]`. Of several it has no order, and each trial's height is kept.
+        self._steps: list[float] | None = [] if num_costs == 1 else None
+        self._stairs: list[float] = []
+        self._heights = _Rows(np.zeros(0))
+        self._extremes = np.array([[np.inf], [-np.inf]]).repeat(num_costs + 1, axis=1)
         self._tied: list[int] = []
         self._tied_box = self._extremes
-        self._tied_scaled = _Rows(np.zeros((0, 2)))
+        self._tied_scaled = _Rows(np.zeros((0, num_costs + 1)))
         self._tied_alone = _Rows(np.zeros(0))
 
     @property
@@ -131,15 +134,15 @@ class _Staircase:
         return len(self._names)
 
     def add(self, name: str, entry: Entry) -> None:
-        cost, quality = entry.costs[0], entry.qualities[0]
-        point = np.array([cost, quality])
+        point = np.array([*entry.costs, entry.qualities[0]])
         self._extremes = _widened(self._extremes, point)
-        if self._raise_front(cost, quality):
-            self._measure_again(cost)
-        beyond = max(self._height(cost) - quality - self._noise, 0.0)
+        self._measure_again(self._raise_front(point), float(point[-1]))
+        height = self._height(point)
+        beyond = max(height - entry.qualities[0] - self._noise, 0.0)
         self._names.append(name)
         self._points.append(point)
         self._kept.append(entry.kept)
+        self._heights.append(height)
         self._beyond.append(beyond)
         if beyond > 0:
             insort(self._beyond_sorted, beyond)
@@ -151,8 +154,8 @@ class _Staircase:
 
     def compare(self, min_spread: float) -> Comparison:
         """The trial added last against all."""
-        cost, quality = self._points.rows[-1].tolist()
-        lack, beyond = self._height(cost) - quality, float(self._beyond.rows[-1])
+        lack = float(self._heights.rows[-1] - self._points.rows[-1, -1])
+        beyond = float(self._beyond.rows[-1])
         if beyond > 0:
             rank = len(self._tied) + self._rank_below(beyond)
             return Comparison(self.num_trials, lack, True, rank, lambda: None)
@@ -160,36 +163,46 @@ class _Staircase:
         rank = int((alone > alone[-1]).sum())
         return Comparison(self.num_trials, lack, False, rank, lambda: self._twin(min_spread))
 
-    def _height(self, cost: float) -> float:
-        """Of the front at a cost that a trial has."""
-        at = bisect_left(self._steps, cost)
-        if at == len(self._steps) or self._steps[at] != cost:
-            at -= 1
-        return self._heights[at]
+    def _height(self, point: NDArray[np.float64]) -> float:
+        """Of a point that the front has been raised to."""
+        if self._steps is not None:
+            at = bisect_left(self._steps, point[0])
+            if at == len(self._steps) or self._steps[at] != point[0]:
+                at -= 1
+            return self._stairs[at]
+        rows = self._points.rows
+        affordable = (rows[:, :-1] <= point[:-1]).all(axis=1)
+        return float(rows[affordable, -1].max(initial=point[-1]))
 
-    def _raise_front(self, cost: float, quality: float) -> bool:
-        """Puts a point on the front; whether it rose above what it was."""
-        at = bisect_left(self._steps, cost)
+    def _raise_front(self, point: NDArray[np.float64]) -> NDArray[np.bool_] | None:
+        """Raises the front to a point; the trials that are now lower below it than they were."""
+        rows, (*costs, quality) = self._points.rows, point.tolist()
+        if self._steps is None:
+            under = (rows[:, :-1] >= costs).all(axis=1) & (self._heights.rows < quality)
+            return under if under.any() else None
+        cost, at = costs[0], bisect_left(self._steps, costs[0])
         here = at < len(self._steps) and self._steps[at] == cost
-        below = self._heights[at] if here else self._heights[at - 1] if at else -np.inf
+        below = self._stairs[at] if here else self._stairs[at - 1] if at else -np.inf
         if quality <= below:
-            return False
+            return None
         end = at
-        while end < len(self._steps) and self._heights[end] <= quality:
+        while end < len(self._steps) and self._stairs[end] <= quality:
             end += 1
-        self._steps[at:end], self._heights[at:end] = [cost], [quality]
-        return True
-
-    def _measure_again(self, cost: float) -> None:
-        """What trials lack, now that the front has risen from `cost` up to its next step."""
-        at = bisect_left(self._steps, cost)
-        costs, qualities = self._points.rows.T
-        under = costs >= cost
+        self._steps[at:end], self._stairs[at:end] = [cost], [quality]
+        under = rows[:, 0] >= cost
         if at + 1 < len(self._steps):
-            under &= costs < self._steps[at + 1]
+            under &= rows[:, 0] < self._steps[at + 1]
+        return under
+
+    def _measure_again(self, under: NDArray[np.bool_] | None, height: float) -> None:
+        """What trials lack, now that the front above them has risen to a height."""
+        if under is None:
+            return
         number = np.flatnonzero(under)
+        qualities = self._points.rows[number, -1]
+        self._heights.rows[number] = height
         before = self._beyond.rows[number]
-        after = np.maximum(self._heights[at] - qualities[number] - self._noise, 0.0)
+        after = np.maximum(height - qualities - self._noise, 0.0)
         self._beyond.rows[number] = after
         changed = np.flatnonzero(before != after)
         if len(changed) < _FEW:
@@ -206,10 +219,9 @@ class _Staircase:
 
     def _scale_tied(self) -> None:
         points = self._points.rows[self._tied]
-        if not len(points):
-            self._tied_box = np.array([[np.inf, np.inf], [-np.inf, -np.inf]])
-        else:
-            self._tied_box = np.array([points.min(axis=0), points.max(axis=0)])
+        self._tied_box = np.array(
+            [points.min(axis=0, initial=np.inf), points.max(axis=0, initial=-np.inf)]
+        )
         self._tied_scaled = _Rows(_scaled(points, self._tied_box))
         self._tied_alone = _Rows(spread(points) if len(points) else np.zeros(0))
 
@@ -241,7 +253,7 @@ class _Staircase:
         points = self._points.rows[tied]
         extent = self._extremes[1] - self._extremes[0]
         distances = np.linalg.norm((points - mine) / np.where(extent > 0, extent, 1.0), axis=1)
-        distances[(self._kept.rows[tied] == 0) | (points[:, 1] < mine[1])] = np.inf
+        distances[(self._kept.rows[tied] == 0) | (points[:, -1] < mine[-1])] = np.inf
         if not len(tied):
             return None
         nearest = int(np.argmin(distances))

@@ -73,26 +73,34 @@ def test_it_reads_as_a_mapping_and_counts_who_went_on():
     )
 
 
-def test_several_costs_are_looked_at_whole():
-    rule, rng = HalvingRule(), np.random.default_rng(1)
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 9)), max_size=40),
+    st.sampled_from([0.0, 1.0, 3.0]),
+    st.sampled_from([1, 2]),
+)
+def test_several_costs_and_several_qualities(rows, noise, num_costs):
+    rule = HalvingRule(0.5, (noise,) * (3 - num_costs), 0.2, 1)
     rung, entries = Rung(rule), {}
-    for number, (gmacs, latency, top1) in enumerate(rng.random((30, 3)).tolist()):
-        entry = Entry((gmacs, latency), (top1,))
+    for number, row in enumerate(rows):
+        values = tuple(float(value) for value in row)
+        entry = Entry(values[:num_costs], values[num_costs:])
         entries[str(number)] = entry
         verdict = rule.judge(str(number), entries)
         assert rung.judge(str(number), entry) == verdict
         entries[str(number)] = Entry(entry.costs, entry.qualities, verdict.kept)
 
 
-def test_a_verdict_stays_quick_at_twenty_thousand_trials():
+@pytest.mark.parametrize(("num_costs", "trials"), [(1, 20_000), (2, 3_000)])
+def test_a_verdict_stays_quick_at_many_trials(num_costs, trials):
     rng = np.random.default_rng(0)
     rung = Rung(HalvingRule(0.5, (0.01,)))
-    cost = rng.random(20_100)
-    quality = np.sqrt(cost) - 0.1 * rng.random(20_100)
-    entries = [Entry((c,), (q,)) for c, q in zip(cost.tolist(), quality.tolist(), strict=True)]
-    for number, entry in enumerate(entries[:20_000]):
+    cost = rng.random((trials + 100, num_costs))
+    quality = np.sqrt(cost[:, 0]) - 0.1 * rng.random(trials + 100)
+    entries = [Entry(tuple(c), (q,)) for c, q in zip(cost.tolist(), quality.tolist(), strict=True)]
+    for number, entry in enumerate(entries[:trials]):
         rung.judge(str(number), entry)
     start = time.thread_time()
-    for number, entry in enumerate(entries[20_000:]):
+    for number, entry in enumerate(entries[trials:]):
         rung.judge(f"late-{number}", entry)
     assert (time.thread_time() - start) / 100 < 0.005
