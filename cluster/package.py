@@ -10,22 +10,30 @@ _ROOMS = ("tokenpool", "tune_spaces", "cluster", "pipelines")
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", ".*")
 RUN = "run.sh"
 
-# A job's shell finds what is on the PATH that Ray was started with; `--python` says otherwise.
+# Ray was often started by its path, from an environment that nobody activated: the Python it gives
+# its workers stands in the command line of the process that started this job.
 _RUN = """\
 # Runs `tokenpool ARGUMENTS…` with a Python that has Ray, as a job of this cluster.
 check='import sys; from importlib.metadata import version as of
 found, wanted = of("tokenpool"), sys.argv[1]
 sys.exit(0 if found == wanted else f"tokenpool: {found} is installed on the cluster, not {wanted}: "
 "name that version with --installed, or leave it out to send this machine own code")'
-for python in $TOKENPOOL_PYTHON python3 python; do
+rays_python() {
+  pid=$$
+  while [ "${pid:-0}" -gt 1 ]; do
+    tr '\\0' '\\n' 2>/dev/null <"/proc/$pid/cmdline" |
+      sed -n 's/^--python_worker_command=\\([^ ]*\\).*/\\1/p'
+    pid=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$pid/status" 2>/dev/null)
+  done
+}
+for python in $TOKENPOOL_PYTHON $(rays_python) python3 python; do
   "$python" -c 'import importlib.util as u; exit(not u.find_spec("ray"))' 2>/dev/null || continue
   if [ -n "$TOKENPOOL_INSTALLED" ]; then
     "$python" -c "$check" "$TOKENPOOL_INSTALLED" || exit 2
   fi
   exec "$python" -m pipelines.cli "$@"
 done
-echo "tokenpool: no Python with Ray on the PATH that the head's Ray was started with: submit with \
---python PATH" >&2
+echo "tokenpool: no Python with Ray is to be found on this node: submit with --python PATH" >&2
 exit 2
 """
 

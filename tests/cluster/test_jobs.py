@@ -184,6 +184,12 @@ def test_a_cluster_without_python_and_ray_says_so(tmp_path):
     folder = pack(tmp_path / "job", code=False)
     result = run_packed(folder, "status", path=str(empty))
     assert result.returncode == 2 and "--python PATH" in result.stderr
+    start = "import subprocess, sys; sys.exit(subprocess.call(['sh', 'run.sh', '--help']))"
+    raylet = [sys.executable, "-c", start, f"--python_worker_command={sys.executable} worker.py"]
+    ray_has_one = subprocess.run(
+        raylet, cwd=folder, env={"PATH": f"{empty}:/usr/bin:/bin"}, capture_output=True, check=False
+    )
+    assert ray_has_one.returncode == 0 and b"Usage" in ray_has_one.stdout
     named = run_packed(folder, "--help", path=str(empty), TOKENPOOL_PYTHON=sys.executable)
     assert named.returncode == 0
 
