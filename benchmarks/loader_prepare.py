@@ -5,10 +5,14 @@ shrunk to 256 px; medians of the turns. Efficiency is the rate of all over cores
 from the first listing to the finished directory: the start of the workers counts, and so does what
 only one process can do. The run with one worker is bound to one core: else its writing and hashing
 would go on beside the worker, and one core's rate would be that of more than one.
+
+A turn counts only when the machine was left to it: one during which other processes took more than
+`--foreign` of all cores' time is thrown away and run again; how many were is stored.
 """
 
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -26,11 +30,13 @@ from pipelines.data.prepare import prepare
 def main(
     images: Annotated[int, typer.Option(help="Files; 1,000 different ones, linked.")] = 12_000,
     turns: Annotated[int, typer.Option(help="Turns; medians count.")] = 3,
+    foreign: Annotated[float, typer.Option(help="Share of the cores others may take.")] = 0.03,
+    tries: Annotated[int, typer.Option(help="Turns begun at most, for each row.")] = 12,
+    kinds: Annotated[str, typer.Option(help="kept, shrunk, or both.")] = "kept,shrunk",
     out: Annotated[Path | None, typer.Option(help="Write the result there as JSON.")] = None,
 ) -> None:
     """Measure and print."""
-    every_core = os.sched_getaffinity(0)
-    cores = len(every_core)
+    cores = len(os.sched_getaffinity(0))
     result: dict[str, Any] = machine_facts(cores) | {"images": images, "rows": []}
     with tempfile.TemporaryDirectory(prefix="tokenpool-bench-") as scratch:
         source = Path(scratch) / "photos"
@@ -39,32 +45,70 @@ def main(
         for i in range(len(originals), images):
             original = originals[i % len(originals)]
             original.with_name(f"{i:06d}.jpg").hardlink_to(original)
-        for name, resolution in (("bytes kept", None), ("shrunk to 256 px", 256)):
-            rates: dict[int, list[float]] = {1: [], cores: []}
-            for turn in range(turns):
-                for workers in rates:
-                    target = Path(scratch) / f"out-{resolution}-{turn}-{workers}"
-                    options = PrepareOptions(
-                        minival=0, val=0, workers=workers, resolution=resolution, skip_bad=True
-                    )
-                    os.sched_setaffinity(0, sorted(every_core)[:workers])
-                    start = time.perf_counter()
-                    prepare(str(source), target, options)
-                    rates[workers].append(images / (time.perf_counter() - start))
-                    os.sched_setaffinity(0, every_core)
-            one, every = (statistics.median(rates[w]) for w in (1, cores))
-            row = {
-                "what": name,
-                "one_core_images_per_s": round(one, 1),
-                "all_cores_images_per_s": round(every, 1),
-                "efficiency": round(every / (cores * one), 3),
-                "turns": {w: [round(r, 1) for r in rs] for w, rs in rates.items()},
-            }
+        for kind in kinds.split(","):
+            row = measure(source, Path(scratch), images, kind, turns, foreign, tries)
             result["rows"].append(row)
             print(json.dumps(row))
     result["command"] = " ".join(["python", *sys.argv])
     if out is not None:
         out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def measure(
+    source: Path, scratch: Path, images: int, kind: str, turns: int, foreign: float, tries: int
+) -> dict[str, Any]:
+    """One row: the rates of one worker and of all, in turns, and what they say of each other."""
+    resolution = {"kept": None, "shrunk": 256}[kind]
+    every_core = sorted(os.sched_getaffinity(0))
+    cores = len(every_core)
+    rates: dict[int, list[float]] = {1: [], cores: []}
+    disturbed = 0
+    for turn in range(tries):
+        once: dict[int, tuple[float, float]] = {}
+        for workers in rates:
+            target = scratch / "out"
+            options = PrepareOptions(
+                minival=0, val=0, workers=workers, resolution=resolution, skip_bad=True
+            )
+            os.sched_setaffinity(0, every_core[:workers])
+            start, busy, own = time.perf_counter(), busy_seconds(), own_seconds()
+            prepare(str(source), target, options)
+            wall = time.perf_counter() - start
+            others = (busy_seconds() - busy) - (own_seconds() - own)
+            os.sched_setaffinity(0, every_core)
+            shutil.rmtree(target)
+            once[workers] = images / wall, others / (cores * wall)
+        print(kind, turn, {w: (round(r, 1), round(f, 3)) for w, (r, f) in once.items()}, flush=True)
+        if any(share > foreign for _, share in once.values()):
+            disturbed += 1
+            continue
+        for workers, (rate, _) in once.items():
+            rates[workers].append(rate)
+        if len(rates[1]) == turns:
+            break
+    if not rates[1]:
+        sys.exit(f"the machine was never idle in {tries} turns: run it again when it is")
+    one, every = (statistics.median(rates[w]) for w in (1, cores))
+    return {
+        "what": {"kept": "bytes kept", "shrunk": "shrunk to 256 px"}[kind],
+        "one_core_images_per_s": round(one, 1),
+        "all_cores_images_per_s": round(every, 1),
+        "efficiency": round(every / (cores * one), 3),
+        "turns": {w: [round(r, 1) for r in rs] for w, rs in rates.items()},
+        "turns_thrown_away": disturbed,
+    }
+
+
+def busy_seconds() -> float:
+    """CPU time that all processes, the kernel and the host have taken since the machine started."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    idle, waiting = fields[3], fields[4]
+    return (sum(fields) - idle - waiting) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 if __name__ == "__main__":

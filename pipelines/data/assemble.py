@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +166,8 @@ def assemble(
             selected["label"],
         )
         with closing(_HashingFile(path, options.processes)) as written:
-            write_beton(written.write, table, page_size, table_start, _blobs(folder, selected))
+            runs = _runs(folder, selected, pointers[chosen])
+            write_beton(written.write, table, page_size, table_start, runs)
             sha256 = written.finish()
         parts[split] = SplitManifest(
             file=path.name,
@@ -212,13 +215,22 @@ class _HashingFile:
         self._pending: deque[Future[None]] = deque()
 
     def write(self, data: bytes) -> None:
+        if len(data) >= _PIECE_BYTES // 4:  # large enough to go as it is, without a copy
+            self._flush()
+            self._put(data)
+            return
         self._piece += data
         if len(self._piece) >= _PIECE_BYTES:
             self._flush()
 
     def _flush(self) -> None:
-        piece, position = self._piece, self._position
-        self._piece, self._position = bytearray(), position + len(piece)
+        piece, self._piece = self._piece, bytearray()
+        if piece:
+            self._put(piece)
+
+    def _put(self, piece: bytes | bytearray) -> None:
+        position = self._position
+        self._position += len(piece)
         if self._workers == 1:
             self._digest.update(piece)
             self._write_at(piece, position)
@@ -228,7 +240,7 @@ class _HashingFile:
         while len(self._pending) > 4 * self._workers:  # memory stays small
             self._pending.popleft().result()
 
-    def _write_at(self, piece: bytearray, position: int) -> None:
+    def _write_at(self, piece: bytes | bytearray, position: int) -> None:
         rest = memoryview(piece)
         while rest:
             written = os.pwrite(self._file.fileno(), rest, position)
@@ -248,16 +260,32 @@ class _HashingFile:
         self._file.close()
 
 
-def _blobs(folder: Path, rows: Rows) -> Iterator[bytes]:
-    """Each row's bytes, in order; rows are in shard order, so one file is open at a time."""
-    shards, begins = np.unique(rows.shard, return_index=True)
-    ends = [*begins[1:].tolist(), len(rows)]
-    for shard, begin, end in zip(shards.tolist(), begins.tolist(), ends, strict=True):
-        offsets = rows["offset"][begin:end].tolist()
-        sizes = rows["size"][begin:end].tolist()
-        with shard_paths(folder / "shards", shard)[0].open("rb") as file:
-            for offset, size in zip(offsets, sizes, strict=True):
-                yield os.pread(file.fileno(), size, offset)
+def _runs(folder: Path, rows: Rows, pointers: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    """(pointer, bytes) of as many rows at a time as lie together in shard and beton alike.
+
+    Rows are in shard order, so one file is open at a time.
+
+    Raises:
+        ValueError: a shard is shorter than its table says.
+    """
+    shards, offsets, sizes = rows.shard, rows["offset"], rows["size"]
+    apart = (
+        (shards[1:] != shards[:-1])
+        | (offsets[1:] != offsets[:-1] + sizes[:-1])
+        | (pointers[1:] != pointers[:-1] + sizes[:-1])
+    )
+    begins = np.concatenate([[0], 1 + np.flatnonzero(apart)])
+    lengths = np.add.reduceat(sizes, begins)
+    columns = (shards[begins], offsets[begins], lengths, pointers[begins])
+    runs = zip(*(column.tolist() for column in columns), strict=True)
+    for shard, in_shard in groupby(runs, key=itemgetter(0)):
+        path = shard_paths(folder / "shards", shard)[0]
+        with path.open("rb", buffering=0) as file:
+            for _, offset, length, pointer in in_shard:
+                data = os.pread(file.fileno(), length, offset)
+                if len(data) != length:
+                    raise ValueError(f"{path} is shorter than its table says")
+                yield pointer, data
 
 
 def _write_index(

@@ -142,7 +142,7 @@ def write_beton(
     samples: BetonTable,
     page_size: int,
     table_start: int,
-    data: Iterable[bytes],
+    data: Iterable[tuple[int, bytes]],
 ) -> None:
     """Write a whole beton front to back, so that the caller can hash while it writes.
 
@@ -151,10 +151,10 @@ def write_beton(
         samples: the rows, with pointers from `lay_out`; its `path` is not used.
         page_size: as `lay_out` gave it.
         table_start: as `lay_out` gave it.
-        data: the N samples' bytes in order, each of its declared size.
+        data: (pointer, bytes) of one or more samples that lie together, in order of the pointers.
 
     Raises:
-        ValueError: a sample's bytes are not as many as declared.
+        ValueError: bytes reach beyond the place of those that follow.
     """
     num_samples = len(samples)
     header = np.zeros(1, HEADER)
@@ -172,10 +172,8 @@ def write_beton(
     head = header.tobytes() + fields.tobytes() + rows.tobytes()
     write(head)
     position = len(head)
-    for i, blob in enumerate(data):
-        if len(blob) != samples.size[i]:
-            raise ValueError(f"sample {i} has {len(blob)} bytes, {samples.size[i]} were declared")
-        position += _pad(write, int(samples.pointer[i]) - position)
+    for pointer, blob in data:
+        position += _pad(write, pointer - position)
         write(blob)
         position += len(blob)
     _pad(write, table_start - position)
@@ -186,6 +184,8 @@ def write_beton(
 
 
 def _pad(write: Callable[[bytes], object], count: int) -> int:
+    if count < 0:
+        raise ValueError(f"samples overlap by {-count} bytes")
     remaining = count
     while remaining > 0:
         step = min(remaining, MIN_PAGE_SIZE)

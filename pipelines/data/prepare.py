@@ -10,7 +10,8 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def _prepare(
 ) -> Manifest:
     assembled = _assembled(source_name, partial, options)
     if assembled is not None:
-        _publish(partial, out)
+        _publish(partial, out, options.processes)
         return assembled
     shards = partial / "shards"
     with workers_for(options) as workers:  # they start while the source is listed
@@ -197,7 +198,7 @@ def _prepare(
     if not good.any():
         raise UserError(f"{source_name} holds no usable image: see {partial / REJECTED_NAME}")
     manifest = assemble(source, options, rows.keep(good), splits[good], partial, len(rejected))
-    _publish(partial, out)
+    _publish(partial, out, options.processes)
     return manifest
 
 
@@ -213,9 +214,13 @@ def _assembled(source_name: str, partial: Path, options: PrepareOptions) -> Mani
     return manifest if same and (options.skip_bad or not manifest.rejected) else None
 
 
-def _publish(partial: Path, out: Path) -> None:
+def _publish(partial: Path, out: Path, processes: int) -> None:
     """Clear what only the work needed, and let `out` appear."""
-    shutil.rmtree(partial / "shards", ignore_errors=True)
+    shards = partial / "shards"
+    with ThreadPoolExecutor(processes, "tokenpool-clear") as pool:
+        # Giving back gigabytes takes the kernel a while, in whichever thread asks for it.
+        list(pool.map(_remove, shards.glob("*")))
+    shutil.rmtree(shards, ignore_errors=True)
     for name in ("plan.json", ".lock"):
         (partial / name).unlink(missing_ok=True)
     if out.is_dir():
@@ -223,6 +228,11 @@ def _publish(partial: Path, out: Path) -> None:
     partial.rename(out)
     _sync_directory(out.parent)
     native_available()  # compiles the loader's decoder now, and not in every first worker at once
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _match_plan(partial: Path, shards: Path, source: Source, options: PrepareOptions) -> None:

@@ -11,6 +11,7 @@ from pipelines.data.sources.base import Sample, Source
 from pipelines.errors import UserError
 
 _UNIT = 256
+_SMALLEST_UNIT = 32
 _VAL_NAMES = ("val", "valid", "validation")
 
 
@@ -82,12 +83,28 @@ def folder_source(root: Path, classes: int | list[str] | None) -> Source:
     units = [
         FolderUnit(
             str(root),
-            tuple(entries[start : start + _UNIT]),
-            hashlib.sha256(repr(stamps[start : start + _UNIT]).encode()).hexdigest()[:16],
+            tuple(entries[start:end]),
+            hashlib.sha256(repr(stamps[start:end]).encode()).hexdigest()[:16],
         )
-        for start in range(0, len(entries), _UNIT)
+        for start, end in unit_bounds(len(entries))
     ]
     return Source(str(root), chosen, units, problems=problems)
+
+
+def unit_bounds(count: int) -> list[tuple[int, int]]:
+    """(first, end) of each unit of `count` files; the last units are smaller.
+
+    Units are handed out in order, one after the other, so that at the end of the work no process
+    has a large one left while the others have nothing to do.
+    """
+    bounds: list[tuple[int, int]] = []
+    start = 0
+    while start < count:
+        left = count - start
+        size = min(_UNIT, max(_SMALLEST_UNIT, left // 8))
+        bounds.append((start, min(start + size, count)))
+        start += size
+    return bounds
 
 
 def no_images(name: str, split: str) -> str:
