@@ -196,7 +196,7 @@ class Scorer:
                 where = place[begin : begin + len(wanted)].to(self._device)
                 images[where], labels[where] = some, wanted.to(self._device)
                 begin += len(wanted)
-                batches[index] = (some[:0], wanted[:0])  # let go of, one by one
+                batches[index] = (torch.empty(0), torch.empty(0))  # let go of, one by one
             self._splits["minival"] = list(
                 zip(images.split(self._batch_size), labels.split(self._batch_size), strict=True)
             )

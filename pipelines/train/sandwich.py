@@ -67,7 +67,8 @@ class Sandwich:
                 {name: cost_by(name) for name in config.methods or (method,)},
                 min_tokens=config.min_tokens,
                 step=config.token_step,
-                max_gmacs=config.max_gmacs,
+                # What is just within the search's bound is so here too, in spite of rounding.
+                max_gmacs=None if config.max_gmacs is None else config.max_gmacs * (1 + 1e-9),
             )
             self.near = [
                 self.space.candidate(spec.width, each.schedule, each.method) for each in config.near
