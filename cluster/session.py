@@ -151,7 +151,7 @@ def _private_folder() -> Path:
             f"{folder} is somebody else's or open to others: remove it, or set TMPDIR to a folder "
             "of your own"
         )
-    return folder
+    return folder / "r"  # Ray opens the folder it is given to everybody
 
 
 def _read_auth_mode_again() -> None:

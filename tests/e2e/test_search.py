@@ -193,7 +193,7 @@ def check_secrets(place):
     began = (place / "tiny.yaml").stat().st_mtime
     logs = [
         path
-        for path in Path(tempfile.gettempdir()).glob("tokenpool-ray-*/session_2*")
+        for path in Path(tempfile.gettempdir()).glob("tokenpool-ray-*/r/session_2*")
         if path.stat().st_mtime >= began
     ]
     found = subprocess.run(
