@@ -172,7 +172,9 @@ def test_a_thousand_trials_with_both_in_place(tmp_path: Path) -> None:
     searcher = TimedSearcher(candidates, predicted="quality")
     driver = psutil.Process()
     before = driver.memory_info().rss
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False
+    )
     try:
         results = tune.Tuner(
             no_op(),
