@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import torch.distributed as dist
 
 from pipelines.train.checkpoint import damage
+from pipelines.train.reports import add_report
 from pipelines.train.retention import (
     checkpoint_folders,
     folder_name,
@@ -108,7 +108,8 @@ class FolderReporter:
     ) -> None:
         """See `Reporter`."""
         # In this order: a job killed in between does the epoch again and replaces its line.
-        folder = _store(self.directory, folder_name(epoch), write, partial(self._add_line, metrics))
+        tell = partial(add_report, self.directory, metrics)
+        folder = _store(self.directory, folder_name(epoch), write, tell)
         if self.rank == 0:
             keep_if_best(self.directory, folder)
             for old in superseded(self.directory, keep):
@@ -116,14 +117,6 @@ class FolderReporter:
             if self._tell is not None:
                 self._tell(metrics)
         dist.barrier()
-
-    def _add_line(self, metrics: dict[str, Any]) -> None:
-        path = self.directory / "reports.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["epoch"] < metrics["epoch"]]
-        aside = path.with_suffix(".new")
-        aside.write_text("".join(f"{line}\n" for line in [*kept, json.dumps(metrics)]))
-        os.replace(aside, path)
 
     def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
         """See `Reporter`."""
@@ -182,6 +175,9 @@ class RayReporter:
         from ray import train
 
         name = folder_name(epoch) + self._suffix
+        if dist.get_rank() == 0:
+            # Before the checkpoint is there: after it the epoch may never be done again.
+            add_report(self._directory, metrics)
         with tempfile.TemporaryDirectory(prefix="tokenpool-checkpoint-") as aside:
             write(Path(aside))
             train.report(

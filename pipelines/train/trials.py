@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 from cluster.secrecy import redactor
 from pipelines.train.ray_job import driver_resources, train_trial
 from pipelines.train.report_keys import OPTIONAL_KEYS
+from pipelines.train.reports import kept_reports
 from pipelines.train.spec import TrainJob
 
 REPORT_KEYS = (
@@ -191,6 +192,17 @@ def _error_of(trial: Trial) -> str | BaseException | None:
     if path and Path(path).is_file():
         return Path(path).read_text(encoding="utf-8", errors="replace")
     return trial.get_error()
+
+
+def unheard_reports(job: TrainJob, heard: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The reports of a job that no driver lived to hear.
+
+    Args:
+        job: the job, which does not run now.
+        heard: its reports that a driver knows of.
+    """
+    last = heard[-1]["epoch"] if heard else 0
+    return [_report_of(r) for r in kept_reports(job.directory) if r["epoch"] > last]
 
 
 def _report_of(result: dict[str, Any]) -> dict[str, Any]:

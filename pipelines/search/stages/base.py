@@ -16,7 +16,7 @@ from pipelines.search.recorder import Recorder
 from pipelines.search.stages.context import StageContext, TrialWatch
 from pipelines.search.stages.screen import scorers
 from pipelines.train.checkpoint import MODEL_NAME
-from pipelines.train.trials import TrialRequest, run_trials
+from pipelines.train.trials import TrialRequest, run_trials, unheard_reports
 
 # A base this near to chance has learned nothing that pooling could keep: under twice chance and,
 # where the classes are few, under a tenth of the way from chance to all right.
@@ -40,15 +40,20 @@ def run_base(context: StageContext) -> None:
             context.screen.progress("base models, epochs", epochs * len(missing)) as bar,
             context.watch("base", config.base.workers.num_workers) as watch,
         ):
+            listener = _BaseListener(context.recorder, widths, bar, watch)
+            requests = [
+                TrialRequest(
+                    base_job(config, width, state.num_classes), state.base(width.width).gmacs
+                )
+                for width in missing
+            ]
+            for width, request in zip(missing, requests, strict=True):
+                for report in unheard_reports(request.job, state.base(width.width).reports):
+                    listener.report(request.job.job_id, report)
             run_trials(
-                [
-                    TrialRequest(
-                        base_job(config, width, state.num_classes), state.base(width.width).gmacs
-                    )
-                    for width in missing
-                ],
+                requests,
                 max_concurrent=room,
-                listener=_BaseListener(context.recorder, widths, bar, watch),
+                listener=listener,
                 directory=config.directory / "tune",
                 name="base",
                 watch=watch,

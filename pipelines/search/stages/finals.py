@@ -15,7 +15,7 @@ from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.finalists import choose_finalists
 from pipelines.search.state import SearchState, TrialState, Weights
 from pipelines.train.checkpoint import MODEL_NAME
-from pipelines.train.trials import TrialRequest, run_trials
+from pipelines.train.trials import TrialRequest, run_trials, unheard_reports
 from tune_spaces.evolution import Scored
 from tune_spaces.halving import finals_rungs
 from tune_spaces.scheduler import Decision, ParetoHalving
@@ -103,6 +103,13 @@ def _agree(context: StageContext, weights: Weights, *, again: bool = False) -> b
     if weights in state.agreement and not again:
         return state.agreement[weights].trusted
     found = screening_agreement(state, weights)
+    known = state.agreement.get(weights)
+    if known is not None and (known.tau, known.pairs, known.bins) == (
+        found.tau,
+        found.pairs,
+        found.bins,
+    ):
+        return known.trusted  # the search was killed after that was recorded
     context.recorder.add(
         "agreement",
         weights=weights,
@@ -177,8 +184,11 @@ def _run(
         listener = _FinalsListener(context.recorder, epochs, bar)
         if scheduler is not None:
             scheduler.listener = listener.decided
+        requests = [_request(context, trial) for trial in trials]
+        for request in requests:
+            _hear(context, request, listener, scheduler)
         run_trials(
-            [_request(context, trial) for trial in trials],
+            [r for r in requests if context.state.trials[r.job.job_id].status != "stopped"],
             max_concurrent=room,
             listener=listener,
             directory=config.directory / "tune",
@@ -186,6 +196,23 @@ def _run(
             scheduler=scheduler,
             watch=watch,
         )
+
+
+def _hear(
+    context: StageContext,
+    request: TrialRequest,
+    listener: _FinalsListener,
+    scheduler: ParetoHalving | None,
+) -> None:
+    """Takes in what a trial reported while there was no driver: it must be judged by that too."""
+    trial_id, reports = request.job.job_id, context.state.trials[request.job.job_id].reports
+    for report in unheard_reports(request.job, reports):
+        verdict = None
+        if scheduler is not None:
+            verdict = scheduler.report(trial_id, {"gmacs": request.gmacs}, report)
+        listener.report(trial_id, report)
+        if verdict is not None and not verdict.kept:
+            return
 
 
 def _within_budget(context: StageContext, due: list[TrialState]) -> list[TrialState]:

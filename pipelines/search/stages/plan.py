@@ -37,5 +37,4 @@ def run_plan(context: StageContext) -> None:
             )
     if not rows:
         context.screen.say("nothing planned: screening starts at random schedules")
-    context.recorder.add("planned", rows=rows)
-    context.recorder.add("stage_done", stage="plan")
+    context.recorder.add_all([("planned", {"rows": rows}), ("stage_done", {"stage": "plan"})])

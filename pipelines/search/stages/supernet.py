@@ -11,7 +11,7 @@ from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.screen import best_of, screen_schedules
 from pipelines.search.state import SearchState
 from pipelines.train.checkpoint import MODEL_NAME
-from pipelines.train.trials import TrialRequest, run_trials
+from pipelines.train.trials import TrialRequest, run_trials, unheard_reports
 from tune_spaces.space import Candidate
 
 
@@ -32,25 +32,30 @@ def run_supernet(context: StageContext) -> None:
             context.screen.progress("supernets, epochs", epochs * len(missing)) as bar,
             context.watch("supernet", stage.workers.num_workers) as watch,
         ):
+            listener = _SupernetListener(
+                context.recorder, {supernet_job_id(w.width): w.width for w in missing}, bar
+            )
+            requests = [
+                TrialRequest(
+                    supernet_job(
+                        config,
+                        width,
+                        stage.train,
+                        near_front(state, width.width, stage.near),
+                        state.weights(width.width, "base"),
+                        state.num_classes,
+                    ),
+                    state.base(width.width).gmacs,
+                )
+                for width in missing
+            ]
+            for width, request in zip(missing, requests, strict=True):
+                for report in unheard_reports(request.job, state.supernet(width.width).reports):
+                    listener.report(request.job.job_id, report)
             run_trials(
-                [
-                    TrialRequest(
-                        supernet_job(
-                            config,
-                            width,
-                            stage.train,
-                            near_front(state, width.width, stage.near),
-                            state.weights(width.width, "base"),
-                            state.num_classes,
-                        ),
-                        state.base(width.width).gmacs,
-                    )
-                    for width in missing
-                ],
+                requests,
                 max_concurrent=room,
-                listener=_SupernetListener(
-                    context.recorder, {supernet_job_id(w.width): w.width for w in missing}, bar
-                ),
+                listener=listener,
                 directory=config.directory / "tune",
                 name="supernet",
                 watch=watch,

@@ -1,0 +1,288 @@
+"""The real driver of a search, with pretended work, killed wherever it records something.
+
+All that decides is real: runner, stages, recorder, ledger, scheduler. What is pretended is the
+work of a cluster: trainings and scorers whose results follow from what they are given, at once.
+So a session takes a tenth of a second instead of half a minute. Each is a child of its own, ended
+by a real SIGKILL.
+
+    python tests/chaos/simulated.py DIRECTORY STEP      prints what it found as JSON
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from cluster.session import Cluster
+from pipelines.config import SearchConfig
+from pipelines.console import Screen
+from pipelines.data.prepare import prepare
+from pipelines.search import ledger as ledgers
+from pipelines.search import runner
+from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.stages import base, calibrate, finals, publish, screen, supernet
+from pipelines.search.state import SearchState, fold
+from pipelines.track.front import build_front, history
+from pipelines.train.reports import add_report, kept_reports
+
+SUPERNET = {
+    "enabled": True,
+    "schedules": 12,
+    "train": {"epochs": 2, "batch_size": 32, "warmup_epochs": 0.5},
+}
+CONFIG: dict[str, Any] = {
+    "name": "s",
+    "seed": 3,
+    "data": {"image_size": 32},
+    "model": {"patch_size": 8, "depth": 3},
+    "space": {"widths": [{"width": 32, "heads": 2}, {"width": 16, "heads": 2}]},
+    "base": {
+        "max_concurrent": 1,
+        "train": {"epochs": 2, "batch_size": 32, "warmup_epochs": 0.5},
+    },
+    "calibrate": {"counts": 3, "images": 64},
+    "screen": {"schedules": 24, "generations": 2, "actors": 2, "cpus_per_actor": 0.5},
+    "finals": {
+        "trials": 5,
+        "seeds": 2,
+        "constant_rates": [0.5],
+        "max_concurrent": 1,
+        "grace_epochs": 1,
+        "noise_margin": 1e-6,
+        "train": {"epochs": 4, "batch_size": 32, "warmup_epochs": 0.5},
+    },
+}
+
+
+def drawn(*what: object) -> float:
+    """In 0..1, the same for the same things."""
+    digest = hashlib.sha256(repr(what).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+class Scorer:
+    """Answers as a scorer's actor would; a task is done when it is asked for."""
+
+    num_images = SimpleNamespace(remote=lambda: 64)
+
+    def __init__(self, weights: str) -> None:
+        def divergence(width: int, schedules: list[Any], method: str, images: int) -> list[float]:
+            return [0.1 * (48 - sum(s)) + drawn(width, s) for s in schedules]
+
+        def image_scores(width: int, schedules: list[Any], method: str, start: int, stop: int):
+            return [
+                (
+                    np.array(
+                        [drawn(weights, width, s, i) + 2 / sum(s) for i in range(start, stop)]
+                    ),
+                    np.array([drawn(width, s, i, 1) < 0.9 for i in range(start, stop)]),
+                )
+                for s in schedules
+            ]
+
+        def evaluate_saved(path: str, split: str) -> dict[str, float]:
+            return {"top1": drawn(Path(path).parent.parent.name, split)}
+
+        for work in (divergence, image_scores, evaluate_saved):
+            setattr(self, work.__name__, SimpleNamespace(remote=work))
+
+
+@contextmanager
+def scorers(context: Any, stage: str, count: int, weights: str = "base") -> Any:
+    with context.metered(stage, count):
+        yield [Scorer(weights) for _ in range(count)]
+
+
+class Pool:
+    def __init__(self, actors: list[Scorer]) -> None:
+        self.actors = actors
+
+    def map(self, submit: Any, tasks: Any) -> Any:
+        for number, task in enumerate(tasks):
+            yield submit(self.actors[number % len(self.actors)], task)
+
+
+def run_trials(
+    requests: Any, *, listener: Any, scheduler: Any = None, watch: Any, **_: Any
+) -> None:
+    """Trains one after the other; what an epoch comes to is kept before it is told of."""
+    for request in requests:
+        if watch.ending:
+            return
+        job = request.job
+        watch.started(job.job_id)
+        job.directory.mkdir(parents=True, exist_ok=True)
+        done = len(kept_reports(job.directory))
+        # A job that had finished unheard tells its last report again.
+        for epoch in range(min(done + 1, job.train.epochs), job.train.epochs + 1):
+            report = {
+                "epoch": epoch,
+                "loss": 1.0,
+                "top1_minival": 0.5 + 0.4 * drawn(job.job_id, epoch),
+                "device_seconds": 2.0 * epoch,
+            }
+            add_report(job.directory, report)
+            watch.heard(job.job_id)
+            verdict = None
+            if scheduler is not None:
+                verdict = scheduler.report(job.job_id, {"gmacs": request.gmacs}, report)
+            listener.report(job.job_id, report)
+            if verdict is not None and not verdict.kept:
+                break
+        watch.over(job.job_id)
+        listener.finished(job.job_id, report, str(job.directory / f"epoch-{epoch}"))
+        if watch.now:
+            return
+
+
+def pretend() -> None:
+    """Puts the pretended work into the stages' places."""
+    ray = SimpleNamespace(
+        get=lambda value: value, kill=lambda actor: None, util=SimpleNamespace(ActorPool=Pool)
+    )
+    for module in (calibrate, screen, publish):
+        module.ray = ray  # type: ignore[attr-defined]
+    for module in (calibrate, screen, publish, base):
+        module.scorers = scorers  # type: ignore[attr-defined]
+    for module in (base, finals, supernet):
+        module.run_trials = run_trials  # type: ignore[attr-defined]
+    timing = SimpleNamespace(remote=lambda path, *_, **__: {"1": drawn(path[-30:])})
+    publish.timed_task = lambda *_: (timing, "cpu", 1)  # type: ignore[assignment]
+    cluster = Cluster("here", 64.0, 0.0, 1)
+    runner.ray_session = lambda *_, **__: nullcontext(cluster)  # type: ignore[assignment]
+    # What only looks on, and costs more than all the rest.
+    looking = SimpleNamespace(notify=lambda: None)
+    runner.MlflowTracker = lambda *_: nullcontext(looking)  # type: ignore[assignment,misc]
+    runner.SystemSampler = lambda *_: nullcontext()  # type: ignore[assignment,misc]
+    runner.write_results = lambda *_: None
+    runner.show_front = lambda *_: None
+    runner._register = lambda *_: None
+
+
+def session(storage: Path, changes: dict[str, Any], crash: tuple[int, str] | None) -> bool:
+    """One run of the driver in a process of its own.
+
+    Args:
+        storage: of the search.
+        changes: to the configuration.
+        crash: at which record it is killed, and whether `before` it, amid it (`torn`) or `after`.
+
+    Returns:
+        Whether it came to its end.
+    """
+    child = os.fork()
+    if child == 0:
+        if crash is not None:
+            crash_at(*crash)
+        values = CONFIG | {"storage": str(storage)} | changes
+        values["data"] = {**CONFIG["data"], "path": str(storage.parent / "data")}
+        with open(os.devnull, "w") as nowhere:
+            runner.run_search(SearchConfig.model_validate(values), Screen(Console(file=nowhere)))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return False
+    if status:
+        raise SystemExit(f"a session failed on {storage} at {crash}")
+    return True
+
+
+def crash_at(number: int, how: str) -> None:
+    """Makes this process kill itself at its `number`-th write to the ledger."""
+    real, count = ledgers.Ledger.append_all, 0
+
+    def append_all(self: ledgers.Ledger, events: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count < number:
+            return real(self, events)
+        if how == "torn":
+            with self.path.open("ab") as file:
+                file.write(b'{"event":"' + str(events[0][0]).encode())
+        elif how == "after":
+            real(self, events)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    ledgers.Ledger.append_all = append_all  # type: ignore[method-assign]
+
+
+def state_of(storage: Path) -> SearchState:
+    return fold("s", read_events(storage / "searches" / "s" / LEDGER_NAME))
+
+
+def differs(calm: Path, killed: Path) -> list[str]:
+    """What a killed search has otherwise than the undisturbed one, or twice, or less of."""
+    one, other = state_of(calm), state_of(killed)
+    found = [
+        name
+        for name in ("bases", "supernets", "calibrations", "planned", "screened", "rescreened")
+        if plain(getattr(one, name), calm) != plain(getattr(other, name), killed)
+    ]
+    found += ["trials"] if plain(one.trials, calm) != plain(other.trials, killed) else []
+    found += [] if other.complete else ["complete"]
+    rows = list(read_events(killed / "searches" / "s" / LEDGER_NAME))
+    once = ("trial_created", "trial_done", "trial_stopped", "base_done", "supernet_done")
+    once += ("stage_done", "calibrated", "planned", "published", "measured")
+    keys = ("trial_id", "width", "stage", "weights")
+    counts = Counter(
+        (row["event"], *(str(row.get(key)) for key in keys)) for row in rows if row["event"] in once
+    )
+    found += [f"twice: {event}" for event, count in counts.items() if count > 1]
+    grew = [step.hypervolume for step in history("s", rows)]
+    found += [] if grew == sorted(grew) else ["hypervolume fell"]
+    if build_front(one).hypervolume != build_front(other).hypervolume:
+        found.append("hypervolume")
+    return found
+
+
+def plain(value: Any, storage: Path) -> str:
+    """A state's part as text, without where it lies."""
+    return str(value).replace(str(storage), "")
+
+
+def writes(storage: Path) -> int:
+    """Lines of a ledger: as many as there were writes, or a few more."""
+    return len((storage / "searches" / "s" / LEDGER_NAME).read_text().splitlines())
+
+
+def main(directory: Path, step: int) -> dict[str, Any]:
+    """Kills at every `step`-th record, once in each search; and in three searches at all times."""
+    pretend()
+    prepare("digits", directory / "data")
+    found: dict[str, Any] = {"sessions": 0, "wrong": []}
+    for name, changes in (("plain", {}), ("supernet", {"supernet": SUPERNET})):
+        calm = directory / f"{name}-calm"
+        session(calm, changes, None)
+        number = writes(calm)
+        found[name] = {"events": number, "trials": len(state_of(calm).trials)}
+        assert state_of(calm).complete
+        # Killed once, at each of its records, then run to its end.
+        for at in range(1, number + 1, step if name == "plain" else 2 * step):
+            how = ("before", "torn", "after")[at // step % 3]
+            killed = directory / f"{name}-{at}"
+            over = session(killed, changes, (at, how))
+            found["sessions"] += 1 if over else 2
+            over or session(killed, changes, None)
+            found["wrong"] += [f"{name} {at} {how}: {w}" for w in differs(calm, killed)]
+        # Killed again and again, at every third record of each session.
+        for how in ("before", "torn", "after"):
+            killed = directory / f"{name}-{how}"
+            for _ in range(2 * number):
+                found["sessions"] += 1
+                if session(killed, changes, (5, how)):
+                    break
+            found["wrong"] += [f"{name} always {how}: {w}" for w in differs(calm, killed)]
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(main(Path(sys.argv[1]).resolve(), int(sys.argv[2]))) + "\n")
