@@ -15,13 +15,20 @@ def interface_of(address: str) -> str | None:
     return None
 
 
-def use_interface_of(address: str) -> None:
+def use_interface_of(address: str, *, on_one_node: bool = False) -> None:
     """Makes gloo and NCCL talk over the interface that carries the node's Ray address.
 
     Left alone, gloo takes the one of the host's name, often loopback, and fails between hosts.
     What the user has set stays.
+
+    Args:
+        address: The node's.
+        on_one_node: All who talk are on it, so gloo need not listen beyond loopback.
     """
     name = interface_of(address)
+    loopback = interface_of("127.0.0.1") if on_one_node else None
+    if loopback is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     if name is None:
         return
     os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

@@ -2,7 +2,9 @@
 
 Ray's own `TorchTrainer` would do, but its modules import torch in the trial's process and in the
 controller's, which never compute: seconds before each job's first step. It also leaves the network
-interface to gloo and NCCL, which pick the wrong one on machines with several.
+interface to gloo and NCCL, which pick the wrong one on machines with several; and torch's store,
+where the workers meet, would listen on all of them, asking nobody for a token. Here it listens on
+loopback where the workers are all on one node, else on the node's Ray address alone.
 """
 
 from __future__ import annotations
@@ -23,14 +25,20 @@ from pipelines.train.imports import without_collector
 _TIMEOUT = timedelta(minutes=30)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+_LOOPBACK = "127.0.0.1"
+_listening: socket.socket | None = None  # in the first worker, from one call to the next
 
 
 def _meeting_point() -> tuple[str, int]:
-    return ray.util.get_node_ip_address(), _free_port()
+    """Runs in the first worker: where it waits for all of them."""
+    global _listening
+    context = get_context()
+    on_one_node = context.get_local_world_size() == context.get_world_size()
+    host = _LOOPBACK if on_one_node else ray.util.get_node_ip_address()
+    _listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    _listening.bind((host, 0))
+    _listening.listen(max(128, context.get_world_size()))
+    return host, int(_listening.getsockname()[1])
 
 
 def _join(address: str, port: int, backend: str) -> None:
@@ -49,9 +57,18 @@ def _join(address: str, port: int, backend: str) -> None:
         "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
         "NODE_RANK": str(context.get_node_rank()),
     }
-    use_interface_of(ray.util.get_node_ip_address())
+    use_interface_of(ray.util.get_node_ip_address(), on_one_node=address == _LOOPBACK)
+    store = dist.TCPStore(
+        address,
+        port,
+        world_size,
+        is_master=_listening is not None,
+        timeout=_TIMEOUT,
+        # The store owns it from here on.
+        master_listen_fd=None if _listening is None else _listening.detach(),
+    )
     dist.init_process_group(
-        backend, init_method="env://", rank=rank, world_size=world_size, timeout=_TIMEOUT
+        backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
     )
 
 
