@@ -1,0 +1,28 @@
+from types import SimpleNamespace
+
+from pipelines.train.reports import REPORTS_NAME, add_report, kept_reports
+from pipelines.train.trials import unheard_reports
+
+
+def report(epoch, top1=0.5):
+    return {"epoch": epoch, "top1_minival": top1, "loss": 1.0, "internal": "x"}
+
+
+def test_reports_are_kept_by_epoch_and_an_epoch_done_again_forgets_what_followed(tmp_path):
+    assert kept_reports(tmp_path) == []
+    for number in (1, 2, 3):
+        add_report(tmp_path, report(number))
+    add_report(tmp_path, report(2, 0.6))
+    assert [(r["epoch"], r["top1_minival"]) for r in kept_reports(tmp_path)] == [(1, 0.5), (2, 0.6)]
+    assert [path.name for path in tmp_path.iterdir()] == [REPORTS_NAME]
+
+
+def test_what_no_driver_heard_is_told_as_it_would_have_been(tmp_path):
+    job = SimpleNamespace(directory=tmp_path)
+    assert unheard_reports(job, []) == []
+    for number in (1, 2, 3):
+        add_report(tmp_path, report(number))
+    told = {"epoch": 2, "top1_minival": 0.5, "loss": 1.0}
+    assert unheard_reports(job, [{"epoch": 1}]) == [told, told | {"epoch": 3}]
+    assert unheard_reports(job, [{"epoch": 3}]) == []
+    assert len(unheard_reports(job, [])) == 3
