@@ -28,7 +28,10 @@ def prepare_bounds(context: StageContext) -> None:
         remote, device, threads = timed_task(context, measure_table)
         widths = {width.width: width for width in config.space.widths}
         counts = probe_counts(unbounded, _COUNTS)
-        with context.screen.progress("blocks timed", len(missing)) as bar:
+        with (
+            context.screen.progress("blocks timed", len(missing)) as bar,
+            context.metered("calibrate", config.screen.gpus_per_actor or 1.0),
+        ):
             for width, method in missing:
                 table = ray.get(
                     remote.remote(
