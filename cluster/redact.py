@@ -19,7 +19,9 @@ _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL", 
 # A token is also what a transformer works on and half of this program's name; a `KeyError` and a
 # `keyword` hold no key; a `…_PATH` says where a secret lies and is none.
 _HARMLESS = re.compile(
-    r"TOKENPOOL|TOKENIZERS?|KEYERROR|KEYWORD|KEYBOARD|.*[_-](?:PATH|FILE|DIR)$", re.IGNORECASE
+    r"TOKENPOOL|TOKENIZERS?|KEYERROR|KEYWORD|KEYBOARD|.*[_-](?:PATH|FILE|DIR)$"
+    r"|^GOOGLE_APPLICATION_CREDENTIALS$",
+    re.IGNORECASE,
 )
 _PASSWORD = re.compile(r"SECRET|PASSWORD|PASSWD|PASSPHRASE", re.IGNORECASE)
 # Numbers of up to six digits under *KEY* or *TOKEN* are counts: `min_tokens: 16`.
@@ -148,6 +150,8 @@ class Redactor:
 
     def value(self, value: Any, name: str = "") -> Any:
         """A value of plain types (or paths) with the secrets in it hidden, by name and by text."""
+        if not name and isinstance(value, (int, float)):
+            return value  # first, as most of a ledger is numbers
         if isinstance(value, Mapping):
             return {
                 self.value(key): self.value(inner, str(key) if is_secret_name(str(key)) else name)

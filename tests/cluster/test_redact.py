@@ -52,6 +52,7 @@ def test_names_of_secrets(name):
         "width",
         "storage",
         "CREDENTIALS_DIR",
+        "GOOGLE_APPLICATION_CREDENTIALS",
     ],
 )
 def test_names_that_are_harmless(name):
