@@ -53,10 +53,25 @@ def plan(
     make_space(loaded, manifest.num_classes)
     fits, found = _look(loaded, None if no_probe else seconds, address)
     costs = estimate(loaded, manifest, found, fits)
+    costs.notes.extend(_done_already(loaded))
     if as_json:
         typer.echo(json.dumps(_as_dict(costs, found, loaded), indent=2))
     else:
         _print(costs, found, loaded, address or "this machine")
+
+
+def _done_already(config: SearchConfig) -> list[str]:
+    from pipelines.search.ledger import LEDGER_NAME, read_events
+    from pipelines.search.state import fold
+
+    state = fold(config.name, read_events(config.directory / LEDGER_NAME))
+    if not state.exists:
+        return []
+    done = [stage for stage, how in state.stages.items() if how == "done"]
+    return [
+        f"search {config.name} has used {state.device_seconds / 3600:.2g} device-hours of this "
+        f"already (done: {', '.join(done) or 'no stage'})"
+    ]
 
 
 Fits = Callable[[int, float, float], int]
