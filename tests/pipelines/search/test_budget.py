@@ -1,5 +1,6 @@
 import datetime
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from pipelines.search.budget import (
 )
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
 from pipelines.search.recorder import Recorder
+from pipelines.search.runner import _ends_on_terminate
 from pipelines.search.stages.base import has_learned
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.finals import _within_budget
@@ -290,3 +292,12 @@ def test_what_one_trial_came_to_may_end_the_others_at_once(context):
 )
 def test_a_base_near_chance_has_not_learned(top1, classes, learned):
     assert has_learned(top1, classes) is learned
+
+
+def test_sigterm_asks_for_an_end_in_order(tmp_path):
+    halt = Halt(BudgetConfig(), SearchState("s"), DeviceMeter(), tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    with _ends_on_terminate(halt):
+        signal.raise_signal(signal.SIGTERM)
+        assert halt.ended is not None and "SIGTERM" in str(halt.ended)
+    assert signal.getsignal(signal.SIGTERM) is before
