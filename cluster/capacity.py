@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import psutil
 import ray
+from ray._common.utils import get_system_memory  # a container's, where it has a limit
 
 from cluster.placement import Gang, Node, as_node, fit
 from cluster.probe import ClusterError
@@ -116,9 +116,7 @@ class Room:
     patience: float = 1800.0
     nodes: Callable[[], Sequence[Node]] = present_nodes
     clock: Callable[[], float] = time.monotonic
-    most_drivers: int = field(
-        default_factory=lambda: drivers_that_fit(psutil.virtual_memory().total)
-    )
+    most_drivers: int = field(default_factory=lambda: drivers_that_fit(get_system_memory()))
     _jobs: int = field(default=0, init=False)
     _looked: float = field(default=float("-inf"), init=False)
     _asked: float = field(default=float("-inf"), init=False)
