@@ -200,8 +200,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
-            where = "on this machine" if local else f"at {options['address']}"
-            raise ClusterError(f"cannot connect to Ray {where}: {error}") from None
+            raise _no_connection(options["address"], error) from None
         try:
             if not local:
                 leftovers.remove(leftovers.stale_groups())
@@ -220,6 +219,15 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
                     _give_back()
             finally:
                 ray.shutdown()
+
+
+def _no_connection(address: str, error: BaseException) -> ClusterError:
+    """Why Ray did not start or connect, in one line."""
+    text = " ".join(str(error.__cause__ or error).split())
+    if "ersion mismatch" in text:
+        return AddressError(f"the cluster at {address} runs other versions than this: {text}")
+    where = "on this machine" if address == "local" else f"at {address}"
+    return ClusterError(f"cannot connect to Ray {where}: {text}")
 
 
 def _give_back() -> None:

@@ -82,6 +82,14 @@ with ray_session(sys.argv[1]) as cluster:
         cluster.concurrent_jobs(2, 0.5, 1.0)
     except ClusterError as error:
         found["gpus"] = str(error)
+from ray._private import utils
+mine = utils.compute_version_info()
+utils.compute_version_info = lambda: (mine[0], "3.9.1", *mine[2:])
+try:
+    with ray_session(sys.argv[1]):
+        found["python"] = "let in"
+except ClusterError as error:
+    found["python"] = [error.exit_code, str(error)]
 print(json.dumps(found))
 """
 
@@ -293,6 +301,8 @@ def test_what_is_wrong_with_a_cluster_is_named(hosts, place):
         assert code == 2 and said in text and two in text and "\n" not in text, found
     assert address(1) in found["ports"][1]  # it is the pair that is named
     assert "1 GPU" in found["gpus"]
+    code, text = found["python"]
+    assert code == 2 and "other versions" in text and "3.9.1" in text and "\n" not in text
     # The same by the command line: exit code 2, the job failed, and nothing was recorded.
     path = config(place, "odd", storage=str(place / "private"))
     out, errors = there(hosts, "submit", path, code=2)
@@ -304,10 +314,13 @@ def test_a_search_that_fails_fails_its_job_and_leaves_nothing(hosts, place):
     worker = {"num_workers": 1, "cpus_per_worker": 0.9, "max_failures": 0}
     train = {"lr": 1e30, "max_bad_steps": 1, "max_rollbacks": 0}
     path = config(place, "bad", base__workers=worker, base__train=TRAIN | train)
-    out, errors = there(hosts, "submit", path, code=1)
-    assert "the base of width 16 failed: the loss is nan" in out, out + errors
-    job = run(hosts, OUTSIDE, JOBS, URL)[-1]
-    assert job == ["tokenpool-bad-1", "FAILED", 1]
+    # Two people submit it at the same moment: it runs once, and both see it.
+    commands = [Command(hosts, "submit", path, "--address", URL) for _ in range(2)]
+    for out, errors in (ended := [command.end(1) for command in commands]):
+        assert "the base of width 16 failed: the loss is nan" in out, out + errors
+    assert ["submitted as" in out for out, _ in ended].count(True) == 1
+    jobs = [job for job in run(hosts, OUTSIDE, JOBS, URL) if "bad" in job[0]]
+    assert jobs == [["tokenpool-bad-1", "FAILED", 1]]
     all_is_free(hosts)
 
 
