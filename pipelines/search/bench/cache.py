@@ -22,15 +22,15 @@ class Cache:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._rows: dict[str, Any] = {}
-        whole = b""
         if path.exists():
             # A line that a kill cut short is no answer.
-            whole = path.read_bytes()
-            whole = whole[: whole.rfind(b"\n") + 1]
+            found = path.read_bytes()
+            whole = found[: found.rfind(b"\n") + 1]
+            if len(whole) < len(found):
+                os.truncate(path, len(whole))
             for line in whole.splitlines():
                 key, value = json.loads(line)
                 self._rows[key] = value
-            os.truncate(path, len(whole))
         self._file = path.open("a", encoding="utf-8")
 
     def get(self, *key: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -40,10 +40,12 @@ class OursConfig(StrictModel):
     calibrate_images: Positive = 64
     planned: Positive = Field(default=24, description="Planned schedules over all widths.")
     bins: Positive = 8
-    schedules: Positive = Field(default=36, description="Scored without training.")
-    generations: Positive = 2
+    rounds: tuple[tuple[Positive, Positive], ...] = Field(
+        default=((24, 12), (60, 30), (120, 60), (200, 100)),
+        min_length=1,
+        description="Schedules screened and finals trained by the end of each round.",
+    )
     images: Positive = Field(default=256, description="Of minival they are scored on, at most.")
-    trials: Positive = Field(default=24, description="Finals, at most.")
     noise_margin: float = Field(default=0.005, ge=0, lt=1)
 
 
@@ -56,7 +58,6 @@ class BenchConfig(StrictModel):
     widths: tuple[WidthConfig, ...] = Field(min_length=1)
     method: str = "wkmedoids(start=matching)"
     min_tokens: Positive = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
     base: TrainConfig = Field(description="The dense model of each width, common to all.")
     finetune: TrainConfig = Field(description="One evaluation: a schedule trained from its base.")
     finetune_images: Positive | None = Field(
@@ -67,8 +68,9 @@ class BenchConfig(StrictModel):
         ge=0, lt=1, description="The hypervolume counts what lies above, as does the widest's cost."
     )
     seeds: Positive = 3
-    evaluations: Positive = Field(
-        description="Of random search; what they take is everybody's budget."
+    evaluations: Positive = Field(description="Of random search.")
+    budget: float = Field(
+        default=1.0, gt=0, le=1, description="Share of what these take that everybody else gets."
     )
     rates: tuple[Share, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     least_rate: Share = Field(default=0.4, description="Of a layer, where Optuna samples.")

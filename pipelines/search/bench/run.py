@@ -1,4 +1,4 @@
-"""Every contender under every seed, until it has spent what random search spends."""
+"""Every contender under every seed, until it has spent its share of what random search spends."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def run(
 ) -> Traces:
     """What each contender did, under each seed.
 
-    Random search makes a number of evaluations; the seconds they take are everybody's budget
-    under that seed. The seeds take turns, so that a bench that is cut short has all contenders.
+    Random search makes a number of evaluations; a share of the seconds they take is everybody
+    else's budget under that seed. The seeds take turns, so that a bench that is cut short has all
+    contenders.
 
     Args:
         world: the models and the prices.
@@ -53,7 +54,7 @@ def run(
             trained = sum(step.point is not None for step in steps)
             say(f"seed {seed}: {name}: {trained} models measured in {spent:.0f} device-seconds")
             if name == RANDOM:
-                budget = spent
+                budget = spent * world.config.budget
     return traces
 
 
