@@ -1,12 +1,15 @@
 """Supernets in a search: one real one from end to end, and what is decided by Kendall's τ."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
 import tokenpool as tp
+import tune_spaces
 from pipelines.config import SearchConfig
+from pipelines.config_file import load_config
 from pipelines.console import Screen
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
 from pipelines.search.plan import supernet_job
@@ -87,6 +90,12 @@ def test_its_config_is_checked_before_anything_starts(tmp_path):
         config(tmp_path, "d", "c", train={**TRAIN, "compile": True})
     with pytest.raises(ValidationError, match=r"supernet\.train\.batch_size 64 is not divisible"):
         config(tmp_path, "d", "c", workers={"num_workers": 3})
+
+
+@pytest.mark.parametrize("name", ["deit-ti", "deit-s", "deit-b", "glyphs"])
+def test_the_presets_train_supernets(name):
+    preset = load_config(Path(tune_spaces.__file__).parent / "presets" / f"{name}.yaml")
+    assert preset.supernet.enabled and preset.supernet.train.epochs < preset.base.train.epochs / 5
 
 
 def rows(worse=0.0):
