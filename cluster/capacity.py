@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from ray._common.utils import get_system_memory  # a container's, where it has a
 
 from cluster.placement import Gang, Node, as_node, fit
 from cluster.probe import ClusterError
+
+logger = logging.getLogger(__name__)
 
 # A job's driver, its controller and their two helpers take no CPU to speak of, but memory of the
 # node that the search runs on: 430 MB together, shared pages counted once (docs/scale.md).
@@ -38,7 +41,7 @@ def drivers_that_fit(memory: int) -> int:
     return max(1, min(_MOST_DRIVERS, int(memory * _SHARE_OF_MEMORY) // _BYTES_PER_JOB))
 
 
-def grows_to(gang: Gang, seconds: float = 30.0) -> bool:
+def grows_to(gang: Gang, seconds: float = 20.0) -> bool:
     """Asks the autoscaler for what one job needs, and waits to see whether it brings nodes.
 
     Where there is none, or it may not bring enough, nothing is on its way and it is asked no more.
@@ -58,11 +61,15 @@ def nodes_on_their_way() -> bool:
     from ray.autoscaler.v2.sdk import get_cluster_status
     from ray.experimental.internal_kv import _internal_kv_get
 
-    found = get_cluster_status(ray.get_runtime_context().gcs_address)
+    try:
+        found = get_cluster_status(ray.get_runtime_context().gcs_address)
+        text = _internal_kv_get(_STATUS_OF_V1)
+        report = (json.loads(text) if text else {}).get("autoscaler_report") or {}
+    except Exception as error:  # neither is an interface that Ray promises to keep
+        logger.warning("the autoscaler cannot be asked whether nodes are on their way: %s", error)
+        return False
     if found.pending_launches or found.pending_nodes:
         return True
-    text = _internal_kv_get(_STATUS_OF_V1)
-    report = (json.loads(text) if text else {}).get("autoscaler_report") or {}
     return bool(report.get("pending_launches") or report.get("pending_nodes"))
 
 
