@@ -252,6 +252,8 @@ def run_trials(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Tune's own tables; the listener shows progress.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Its files of every report, for TensorBoard and others: the ledger has them all.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     # Trials whose drivers may be starting at a time; otherwise one.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(_STARTING))
     room = max_concurrent if callable(max_concurrent) else _always(max_concurrent)
