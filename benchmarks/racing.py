@@ -5,7 +5,7 @@ nobody dropped, and each schedule's loss on each image of minival is kept. Then 
 race, on these images and on larger sets drawn from them with replacement, as minivals of larger
 data are: what single images do stays as measured.
 
-    python benchmarks/racing.py runs/data/digits BASE [BASE …] --out benchmarks/results/racing-digits.json
+    python benchmarks/racing.py runs/data/digits BASE [BASE …] --out OUT.json
 """
 
 from __future__ import annotations
