@@ -1,0 +1,71 @@
+"""What every run is told: its name, its data, its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cluster.redact import secret_places
+from cluster.secrecy import redactor
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
+
+class StrictModel(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(StrictModel):
+    """Where the images come from."""
+
+    path: Path = Field(description="The prepared folder (betons and manifest.json).")
+    address: str | None = Field(
+        default=None,
+        description="Where every machine fetches that folder from, once: any pyarrow or fsspec "
+        "address (s3://bucket/imagenet). None: it is there.",
+    )
+    image_size: Positive = Field(description="Side of the square the model sees, in pixels.")
+    loader: Literal["auto", "ffcv", "torchvision"] = "auto"
+    loader_threads: Positive = Field(
+        default=1, description="Decoding threads of each training worker."
+    )
+
+
+class ModelConfig(StrictModel):
+    """The DeiT all widths share."""
+
+    patch_size: Positive = 16
+    depth: Positive = 12
+
+    def num_patches(self, image_size: int) -> int:
+        """Number of patch tokens of a square image, the class token not counted."""
+        return (image_size // self.patch_size) ** 2
+
+
+class RunConfig(StrictModel):
+    """What a search and a single training run have in common."""
+
+    name: str = Field(pattern=_NAME)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    storage: Path = Path("runs")
+    data: DataConfig
+    model: ModelConfig
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> RunConfig:
+        # A config is written to the ledger, to MLflow and into every job's description.
+        places = secret_places(self.model_dump(mode="json"), redactor())
+        if places:
+            raise ValueError(
+                f"{places[0]} holds a password, token or key: leave it out of the config, which is "
+                "written down in many places; storage and servers read theirs from the "
+                "environment (AWS_SECRET_ACCESS_KEY, …) or their own credentials files"
+            )
+        return self

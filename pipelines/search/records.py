@@ -1,0 +1,134 @@
+"""What is known of each base, schedule and trial of a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Weights = Literal["base", "supernet"]
+
+
+TrialStatus = Literal["pending", "running", "done", "stopped", "failed"]
+
+
+STAGES = ("base", "calibrate", "plan", "screen", "supernet", "rescreen", "finals", "publish")
+
+
+@dataclass
+class BaseState:
+    """A dense model of one width.
+
+    Attributes:
+        gmacs: cost of one image in 10⁹ multiply-accumulates.
+        top1_minival: fraction in [0, 1]; None until trained.
+        top1_val: fraction in [0, 1]; None until published.
+        checkpoint: where its weights lie (a `tp.save` path).
+        reports: one per epoch, as the training job reported them.
+        device_seconds: workers × seconds spent on it.
+        latency_ms: batch size → milliseconds per batch, where measured.
+    """
+
+    width: int
+    num_heads: int
+    gmacs: float
+    status: TrialStatus = "pending"
+    top1_minival: float | None = None
+    top1_val: float | None = None
+    checkpoint: str | None = None
+    reason: str = ""
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    device_seconds: float = 0.0
+    latency_ms: dict[str, float] | None = None
+
+
+@dataclass
+class Calibration:
+    """What was measured on one width's model by one method: the divergence (nats) of each probe.
+
+    Attributes:
+        counts: token counts the probes are made of, ascending.
+        divergence: mean KL divergence from the dense model of each schedule.
+    """
+
+    width: int
+    counts: tuple[int, ...]
+    divergence: dict[tuple[int, ...], float]
+
+
+@dataclass
+class PlannedCandidate:
+    """A schedule the plan expects the least damage (nats) of, for its cost."""
+
+    width: int
+    schedule: tuple[int, ...]
+    gmacs: float
+    damage: float
+    method: str = ""
+
+
+@dataclass
+class ScreenedSchedule:
+    """A schedule's score without training: top-1 (fraction) and cross-entropy on minival.
+
+    Attributes:
+        images: after how many of minival's it was dropped, as another was surely better at no more
+            cost; its score is then estimated from them. None: it was scored on all.
+    """
+
+    width: int
+    schedule: tuple[int, ...]
+    gmacs: float
+    top1: float
+    loss: float
+    method: str = ""
+    images: int | None = None
+
+
+@dataclass
+class AgreementState:
+    """How well screening scores ordered the finals of equal cost.
+
+    Attributes:
+        tau: Kendall's τ_b; None where there is nothing to compare.
+        pairs: finals compared two by two.
+        bins: slices of the cost they are from, each width's own.
+        trusted: when it was first asked, it was not under `supernet.min_tau`, or too little was
+            compared to say so.
+    """
+
+    tau: float | None
+    pairs: int
+    bins: int
+    trusted: bool
+
+
+@dataclass
+class TrialState:
+    """One final: a width with a schedule, fine-tuned from its base.
+
+    Attributes are as in `BaseState`; `reason` says why it was stopped or failed. Trials of one
+    width, schedule and method are repetitions of one model under other seeds.
+
+    Attributes:
+        seed: added to the search's seed; None for the first training of a schedule.
+        keep_rate: of a baseline that keeps this share of the tokens in every block; else None.
+        start: whose weights it starts from: the width's base, or its supernet.
+    """
+
+    trial_id: str
+    width: int
+    num_heads: int
+    schedule: tuple[int, ...]
+    method: str
+    gmacs: float
+    status: TrialStatus = "pending"
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    top1_minival: float | None = None
+    top1_val: float | None = None
+    checkpoint: str | None = None
+    reason: str = ""
+    latency_ms: dict[str, float] | None = None
+    device_seconds: float = 0.0
+    seed: int | None = None
+    keep_rate: float | None = None
+    start: Weights = "base"
