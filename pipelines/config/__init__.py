@@ -23,8 +23,10 @@ from pipelines.config.training import (
     WorkersConfig,
     check_sandwich,
 )
+from pipelines.data.augment_config import AugmentConfig
 
 __all__ = [
+    "AugmentConfig",
     "BaseStageConfig",
     "BudgetConfig",
     "CalibrateStageConfig",
