@@ -12,10 +12,12 @@ from typing import Any, Protocol
 
 from ray import tune
 from ray.tune import Callback
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from cluster.redact import is_secret_name
 from cluster.secrecy import redactor
 from pipelines.train.ray_job import driver_resources, train_trial
 from pipelines.train.report_keys import OPTIONAL_KEYS
@@ -254,6 +256,11 @@ def run_trials(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     # Its files of every report, for TensorBoard and others: the ledger has them all.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # Tune would hand the driver's AWS keys to its trials in their runtime_env, which Ray writes to
+    # its logs. On one machine they are inherited; the nodes of a cluster have their own.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+        {variable for variable in class_cache.ENV_VARS_TO_PROPAGATE if is_secret_name(variable)}
+    )
     # Trials whose drivers may be starting at a time; otherwise one.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(_STARTING))
     room = max_concurrent if callable(max_concurrent) else _always(max_concurrent)
