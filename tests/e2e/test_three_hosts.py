@@ -273,6 +273,7 @@ print(json.dumps([codes, doors, gcs]))
     assert jobs == ""
 
 
+@pytest.mark.slow  # over a minute: it waits for addresses where nobody is
 def test_what_is_wrong_with_a_cluster_is_named(hosts, place):
     nobody, foreign = "http://10.87.0.99:8265", f"http://{address(0)}:{CLIENT_PORT}"
     relative = str(place / "relative.yaml")
