@@ -34,6 +34,9 @@ import sys
 import ray.tune.integration.ray_train as integration
 from pipelines.train import ray_job, trials
 from ray.train import UserCallback
+import cluster.capacity
+from cluster.placement import Node
+cluster.capacity.present_nodes = lambda: [Node("n", 4.0)]  # no Ray runs here
 integration.TuneReportCallback = UserCallback  # its own can be made within a trial only
 ray_job._make_trainer(ray_job.TrainJob.model_validate_json(sys.argv[1]))
 print(*{"torch", "timm", "deepspeed", "mlflow", "ray"} & set(sys.modules))
@@ -58,7 +61,7 @@ def test_the_interface_is_the_one_that_has_the_address(monkeypatch):
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("203.0.113.7") is None  # kept for documentation: nobody has it
     environment = {}
-    monkeypatch.setattr("pipelines.train.process_group.os.environ", environment)
+    monkeypatch.setattr("cluster.interfaces.os.environ", environment)
     use_interface_of("203.0.113.7")
     assert environment == {}
     use_interface_of("127.0.0.1")
@@ -67,8 +70,8 @@ def test_the_interface_is_the_one_that_has_the_address(monkeypatch):
 
 def test_what_the_user_has_chosen_stays(monkeypatch):
     environment = {"GLOO_SOCKET_IFNAME": "eth7", "NCCL_SOCKET_IFNAME": "eth7"}
-    monkeypatch.setattr("pipelines.train.process_group.os.environ", environment)
-    monkeypatch.setattr("pipelines.train.process_group.interface_of", lambda address: "net0")
+    monkeypatch.setattr("cluster.interfaces.os.environ", environment)
+    monkeypatch.setattr("cluster.interfaces.interface_of", lambda address: "net0")
     use_interface_of("10.0.0.1")
     assert set(environment.values()) == {"eth7"}
     environment.clear()
