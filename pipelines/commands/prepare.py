@@ -93,6 +93,9 @@ def prepare(
     variation: Annotated[
         float, typer.Option(help="glyphs: spread of place, size, angle and colour, 0 to 1.")
     ] = 0.5,
+    glyph_scale: Annotated[
+        float, typer.Option(help="glyphs: character height over image side, 0.2 to 0.8.")
+    ] = 0.62,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Turn images into FFCV betons with a manifest, checking every image.
@@ -127,6 +130,7 @@ def prepare(
         num_glyphs=num_glyphs,
         clutter=clutter,
         variation=variation,
+        glyph_scale=glyph_scale,
     )
     finished = (out / "manifest.json").exists()
     console = Console(stderr=True, highlight=False)

@@ -62,6 +62,9 @@ class PrepareOptions(BaseModel):
     variation: float = Field(
         default=0.5, ge=0, le=1, description="glyphs: spread of place, size, angle and colour."
     )
+    glyph_scale: float = Field(
+        default=0.62, ge=0.2, le=0.8, description="glyphs: character height over image side."
+    )
 
     @property
     def processes(self) -> int:

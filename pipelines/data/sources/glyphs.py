@@ -33,6 +33,7 @@ FONTS = (
 )
 _UNIT = 500
 _OVERSAMPLE = 2
+_SCALE = 0.62
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,16 @@ class GlyphParameters:
     """How glyphs are drawn.
 
     `clutter` 0..1 scales the background's texture and the number of stray strokes and small
-    characters; `variation` 0..1 scales the spread of place, size, angle and contrast.
+    characters; `variation` 0..1 scales the spread of place, size, angle and contrast. `scale` is
+    the em height of the middle-sized character as a share of the image's side: the smaller, the
+    more of an image is redundant.
     """
 
     size: int = 64
     num_classes: int = 36
     clutter: float = 0.5
     variation: float = 0.5
+    scale: float = _SCALE
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class GlyphUnit:
 def glyph_source(options: PrepareOptions) -> Source:
     """The built-in source `glyphs`."""
     parameters = GlyphParameters(
-        options.size, options.num_glyphs, options.clutter, options.variation
+        options.size, options.num_glyphs, options.clutter, options.variation, options.glyph_scale
     )
     units = [
         GlyphUnit(options.seed, start, min(start + _UNIT, options.count), parameters)
@@ -119,7 +123,9 @@ def draw(label: int, parameters: GlyphParameters, rng: np.random.Generator) -> n
     tint = 0.2 * rng.uniform(-1, 1, 3)
     colour = np.clip(255 * (target + tint - tint.mean()), 0, 255).astype(np.uint8)
 
-    height = size * (0.62 + variation * rng.uniform(-0.24, 0.2))
+    spread = variation * rng.uniform(-0.24, 0.2)
+    # At the usual scale exactly as it always was: the same seed must give the same bytes.
+    height = size * (parameters.scale + spread * (parameters.scale / _SCALE))
     angle = variation * rng.uniform(-40, 40)
     font = FONTS[int(rng.integers(len(FONTS)))]
     mask = _glyph_mask(CHARACTERS[label], font, height, angle)

@@ -81,3 +81,11 @@ def test_the_set_is_prepared_balanced(tmp_path):
 def test_classes_and_counts_as_asked():
     source = glyph_source(PrepareOptions(count=1001, num_glyphs=50))
     assert len(source.classes) == 50 and sum(u.num_samples for u in source.units) == 1001
+
+
+def test_scale_sets_how_much_of_an_image_is_the_character():
+    def covered(scale):
+        pictures = [image(10, s, clutter=0, scale=scale).mean(2) for s in range(20)]
+        return np.mean([(np.abs(p - np.median(p)) > 40).mean() for p in pictures])
+
+    assert covered(0.31) == pytest.approx(covered(0.62) / 4, rel=0.15)
