@@ -126,8 +126,10 @@ class FinalsStageConfig(StrictModel):
     seeds: Positive = Field(
         default=1, description="Trainings of each final on the front, each under its own seed."
     )
-    constant_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        default=(), description="Constant keep-rates trained for each width, to compare with."
+    constant_rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(),
+        description="Constant keep-rates trained for each width, to compare with; 1 is the plain "
+        "model, trained on as long as the finals.",
     )
 
 

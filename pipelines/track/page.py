@@ -18,6 +18,7 @@ from pipelines.errors import UserError
 from pipelines.search.state import SearchState
 from pipelines.track.files import write_text
 from pipelines.track.front import Front, Point, Progress
+from pipelines.track.matched import matched
 from pipelines.track.points import error
 from pipelines.track.table import compact_schedule, percent
 from pipelines.track.where import find_data
@@ -180,8 +181,9 @@ def summary(front: Front) -> str:
             f"{100 * knee.dense_share:.0f} % of the dense model's. "
         )
     screening = [f"{found[0].upper()}{found[1:]}." for found in front.screening]
+    equal = [found.text for found in matched(front)[:1] if found.pooled is not None]
     return " ".join(
-        filter(None, [text.rstrip(), _saving(front), _against_constant(front), *screening])
+        filter(None, [text.rstrip(), _saving(front), *equal, _against_constant(front), *screening])
     )
 
 
@@ -207,7 +209,11 @@ def _saving(front: Front) -> str:
 
 def _against_constant(front: Front) -> str:
     """What the search found where the best constant keep-rate costs as much."""
-    constant = [p for p in front.points if p.kind == "constant" and p.finished]
+    constant = [
+        p
+        for p in front.points
+        if p.kind == "constant" and p.finished and p.keep_rate != 1  # 1: a plain model
+    ]
     if not constant:
         return ""
     best = max(constant, key=lambda point: (point.top1_minival or 0.0, -point.gmacs))
