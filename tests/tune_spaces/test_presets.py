@@ -14,7 +14,14 @@ from pipelines.search.plan import check_method, dense_gmacs, make_space
 PRESETS = Path(__file__).parents[2] / "tune_spaces/presets"
 SEARCHES = [p for p in sorted(PRESETS.glob("*.yaml")) if "space" in yaml.safe_load(p.read_text())]
 TRAININGS = [p for p in sorted(PRESETS.glob("train-*.yaml"))]
-CLASSES = {"digits": 10, "glyphs": 36, "deit-ti": 1000, "deit-s": 1000, "deit-b": 1000}
+CLASSES = {
+    "digits": 10,
+    "glyphs": 36,
+    "glyphs-sparse": 36,
+    "deit-ti": 1000,
+    "deit-s": 1000,
+    "deit-b": 1000,
+}
 
 
 def test_there_is_one_for_each_model_and_data_set():
