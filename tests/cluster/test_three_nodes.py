@@ -5,6 +5,8 @@ trials themselves only wait, as training is another test's subject.
 """
 
 import logging
+import os
+import signal
 import time
 from types import SimpleNamespace
 
@@ -36,6 +38,12 @@ def add_node(cluster, accelerator):
 def nodes():
     """The cluster, and two nodes that hold one job each; drivers run on its head."""
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+    # A node that is gone is known to be so after two seconds, not after twenty.
+    head["_system_config"] = {
+        "health_check_initial_delay_ms": 1000,
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": 3,
+    }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         first, second = add_node(cluster, "A100"), add_node(cluster, "H100")
@@ -50,8 +58,10 @@ def waiting():
     """Made here it travels to the workers by value: they cannot import this file."""
 
     def wait(config):
+        # Tune lets a trial go on only when it has dealt with its report.
+        tune.report({"epoch": 1, "node": ray.get_runtime_context().get_node_id()})
         time.sleep(0.5)
-        tune.report({"epoch": 1})
+        tune.report({"epoch": 2})
 
     return wait
 
@@ -67,42 +77,52 @@ class Request:
 
 
 class Storm(tune.Callback):
-    """A node dies under its trial after four are over, and another joins after seven."""
+    """A node dies under a trial, after two are over; another joins after three more."""
 
     def __init__(self, cluster, dying, queue):
         self.cluster, self.dying, self.queue = cluster, dying, queue
-        self.over, self.running = 0, {"two": 0, "one": 99, "two again": 0}
+        self.hit, self.phase, self.due = None, "two", 0
+        self.ended, self.restarted, self.failed = [], [], []
+        self.running = {"two": 0, "one": 99, "two again": 0}
 
     def __getstate__(self):
         return {}
 
-    @property
-    def phase(self):
-        return "two" if self.over < 4 else "one" if self.over < 7 else "two again"
-
     def on_step_end(self, iteration, trials, **_):
-        running, phase = len(self.queue._running), self.phase
-        least = phase == "one"  # trials of the dead node are still among them at first
+        if self.phase == "two" and self.hit and len(present_nodes()) == 2:
+            self.phase, self.due = "one", len(self.ended) + 3
+        elif self.phase == "one" and len(self.ended) >= self.due:
+            self.phase = "two again"
+            add_node(self.cluster, "H100")
+        running = len(self.queue._running)
+        least = self.phase == "one"  # trials of the dead node are still among them at first
         best = min if least else max
         if running:
-            self.running[phase] = best(self.running[phase], running)
+            self.running[self.phase] = best(self.running[self.phase], running)
+
+    def on_trial_result(self, iteration, trials, trial, result, **_):
+        here = result.get("node") == self.dying.node_id
+        if here and self.hit is None and len(self.ended) >= 2:
+            self.hit = trial.trial_id
+            os.kill(result["pid"], signal.SIGKILL)  # Ray kills a node without its workers
+            self.cluster.remove_node(self.dying, allow_graceful=False)
+
+    def on_trial_recover(self, iteration, trials, trial, **_):
+        self.restarted.append(trial.trial_id)
+
+    def on_trial_error(self, iteration, trials, trial, **_):
+        self.failed.append(trial.trial_id)
 
     def on_trial_complete(self, iteration, trials, trial, **_):
-        self.over += 1
-        if self.over == 4:
-            self.cluster.remove_node(self.dying, allow_graceful=False)
-        if self.over == 7:
-            add_node(self.cluster, "H100")
+        self.ended.append(trial.trial_id)
 
 
 def free():
     return {name: ray.available_resources().get(name, 0.0) for name in ("CPU", "GPU")}
 
 
-# One run in three so far left a finished trial with the error of the node that died: the cause is
-# not known yet, so it does not stand in the way of every change.
-@pytest.mark.slow
-def test_nodes_come_and_go_and_every_trial_ends(nodes, tmp_path):
+def test_nodes_come_and_go_and_every_trial_ends(nodes, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "16")  # as `run_trials` does
     cluster, first, second = nodes
     placed = where_it_is_timed("H100")
     assert placed == second.node_id
@@ -114,7 +134,8 @@ def test_nodes_come_and_go_and_every_trial_ends(nodes, tmp_path):
     group = tune.PlacementGroupFactory([GANG.bundle()] * 2, strategy="STRICT_PACK")
     results = tune.Tuner(
         tune.with_resources(waiting(), group),
-        tune_config=tune.TuneConfig(search_alg=queue, num_samples=TRIALS, reuse_actors=True),
+        # No actors are reused, as in `run_trials`, which says why.
+        tune_config=tune.TuneConfig(search_alg=queue, num_samples=TRIALS),
         run_config=tune.RunConfig(
             storage_path=str(tmp_path),
             callbacks=[storm],
@@ -122,7 +143,10 @@ def test_nodes_come_and_go_and_every_trial_ends(nodes, tmp_path):
             failure_config=tune.FailureConfig(max_failures=3),
         ),
     ).fit()
-    assert [results[i].error for i in range(len(results))] == [None] * TRIALS
+    assert storm.restarted == [storm.hit] and storm.failed == []
+    assert len(storm.ended) == len(set(storm.ended)) == TRIALS
+    assert [results[i].metrics["epoch"] for i in range(TRIALS)] == [2] * TRIALS
+    assert [results[i].error for i in range(TRIALS)] == [None] * TRIALS
     assert storm.running == {"two": 2, "one": 1, "two again": 2}
     deadline = time.monotonic() + 60
     while free() != {"CPU": 4.0, "GPU": 2.0} and time.monotonic() < deadline:
