@@ -23,6 +23,7 @@ from pipelines.train.ray_job import driver_resources, train_trial
 from pipelines.train.report_keys import OPTIONAL_KEYS
 from pipelines.train.reports import kept_reports
 from pipelines.train.spec import TrainJob
+from pipelines.train.tune_records import Forgetting, write_little
 
 REPORT_KEYS = (
     "epoch",
@@ -254,8 +255,7 @@ def run_trials(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Tune's own tables; the listener shows progress.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    # Its files of every report, for TensorBoard and others: the ledger has them all.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    write_little()
     # Tune would hand the driver's AWS keys to its trials in their runtime_env, which Ray writes to
     # its logs. On one machine they are inherited; the nodes of a cluster have their own.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
@@ -268,6 +268,9 @@ def run_trials(
         tune.with_resources(train_trial, driver_resources()),
         tune_config=tune.TuneConfig(
             num_samples=len(requests),
+            # Tune 2.60 gives up a trial, whatever failures it is allowed, if the actor that it is
+            # to take over from the last one has died: it hears of that twice.
+            reuse_actors=False,
             search_alg=_Queue(requests, room, watch),
             scheduler=scheduler or FIFOScheduler(),
             trial_name_creator=lambda trial: trial.config["trial_id"],
@@ -276,7 +279,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(directory.resolve()),
-            callbacks=[_Events(listener, watch)],
+            callbacks=[_Events(listener, watch), Forgetting()],
             stop=_WatchStopper(watch),
             verbose=0,
         ),
