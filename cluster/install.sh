@@ -22,9 +22,10 @@ python=${PYTHON:-python3}
 venv=.venv
 stamp=$venv/.installed
 system_packages=(g++ libjpeg-dev libopencv-dev libturbojpeg0-dev pkg-config)
-# Tests use it where it is; nothing else needs it, so nothing fails for want of it.
+# Tests use them where they are (`ip` for hosts in network namespaces); nothing else needs them, so
+# this does not fail for want of them. With CI set, as .ci/run does, the tests do.
 helpful_packages=()
-[ "$extras" = search ] || helpful_packages=(shellcheck)
+[ "$extras" = search ] || helpful_packages=(iproute2 shellcheck)
 
 wanted=$(cat constraints.txt pyproject.toml cluster/install.sh | sha256sum | cut -d' ' -f1)
 installed=

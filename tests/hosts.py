@@ -37,13 +37,20 @@ def why_not():
     return None
 
 
-def need_namespaces():
-    """Skips a test where there can be none; where they are required (CI), it fails."""
-    reason = why_not()
+def need(reason):
+    """Skips a test that this machine is not fit for; where it is required (CI), it fails.
+
+    `reason`: why not; None where it is fit.
+    """
     if reason is not None and os.environ.get("CI"):
         pytest.fail(f"{reason}, and CI requires this test")
     if reason is not None:
         pytest.skip(reason)
+
+
+def need_namespaces():
+    """For tests that hosts are made for."""
+    need(why_not())
 
 
 def address(number):
