@@ -11,7 +11,6 @@ import os
 from typing import Any
 
 from ray.tune import Callback
-from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.experiment import Trial
 
 _KEPT_OF_RESULT = ("trial_id", "done", "training_iteration", "epoch")
@@ -32,7 +31,7 @@ class Forgetting(Callback):
     """Empties Tune's records of trials that are over; who listens to Tune must come before it."""
 
     def __init__(self) -> None:
-        self._resources: dict[PlacementGroupFactory, PlacementGroupFactory] = {}
+        self._resources: dict[Any, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_resources": {}}
