@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 PACKAGES = ("ray", "torch", "deepspeed", "timm", "numpy", "ffcv")
 CLOCK_SECONDS = 5.0
@@ -22,18 +23,84 @@ _WHOLE_FILE = 64 << 20
 _BLOCKS, _BLOCK = 64, 1 << 20
 
 
+class Storage(Protocol):
+    """What keeps searches, as every node must see it; it travels to them."""
+
+    @property
+    def place(self) -> str:
+        """Its name, for people."""
+
+    @property
+    def folder(self) -> Path:
+        """On this machine: where it is, or where copies of it will be."""
+
+    @property
+    def remedy(self) -> str:
+        """What is to be done where a node does not see it."""
+
+    def read(self, name: str) -> str:
+        """A file's text.
+
+        Raises:
+            OSError: there is no such file, or it cannot be read.
+        """
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+
+    def delete(self, beginning: str) -> None:
+        """Deletes the files whose names begin so."""
+
+
+@dataclass(frozen=True)
+class SharedFolder:
+    """A folder that every node sees under the same path."""
+
+    folder: Path
+
+    @property
+    def remedy(self) -> str:
+        """See `Storage`."""
+        return "set storage to a folder that every node sees, and mount it on this one"
+
+    @property
+    def place(self) -> str:
+        """See `Storage`."""
+        return str(self.folder)
+
+    def read(self, name: str) -> str:
+        """See `Storage`."""
+        os.listdir(self.folder)  # a network file system may remember that the file was not there
+        return (self.folder / name).read_text()
+
+    def write(self, name: str, text: str) -> None:
+        """See `Storage`."""
+        (self.folder / name).write_text(text)
+
+    def delete(self, beginning: str) -> None:
+        """See `Storage`."""
+        for path in self.folder.glob(f"{beginning}*"):
+            path.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Request:
     """What a node is asked.
 
     Attributes:
-        mark: a file that the asker has written into the storage folder.
+        mark: name of a file that the asker has written into the storage.
         word: what stands in it.
+        storage: what keeps searches.
         files: paths of the data.
     """
 
     mark: str
     word: str
+    storage: Storage
     files: tuple[str, ...] = ()
 
 
@@ -48,7 +115,7 @@ class Report:
         code: fingerprint of this program's own code.
         clock: seconds since 1970.
         files: path → fingerprint, or in brackets what is wrong with it.
-        storage: what is wrong with the storage folder; empty if nothing is.
+        storage: what is wrong with the storage; empty if nothing is.
         free_gb: folder → gigabytes.
         gpus: that the driver shows; None without a driver.
     """
@@ -65,8 +132,7 @@ class Report:
 
 
 def look(request: Request, node: str) -> Report:
-    """What this machine has to say; writes a file `MARK.NODE` into the storage folder."""
-    storage = Path(request.mark).parent
+    """What this machine has to say; writes a file `MARK.NODE` into the storage."""
     return Report(
         node=node,
         python=".".join(map(str, sys.version_info[:3])),
@@ -77,8 +143,7 @@ def look(request: Request, node: str) -> Report:
         storage=_try_storage(request, node),
         free_gb={
             str(folder): shutil.disk_usage(folder).free / 1e9
-            for folder in (storage, Path(tempfile.gettempdir()))
-            if folder.is_dir()
+            for folder in (_existing(request.storage.folder), Path(tempfile.gettempdir()))
         },
         gpus=_count_gpus(),
     )
@@ -124,17 +189,22 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+
+
 def _try_storage(request: Request, node: str) -> str:
-    mark = Path(request.mark)
     try:
-        if mark.read_text() != request.word:
+        if request.storage.read(request.mark) != request.word:
             return "is another folder there"
-    except OSError:
+    except FileNotFoundError:
         return "is not the same folder there, or is not mounted"
-    try:
-        mark.with_name(f"{mark.name}.{node}").write_text(request.word)
     except OSError as error:
-        return f"cannot be written to from there ({error.strerror})"
+        return f"cannot be read from there ({error.strerror or error})"
+    try:
+        request.storage.write(f"{request.mark}.{node}", request.word)
+    except OSError as error:
+        return f"cannot be written to from there ({error.strerror or error})"
     return ""
 
 
@@ -149,6 +219,7 @@ def _count_gpus() -> int | None:
 def problems(
     here: Report,
     there: Report,
+    storage: Storage,
     *,
     asked: float,
     answered: float,
@@ -160,6 +231,7 @@ def problems(
     Args:
         here: the report of the node that drives the search.
         there: the node's.
+        storage: what it was asked about.
         asked: when, by this machine's clock.
         answered: when.
         gpus_for_ray: how many GPUs of it Ray gives out.
@@ -168,11 +240,7 @@ def problems(
     found = []
     node = f"node {there.node}"
     if there.storage:
-        folder = next(iter(here.free_gb), "the storage folder")
-        found.append(
-            f"{node}: storage {folder} {there.storage}: set storage to a folder that every node "
-            "sees, and mount it on this one"
-        )
+        found.append(f"{node}: storage {storage.place} {there.storage}: {storage.remedy}")
     for path, print_here in here.files.items():
         print_there = there.files.get(path, "(not looked at)")
         if print_there.startswith("("):
@@ -218,19 +286,18 @@ def _differs(node: str, what: str, here: str, there: str) -> str:
 
 
 def unwritten(request: Request, nodes: Sequence[str]) -> list[str]:
-    """Nodes whose file in the storage folder did not arrive here."""
-    mark = Path(request.mark)
+    """Nodes whose file in the storage did not arrive here."""
+    storage = request.storage
     return [
-        f"node {node}: what it writes to {mark.parent} does not arrive at the driver's node: set "
-        "storage to a folder that every node sees"
+        f"node {node}: what it writes to {storage.place} does not arrive at the driver's node: "
+        f"{storage.remedy}"
         for node in nodes
-        if not _holds(mark.with_name(f"{mark.name}.{node}"), request.word)
+        if not _holds(storage, f"{request.mark}.{node}", request.word)
     ]
 
 
-def _holds(path: Path, word: str) -> bool:
+def _holds(storage: Storage, name: str, word: str) -> bool:
     try:
-        os.listdir(path.parent)  # a network file system may remember that the file was not there
-        return path.read_text() == word
+        return storage.read(name) == word
     except OSError:
         return False

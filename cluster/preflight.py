@@ -16,7 +16,15 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.node_report import Report, Request, look, problems, unwritten
+from cluster.node_report import (
+    Report,
+    Request,
+    SharedFolder,
+    Storage,
+    look,
+    problems,
+    unwritten,
+)
 from cluster.probe import AddressError
 from cluster.reach import unreachable
 
@@ -43,12 +51,16 @@ class _Answer:
 
 
 def check_nodes(
-    storage: Path, files: Sequence[Path], *, fetched: bool = False, gpus_per_worker: float = 0.0
+    storage: Path | Storage,
+    files: Sequence[Path],
+    *,
+    fetched: bool = False,
+    gpus_per_worker: float = 0.0,
 ) -> Findings:
     """Looks at all nodes of the cluster that this process is connected to.
 
     Args:
-        storage: folder of the searches; must be one and the same everywhere.
+        storage: of the searches, a folder or what stands for one; must be the same everywhere.
         files: of the data; must be alike everywhere.
         fetched: whether a node that lacks them will fetch them, and so may.
         gpus_per_worker: above 0 the nodes must reach each other over NCCL, else over gloo.
@@ -58,24 +70,25 @@ def check_nodes(
     """
     started = time.monotonic()
     nodes = [record for record in ray.nodes() if record["Alive"]]
-    mark = storage / f".preflight-{secrets.token_hex(8)}"
-    request = Request(str(mark), secrets.token_hex(16), tuple(map(str, files)))
+    place = SharedFolder(storage) if isinstance(storage, Path) else storage
+    mark = f".preflight-{secrets.token_hex(8)}"
+    request = Request(mark, secrets.token_hex(16), place, tuple(map(str, files)))
     try:
-        storage.mkdir(parents=True, exist_ok=True)
-        mark.write_text(request.word)
+        if isinstance(storage, Path):
+            storage.mkdir(parents=True, exist_ok=True)
+        place.write(mark, request.word)
     except OSError as error:
         raise AddressError(
-            f"storage {storage} cannot be written to on this node ({error.strerror}): set it to a "
-            "folder that every node of the cluster sees"
+            f"storage {place.place} cannot be written to on this node ({error.strerror or error}): "
+            "set it to a place that every node of the cluster sees"
         ) from None
     try:
         here = look(request, ray.util.get_node_ip_address())
         answers = _ask(nodes, request)
-        found = [problem for answer in answers for problem in _judge(here, answer, fetched)]
+        found = [problem for answer in answers for problem in _judge(here, answer, place, fetched)]
         found = found or unwritten(request, [answer.node for answer in answers])
     finally:
-        for path in storage.glob(f"{mark.name}*"):
-            path.unlink(missing_ok=True)
+        place.delete(mark)
     if not found:
         found = _meet(nodes, gpus_per_worker)
     if found:
@@ -84,12 +97,13 @@ def check_nodes(
     return Findings(len(nodes), time.monotonic() - started)
 
 
-def _judge(here: Report, answer: _Answer, fetched: bool) -> list[str]:
+def _judge(here: Report, answer: _Answer, storage: Storage, fetched: bool) -> list[str]:
     if isinstance(answer.report, str):
         return [f"node {answer.node}: {answer.report}"]
     return problems(
         here,
         answer.report,
+        storage,
         asked=answer.asked,
         answered=answer.answered,
         gpus_for_ray=answer.gpus,

@@ -164,15 +164,15 @@ class Remote:
             raise UserError(f"no search named {name} was submitted to {self.url}; there: {names}")
         return own[-1].job_id
 
-    def storage(self, name: str | None, given: Path) -> str:
-        """The storage folder of a search, as the cluster sees it.
+    def storage(self, name: str | None, given: str) -> str:
+        """The storage of a search, as the cluster sees it.
 
         Args:
             name: of the search; None for any.
             given: what the user said; `runs`, which is the default, means nothing.
         """
-        if given != Path("runs"):
-            return str(given)
+        if given != "runs":
+            return given
         with one_line():
             jobs = self.api.searches(name)
         if not jobs:
@@ -222,7 +222,7 @@ def one_line() -> Iterator[None]:
 
 
 def run_there(
-    address: str, words: list[str], name: str | None, storage: Path, *, allow_open: bool
+    address: str, words: list[str], name: str | None, storage: str, *, allow_open: bool
 ) -> None:
     """Runs a command on a cluster, on what it keeps there.
 
@@ -235,7 +235,7 @@ def run_there(
         raise typer.Exit(code)
 
 
-def stop_there(address: str, name: str, storage: Path, wait: float, *, allow_open: bool) -> None:
+def stop_there(address: str, name: str, storage: str, wait: float, *, allow_open: bool) -> None:
     """Ends a search on a cluster in order, and its job with it.
 
     A driver that does not listen any more is ended all the same.
@@ -274,7 +274,7 @@ def _shell(python: str | None) -> dict[str, str]:
 
 def _check_paths(config: SearchConfig) -> None:
     for key, path in (("storage", config.storage), ("data.path", config.data.path)):
-        if not path.is_absolute():
+        if isinstance(path, Path) and not path.is_absolute():
             raise UserError(
                 f"{key} {path} means another folder on each machine: name one that every node of "
                 f"the cluster sees, e.g. --set {key}=/shared/{path.name}"

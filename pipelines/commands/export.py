@@ -10,6 +10,7 @@ import typer
 
 from pipelines.commands.front import AsJson, Name, Storage
 from pipelines.search.state import load_state
+from pipelines.storage.working import open_root
 from pipelines.track.explain import exportable
 from pipelines.track.front import build_front
 
@@ -27,10 +28,10 @@ def export(
         Path | None, typer.Option(help="The prepared data, if it was moved since the search.")
     ] = None,
     as_json: AsJson = False,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
 ) -> None:
     """Export a model, checked against PyTorch on real images, with a model card."""
-    state = load_state(storage, name)
+    state = load_state(open_root(storage), name)
     exportable(build_front(state), model)
     from pipelines.track.export import export_point  # here, as torch takes seconds
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from rich.console import Console
 from pipelines.errors import UserError
 from pipelines.remote import Address, Open, run_there
 from pipelines.search.state import load_state
+from pipelines.storage.working import open_root
 from pipelines.track import files
 from pipelines.track.front import build_front
 from pipelines.track.table import front_table
@@ -20,7 +20,12 @@ _UNBOUNDED = 160
 
 Name = Annotated[str, typer.Argument(help="The search.")]
 Storage = Annotated[
-    Path, typer.Option("--storage", help="Folder that keeps the searches.", envvar="TOKENPOOL_RUNS")
+    str,
+    typer.Option(
+        "--storage",
+        help="What keeps the searches: a folder, or an address (s3://bucket/runs).",
+        envvar="TOKENPOOL_RUNS",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -32,7 +37,7 @@ def front(
     ] = False,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     address: Address = None,
     i_know_this_is_open: Open = False,
 ) -> None:
@@ -44,7 +49,7 @@ def front(
         words = ["front", name, *(flag for flag, given in flags.items() if given)]
         run_there(address, words, name, storage, allow_open=i_know_this_is_open)
         return
-    found = build_front(load_state(storage, name))
+    found = build_front(load_state(open_root(storage), name))
     points = found.points if everything else found.on_front
     if as_json:
         typer.echo(files.to_json(found, points))

@@ -10,10 +10,12 @@ import typer
 
 from pipelines.commands.front import Storage
 from pipelines.remote import Address, Open, Remote, one_line
+from pipelines.search.driver import driver_runs
 from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.refresh import refresh
 from pipelines.search.state import load_state
+from pipelines.storage.working import open_root
 from pipelines.track.story import story
-from pipelines.track.upkeep import driver_runs
 
 _LOOK_SECONDS = 1.0
 
@@ -23,7 +25,7 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until it ends; Ctrl-C leaves it running.")
     ] = False,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     address: Address = None,
     i_know_this_is_open: Open = False,
 ) -> None:
@@ -32,7 +34,7 @@ def logs(
     With --follow it attaches again to a search that was submitted.
     """
     if address is None:
-        _here(storage, name, follow)
+        _here(open_root(storage), name, follow)
         return
     remote = Remote(address, allow_open=i_know_this_is_open)
     job_id = remote.newest(name)
@@ -48,6 +50,7 @@ def _here(storage: Path, name: str, follow: bool) -> None:
     try:
         while True:
             runs = driver_runs(directory)
+            refresh(directory)
             lines = list(story(read_events(directory / LEDGER_NAME)))
             for line in lines[shown:]:
                 typer.echo(line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from pipelines.commands.front import AsJson, Name, Storage
 from pipelines.errors import UserError
 from pipelines.search.state import load_state
+from pipelines.storage.working import open_root
 from pipelines.track import pick as choose
 from pipelines.track.front import Front, build_front
 
@@ -34,7 +34,7 @@ def pick(
         bool, typer.Option("--knee", help="Where paying more stops being worth it.")
     ] = False,
     as_json: AsJson = False,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
 ) -> None:
     """Choose one model of a search's front by a bound, or its knee."""
     given = sum([max_gmacs is not None, min_top1 is not None, max_latency_ms is not None, knee])
@@ -42,7 +42,7 @@ def pick(
         raise UserError(
             "pick needs exactly one of --max-gmacs, --min-top1, --max-latency-ms and --knee"
         )
-    found = build_front(load_state(storage, name))
+    found = build_front(load_state(open_root(storage), name))
     choice = _choose(found, max_gmacs, min_top1, max_latency_ms, batch)
     if as_json:
         typer.echo(

@@ -9,7 +9,9 @@ import typer
 
 from pipelines.commands.front import Name, Storage
 from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.refresh import send, send_outside
 from pipelines.search.state import load_state
+from pipelines.storage.working import open_root
 from pipelines.track.explain import explain as explain_model
 from pipelines.track.front import build_front, history
 from pipelines.track.outside import import_front, load_outside
@@ -24,11 +26,12 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Where to write; default report.html in its folder.")
     ] = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
 ) -> None:
     """Write a search's front as one self-contained HTML page."""
-    state = load_state(storage, name)
-    directory = storage / "searches" / name
+    root = open_root(storage)
+    state = load_state(root, name)
+    directory = root / "searches" / name
     target = out or directory / "report.html"
     write_page(
         build_front(state),
@@ -38,38 +41,44 @@ def report(
         samples=split_sizes(state),
         footer=f"config {state.config_hash}",
     )
-    typer.echo(f"wrote {target}")
+    if out is None:
+        send(directory, target.name)
+    shown = f"{state.address}/{target.name}" if state.address and out is None else target
+    typer.echo(f"wrote {shown}")
 
 
 def explain(
     name: Name,
     model: Annotated[str, typer.Argument(help="A trial's id, or dense-WIDTH.")],
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
 ) -> None:
     """Say why a model was kept, stopped or failed, and how far it is from the front."""
-    typer.echo(explain_model(load_state(storage, name), model))
+    typer.echo(explain_model(load_state(open_root(storage), name), model))
 
 
 def import_results(
     name: Name,
     source: Annotated[Path, typer.Argument(help="Parquet, CSV or JSON lines: gmacs, top1, label.")],
     label: Annotated[str | None, typer.Option(help="What to call it; default the file.")] = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
 ) -> None:
     """Add a front measured elsewhere to a search's report, for comparison."""
-    load_state(storage, name)
-    found = import_front(storage / "searches" / name, source, label)
+    root = open_root(storage)
+    load_state(root, name)
+    found = import_front(root / "searches" / name, source, label)
+    send_outside(root / "searches" / name)
     typer.echo(f"{found.name}: {len(found.points)} models; see `tokenpool report {name}`")
 
 
 @track.command("rebuild")
-def rebuild_command(name: Name, storage: Storage = Path("runs")) -> None:
+def rebuild_command(name: Name, storage: Storage = "runs") -> None:
     """Log a search to MLflow anew, from its ledger alone."""
     from pipelines.track.upkeep import rebuild  # here, as MLflow takes seconds
 
-    load_state(storage, name)
-    store = tracking_store(storage)
-    count = rebuild(storage, name, store)
+    root = open_root(storage)
+    load_state(root, name)
+    store = tracking_store(root)
+    count = rebuild(root, name, store)
     typer.echo(f"{name}: {count} runs logged to {store.shown}")
 
 
@@ -78,14 +87,15 @@ def register(
     data: Annotated[
         Path | None, typer.Option(help="The prepared data, if it was moved since the search.")
     ] = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
 ) -> None:
     """Put a search's published models into MLflow's model registry."""
-    state = load_state(storage, name)
+    root = open_root(storage)
+    state = load_state(root, name)
     from pipelines.track.registry import register_published  # here, as it takes seconds
 
-    store = tracking_store(storage)
-    for found in register_published(storage, state, store, data=data):
+    store = tracking_store(root)
+    for found in register_published(root, state, store, data=data):
         known = "" if found.new else " (known already)"
         typer.echo(f"models:/{name}/{found.version}  {found.point_id}{known}")
     typer.echo(

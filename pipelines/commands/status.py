@@ -14,6 +14,7 @@ from pipelines.errors import UserError
 from pipelines.remote import Address, Open, run_there
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.state import load_state, search_names
+from pipelines.storage.working import open_root
 from pipelines.track.front import history
 from pipelines.track.status import search_status, status_text
 
@@ -26,7 +27,7 @@ def status(
         bool, typer.Option("--watch", help="Show it again and again until it is over.")
     ] = False,
     as_json: AsJson = False,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     address: Address = None,
     i_know_this_is_open: Open = False,
 ) -> None:
@@ -39,13 +40,14 @@ def status(
         words = ["status", *([name] if name else []), *(["--json"] if as_json else [])]
         run_there(address, words, name, storage, allow_open=i_know_this_is_open)
         return
-    names = [name] if name else search_names(storage)
+    root = open_root(storage)
+    names = [name] if name else search_names(root)
     if not names:
         raise UserError(f"no search under {storage}: run `tokenpool search CONFIG.yaml` first")
     if watch:
-        _watch(storage, names[0])
+        _watch(root, names[0])
         return
-    found = [_status(storage, search) for search in names]
+    found = [_status(root, search) for search in names]
     if as_json:
         typer.echo(json.dumps(found[0] if name else found, indent=2))
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,8 +12,10 @@ from pipelines.commands.front import Name, Storage
 from pipelines.errors import UserError
 from pipelines.remote import Address, Open, stop_there
 from pipelines.search.budget import read_request, request_stop
+from pipelines.search.driver import driver_runs
+from pipelines.search.refresh import refresh
 from pipelines.search.state import SearchState, load_state
-from pipelines.track.upkeep import driver_runs
+from pipelines.storage.working import open_root
 
 _LOOK_SECONDS = 0.3
 
@@ -24,7 +25,7 @@ def stop(
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for its end; 0: do not wait.")
     ] = 180.0,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     address: Address = None,
     i_know_this_is_open: Open = False,
 ) -> None:
@@ -35,8 +36,9 @@ def stop(
     if address is not None:
         stop_there(address, name, storage, wait, allow_open=i_know_this_is_open)
         return
-    directory = storage / "searches" / name
-    before = load_state(storage, name)
+    root = open_root(storage)
+    directory = root / "searches" / name
+    before = load_state(root, name)
     if not driver_runs(directory):
         how = "is complete" if before.complete else "is not running"
         typer.echo(f"search {name} {how}: there is nothing to stop")
@@ -53,10 +55,11 @@ def stop(
                 "when it has",
                 exit_code=1,
             )
-        if read_request(directory) is None:
+        refresh(directory)
+        if read_request(directory) is None and driver_runs(directory):
             request_stop(directory)  # a driver that was just starting took it for an old one
         time.sleep(_LOOK_SECONDS)
-    typer.echo(_said(load_state(storage, name)))
+    typer.echo(_said(load_state(root, name)))
 
 
 def _running(state: SearchState) -> str:

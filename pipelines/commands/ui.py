@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,9 @@ import typer
 from cluster.security import FLAG, OpenToNetworkError, refuse_open_host
 from pipelines.commands.front import Storage
 from pipelines.errors import UserError
+from pipelines.search.refresh import refresh
 from pipelines.search.state import load_state, search_names
+from pipelines.storage.working import open_root
 from pipelines.track.server import LOOPBACK, check_port, start_server, stop_server, url_host
 from pipelines.track.store import tracking_store
 from pipelines.track.upkeep import catch_up
@@ -28,7 +29,7 @@ _TUNNEL = (
 def ui(
     name: Annotated[str | None, typer.Argument(help="The search to open; default all.")] = None,
     port: Annotated[int, typer.Option(help="Port to listen at.")] = 5000,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     host: Annotated[
         str, typer.Option(help="Address to listen at; beyond loopback nobody asks for a password.")
     ] = LOOPBACK,
@@ -41,17 +42,20 @@ def ui(
         refuse_open_host(host, "MLflow", _TUNNEL.format(port=port), i_know_this_is_open)
     except OpenToNetworkError as error:
         raise UserError(str(error)) from None
+    root = open_root(storage)
     if name is not None:
-        load_state(storage, name)  # an unknown name is said before anything is started
-    names = [name] if name else search_names(storage)
+        load_state(root, name)  # an unknown name is said before anything is started
+    names = [name] if name else search_names(root)
     if not names:
         raise UserError(f"no search under {storage}: run `tokenpool search CONFIG.yaml` first")
-    store = tracking_store(storage)
+    for each in names:
+        refresh(root / "searches" / each)
+    store = tracking_store(root)
     if store.is_local:
         check_port(port, host)
     base = f"http://{url_host(host)}:{port}" if store.is_local else store.shown.rstrip("/")
-    pages = {search: catch_up(storage, search, store, base) for search in names}
-    log = storage / "mlflow-server.log"
+    pages = {search: catch_up(root, search, store, base) for search in names}
+    log = root / "mlflow-server.log"
     process = start_server(store, port, log, host) if store.is_local else None
     typer.echo(f"MLflow: {base}" + (" (Ctrl-C ends it)" if process else ""))
     for search, page in pages.items():

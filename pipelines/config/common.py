@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cluster.redact import secret_places
 from cluster.secrecy import redactor
+from pipelines.storage.address import parse_storage
+from pipelines.storage.working import local_root
 
 Positive = Annotated[int, Field(gt=0)]
 
+
+# A folder as a path; an address (s3://bucket/runs) as a text.
+Place = Annotated[Path | str, BeforeValidator(parse_storage)]
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
@@ -54,9 +59,18 @@ class RunConfig(StrictModel):
 
     name: str = Field(pattern=_NAME)
     seed: int = Field(default=0, ge=0, lt=2**31)
-    storage: Path = Path("runs")
+    storage: Place = Field(
+        default=Path("runs"),
+        description="What keeps searches: a folder that all nodes see, or any pyarrow or fsspec "
+        "address (s3://bucket/runs).",
+    )
     data: DataConfig
     model: ModelConfig
+
+    @property
+    def root(self) -> Path:
+        """`storage` on this machine: the folder itself, or the one that stands for the address."""
+        return local_root(self.storage)
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> RunConfig:

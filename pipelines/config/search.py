@@ -20,6 +20,7 @@ from pipelines.config.stages import (
     ScreenStageConfig,
     SupernetStageConfig,
 )
+from pipelines.storage.address import join
 
 
 class SearchConfig(RunConfig):
@@ -63,8 +64,15 @@ class SearchConfig(RunConfig):
 
     @property
     def directory(self) -> Path:
-        """Where this search keeps its ledger, checkpoints and results."""
-        return self.storage / "searches" / self.name
+        """Where this search keeps its ledger, checkpoints and results, on this machine."""
+        return self.root / "searches" / self.name
+
+    @property
+    def address(self) -> str | None:
+        """Where it keeps them in truth, if that is in an object store."""
+        if isinstance(self.storage, Path):
+            return None
+        return join(self.storage, f"searches/{self.name}")
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration as plain JSON types."""

@@ -16,8 +16,8 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from pipelines.data.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, load_manifest
-from pipelines.data.sources.parquet import open_filesystem
 from pipelines.errors import UserError
+from pipelines.storage.address import open_filesystem
 
 _CHUNK = 1 << 22
 

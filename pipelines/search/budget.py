@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import BudgetConfig
+from pipelines.search.refresh import STOP_NAME
 from pipelines.search.state import SearchState
+from pipelines.storage.working import search_store
 
-STOP_NAME = "stop.json"
 _LOOK_SECONDS = 0.5
 
 
@@ -207,10 +208,14 @@ class StopRequest:
 
 
 def request_stop(directory: Path) -> StopRequest:
-    """Leaves a request beside the ledger, which the driver finds within a second."""
+    """Leaves a request beside the ledger, which the driver finds within seconds."""
     request = StopRequest(f"{_user()}@{socket.gethostname()}", round(time.time(), 3))
+    text = json.dumps({"who": request.who, "time": request.time})
+    store = search_store(directory)
+    if store is not None:
+        store.write(STOP_NAME, text.encode())  # the driver may be on another machine
     aside = directory / f".{STOP_NAME}.{os.getpid()}"
-    aside.write_text(json.dumps({"who": request.who, "time": request.time}))
+    aside.write_text(text)
     aside.replace(directory / STOP_NAME)
     return request
 
@@ -230,6 +235,9 @@ def read_request(directory: Path) -> StopRequest | None:
 
 def withdraw_request(directory: Path) -> None:
     """Removes what an earlier driver left unanswered, or has answered."""
+    store = search_store(directory)
+    if store is not None:
+        store.delete(STOP_NAME)
     (directory / STOP_NAME).unlink(missing_ok=True)
 
 

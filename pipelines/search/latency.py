@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 
 import tokenpool as tp
 from pipelines.search.latency_table import LatencyTable
+from pipelines.storage.copies import local_path
 
 _WARM_UP, _LEAST_RUNS = 2, 5
 _SECONDS_PER_PAIR = 0.1
@@ -30,7 +30,7 @@ def measure_latency(
     """Median milliseconds of a forward pass in fp32, by batch size.
 
     Args:
-        path: a saved model.
+        path: a saved model, or its address.
         device: `cpu` or `cuda`.
         batches: images at a time.
         num_threads: threads torch computes with on a CPU.
@@ -38,7 +38,7 @@ def measure_latency(
         compiled: for each batch size by itself, as its shapes are fixed.
     """
     torch.set_num_threads(num_threads)
-    model = tp.load(Path(path)).eval().to(device)
+    model = tp.load(local_path(path)).eval().to(device)
     height, width = model.patch_embed.img_size
     found = {}
     for batch in batches:

@@ -74,10 +74,15 @@ class Ledger:
                 "wait for it or interrupt it first",
                 exit_code=1,
             ) from None
-        self._cut_torn_line()
-        self._file = self.path.open("ab", buffering=0)
+        try:
+            self._catch_up()
+            self._file = self.path.open("ab", buffering=0)
+        except BaseException:
+            self._lock.release()
+            raise
 
-    def _cut_torn_line(self) -> None:
+    def _catch_up(self) -> None:
+        """Makes the file what was recorded: without a line that was torn."""
         if not self.path.exists():
             return
         with self.path.open("r+b") as file:
@@ -97,11 +102,15 @@ class Ledger:
             {"event": kind, "time": now, **redactor().value(fields)} for kind, fields in events
         ]
         lines = [json.dumps(event, separators=(",", ":")).encode() + b"\n" for event in made]
-        rest = memoryview(b"".join(lines))
+        self._write(b"".join(lines))
+        return made
+
+    def _write(self, content: bytes) -> None:
+        """Returns once it is on disk."""
+        rest = memoryview(content)
         while rest:  # one write to the kernel, unless the disk is full or a signal comes
             rest = rest[self._file.write(rest) :]
         os.fsync(self._file.fileno())
-        return made
 
     def close(self) -> None:
         """Closes the file and lets another driver in."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import timm
 import tokenpool as tp
 from pipelines.data.manifest import load_manifest
 from pipelines.errors import UserError
+from pipelines.storage.copies import local_path
+from pipelines.storage.store import ObjectStore
 from pipelines.train.model import build_model
 from pipelines.train.normalization import renormalize
 from pipelines.train.spec import TrainJob
@@ -24,7 +27,7 @@ def save_loaded(job: TrainJob, source: str) -> str:
         source: a timm name, the folder of a saved model, or a file of weights.
 
     Returns:
-        Where the model lies.
+        Where the model lies: a path or an address.
 
     Raises:
         UserError: there are no such weights, or they are of another shape or for other classes.
@@ -41,12 +44,18 @@ def save_loaded(job: TrainJob, source: str) -> str:
         manifest = load_manifest(job.data.path)
         if published is not None:
             renormalize(model, (published.mean, published.std), (manifest.mean, manifest.std))
-    return str(tp.save(model, job.directory / "loaded"))
+    if job.address is None:
+        return str(tp.save(model, job.directory / "loaded"))
+    store = ObjectStore(job.address).child("loaded")
+    with tempfile.TemporaryDirectory(prefix="tokenpool-loaded-") as folder:
+        for path in tp.save(model, Path(folder) / "model").iterdir():
+            store.upload(path, path.name)
+    return store.address
 
 
 def _classes(source: str) -> int | None:
     """How many classes a checkpoint is for, as far as it says so itself."""
-    header = Path(source) / "model.json"
+    header = local_path(source) / "model.json"
     if header.is_file():
         return int(json.loads(header.read_text())["architecture"]["num_classes"])
     published = timm.get_pretrained_cfg(source) if timm.is_model(source) else None

@@ -19,6 +19,7 @@ from pipelines.config import (
 from pipelines.errors import UserError
 from pipelines.search.latency_table import LatencyTable
 from pipelines.search.state import TrialState
+from pipelines.storage.address import join
 from pipelines.train.spec import ModelSpec, TrainJob
 from tune_spaces.space import Candidate, Cost, Limit, ScheduleSpace
 
@@ -132,6 +133,7 @@ def base_job(config: SearchConfig, width: WidthConfig, num_classes: int) -> Trai
     return TrainJob(
         job_id=base_job_id(width.width),
         storage=_jobs_directory(config),
+        store=_jobs_store(config),
         data=_absolute_data(config),
         model=_model_spec(config, width.width, width.heads, num_classes),
         train=stage.train,
@@ -168,6 +170,7 @@ def supernet_job(
     return TrainJob(
         job_id=supernet_job_id(width.width),
         storage=_jobs_directory(config),
+        store=_jobs_store(config),
         data=_absolute_data(config),
         model=_model_spec(config, width.width, width.heads, num_classes),
         method=methods[0],
@@ -194,6 +197,7 @@ def final_job(config: SearchConfig, trial: TrialState, base: str, num_classes: i
     return TrainJob(
         job_id=trial.trial_id,
         storage=_jobs_directory(config),
+        store=_jobs_store(config),
         data=_absolute_data(config),
         model=_model_spec(config, trial.width, trial.num_heads, num_classes),
         schedule=trial.schedule,
@@ -208,6 +212,10 @@ def final_job(config: SearchConfig, trial: TrialState, base: str, num_classes: i
 def _jobs_directory(config: SearchConfig) -> Path:
     # Workers run elsewhere than the driver: every path they get is absolute.
     return (config.directory / "jobs").resolve()
+
+
+def _jobs_store(config: SearchConfig) -> str | None:
+    return None if config.address is None else join(config.address, "jobs")
 
 
 def _absolute_data(config: SearchConfig) -> DataConfig:

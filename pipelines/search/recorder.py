@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.search.ledger import Ledger
 from pipelines.search.state import SearchState
+from pipelines.storage.working import search_store
 
 
 class Recorder:
@@ -28,6 +29,7 @@ class Recorder:
         self._ledger = ledger
         self._lock = threading.Lock()
         self._directory = ledger.path.parent.resolve()
+        self._store = search_store(self._directory)
 
     def add(self, kind: str, **fields: Any) -> None:
         """Records one event; a `checkpoint` in the search's folder relative to it."""
@@ -44,6 +46,9 @@ class Recorder:
 
     def _located(self, fields: dict[str, Any]) -> dict[str, Any]:
         checkpoint = fields.get("checkpoint")
+        if checkpoint is not None and self._store is not None:
+            relative = self._store.relative(checkpoint)
+            return fields if relative is None else fields | {"checkpoint": relative}
         if checkpoint is None or not Path(checkpoint).is_relative_to(self._directory):
             return fields
         return fields | {"checkpoint": str(Path(checkpoint).relative_to(self._directory))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 import threading
 from collections import Counter
@@ -22,10 +23,11 @@ from pipelines.data.fetch import fetch
 from pipelines.data.manifest import Manifest, verify_beton
 from pipelines.errors import UserError
 from pipelines.search.budget import DeviceMeter, Halt, SearchEnded, withdraw_request
-from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.plan import check_method, dense_gmacs, make_space
 from pipelines.search.preflight import check_cluster
 from pipelines.search.recorder import Recorder
+from pipelines.search.refresh import RESULTS, refresh, send
 from pipelines.search.stages.base import run_base
 from pipelines.search.stages.bounds import prepare_bounds
 from pipelines.search.stages.calibrate import run_calibrate
@@ -37,6 +39,9 @@ from pipelines.search.stages.screen import run_screen
 from pipelines.search.stages.supernet import run_rescreen, run_supernet
 from pipelines.search.stages.timed import timed_gang
 from pipelines.search.state import BaseState, SearchState, fold
+from pipelines.search.stored_ledger import open_ledger
+from pipelines.storage.address import without_options
+from pipelines.storage.working import open_root, search_store
 from pipelines.track import files
 from pipelines.track.front import build_front, history
 from pipelines.track.mirror import one_line
@@ -77,6 +82,8 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
     for method in config.space.all_methods:
         check_method(method)
     directory = config.directory
+    open_root(config.storage)
+    refresh(directory)
     state = fold(config.name, read_events(directory / LEDGER_NAME), directory)
     if state.exists:
         _check_same(state, config)
@@ -86,6 +93,9 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
             write_results(state, directory)
         show_front(state, config.storage, screen)
         return
+    store = search_store(directory)
+    if store is not None:
+        store.check_writable(f".check-{secrets.token_hex(8)}")
     manifest = fetch(config.data.path, config.data.address)
     make_space(config, len(manifest.classes))  # bounds that nothing meets are said now
     for split in manifest.splits:
@@ -98,7 +108,7 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
             raise UserError(f"{used_up}: {_how_to_go_on(used_up)}")
         _show_ended(state, config.storage, used_up, screen)
         return
-    with Ledger(directory) as ledger:
+    with open_ledger(directory, screen.say) as ledger:
         # Read again: only what is read under the lock is sure to be the whole of it.
         state = fold(config.name, read_events(directory / LEDGER_NAME), directory)
         withdraw_request(directory)  # it was meant for a driver that is gone
@@ -112,8 +122,16 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
     if ended is not None:
         _show_ended(state, config.storage, ended, screen)
         return
-    _register(state, config.storage, screen)
+    _register(state, config, screen)
     show_front(state, config.storage, screen)
+
+
+def _shown(config: SearchConfig) -> str:
+    return f"{_folder(config.storage)}/searches/{config.name}"
+
+
+def _folder(storage: Path | str) -> str:
+    return without_options(str(storage))
 
 
 def _used_up(config: SearchConfig, state: SearchState) -> SearchEnded | None:
@@ -133,7 +151,9 @@ def _used_up(config: SearchConfig, state: SearchState) -> SearchEnded | None:
     return None
 
 
-def _show_ended(state: SearchState, storage: Path, ended: SearchEnded, screen: Screen) -> None:
+def _show_ended(
+    state: SearchState, storage: Path | str, ended: SearchEnded, screen: Screen
+) -> None:
     show_front(state, storage, screen)
     screen.say(f"search {state.name} has ended: {ended}; {_how_to_go_on(ended)}", style="yellow")
 
@@ -154,7 +174,7 @@ def _run_stages(
     """Runs what is left; returns why it ended before all was done, if it did."""
     try:
         with (
-            MlflowTracker(config.directory, tracking_store(config.storage)) as tracker,
+            MlflowTracker(config.directory, tracking_store(config.root)) as tracker,
             ray_session(address) as cluster,
         ):
             meter = DeviceMeter()
@@ -261,6 +281,7 @@ def _create(recorder: Recorder, config: SearchConfig, manifest: Manifest) -> Non
         bases=[asdict(base) for base in bases],
     )
     files.write_text(config.directory / "config.yaml", yaml.safe_dump(config.resolved()))
+    send(config.directory, "config.yaml")
 
 
 def _check_same(state: SearchState, config: SearchConfig) -> None:
@@ -282,7 +303,7 @@ def _check_same(state: SearchState, config: SearchConfig) -> None:
     more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
     raise UserError(
         f"search {config.name} exists with another config ({changed[0]}{more}): "
-        f"choose a new name with --set name=…, or go back to {config.directory}/config.yaml"
+        f"choose a new name with --set name=…, or go back to {_shown(config)}/config.yaml"
     )
 
 
@@ -297,7 +318,7 @@ def _check_same_data(state: SearchState, config: SearchConfig, manifest: Manifes
 
 
 def write_results(state: SearchState, directory: Path) -> None:
-    """The search's results beside its ledger: Parquet, CSV, picture and page."""
+    """The search's results beside its ledger, wherever that is: Parquet, CSV, picture and page."""
     front = build_front(state)
     files.write_parquet(front.points, directory / "results.parquet")
     files.write_text(directory / "front.csv", files.to_csv(front.on_front))
@@ -310,14 +331,15 @@ def write_results(state: SearchState, directory: Path) -> None:
         others,
         samples=samples,
     )
+    send(directory, *RESULTS)
 
 
-def _register(state: SearchState, storage: Path, screen: Screen) -> None:
+def _register(state: SearchState, config: SearchConfig, screen: Screen) -> None:
     """Puts the published models into MLflow's registry; a search is complete without it too."""
     from pipelines.track.registry import register_published  # here, as it takes seconds
 
     try:
-        found = register_published(storage, state, tracking_store(storage))
+        found = register_published(config.root, state, tracking_store(config.root))
     except Exception as error:  # whatever MLflow, its database or its server throws
         screen.say(
             f"not in MLflow's model registry ({one_line(error)}): `{program()} register "
@@ -328,12 +350,12 @@ def _register(state: SearchState, storage: Path, screen: Screen) -> None:
     screen.say(f"{len(found)} models in MLflow's registry, the knee as models:/{state.name}@knee")
 
 
-def show_front(state: SearchState, storage: Path, screen: Screen) -> None:
+def show_front(state: SearchState, storage: Path | str, screen: Screen) -> None:
     """Prints the front and what to type next."""
     front = build_front(state)
     screen.console.print(front_table(front, width=screen.console.width))
     option = "" if storage == Path("runs") else f" --storage {storage}"
-    screen.say(f"picture and page: {storage}/searches/{state.name}/front.png, front.html")
+    screen.say(f"picture and page: {_folder(storage)}/searches/{state.name}/front.png, front.html")
     screen.say("next:")
     for words, what in (
         (f"ui{option}", "browse the runs in MLflow"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from pipelines.config import DataConfig
 from pipelines.data.augment import normalize
 from pipelines.data.fetch import fetch
 from pipelines.data.loader import make_loader
+from pipelines.storage.copies import local_path
 from pipelines.train.evaluate import evaluate
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -27,7 +27,7 @@ class Scorer:
     """Runs as a Ray actor; usable without Ray as well.
 
     Args:
-        bases: width → saved dense model, or the model itself.
+        bases: width → saved dense model (a path or an address), or the model itself.
         data: where the images are.
         batch_size: images per forward pass.
         device: where the models run.
@@ -57,7 +57,9 @@ class Scorer:
             normalization = manifest.mean, manifest.std
         self._mean, self._std = normalization
         self._models = {
-            width: (tp.load(Path(base)) if isinstance(base, str) else base).eval().to(self._device)
+            width: (tp.load(local_path(base)) if isinstance(base, str) else base)
+            .eval()
+            .to(self._device)
             for width, base in bases.items()
         }
         self._splits: dict[str, Batches] = {}
@@ -156,7 +158,7 @@ class Scorer:
 
     def evaluate_saved(self, path: str, split: str) -> dict[str, float]:
         """Top-1, top-5 and loss of a saved model on a split."""
-        model = tp.load(Path(path)).eval().to(self._device)
+        model = tp.load(local_path(path)).eval().to(self._device)
         return evaluate(model, self._batches(split), lambda x: x, self._device)
 
     def _batches(self, split: str) -> Batches:

@@ -22,6 +22,9 @@ from pipelines.search.records import (
     TrialStatus,
     Weights,
 )
+from pipelines.search.refresh import names_in_store, refresh
+from pipelines.storage.address import is_address, join
+from pipelines.storage.working import search_store, store_of
 
 __all__ = [
     "STAGES",
@@ -47,6 +50,7 @@ class SearchState:
     Attributes:
         directory: The search's folder, where it lies now: the ledger names checkpoints relative
             to it. None leaves them as they are.
+        address: Where it lies in truth, if that is in an object store.
         data: split → sha256 of its beton.
         images: split → number of images; empty where an older program began the search.
         source: what the data was prepared from.
@@ -62,6 +66,7 @@ class SearchState:
 
     name: str
     directory: Path | None = field(default=None, compare=False)
+    address: str | None = field(default=None, compare=False)
     source: str = ""
     images: dict[str, int] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -128,7 +133,12 @@ class SearchState:
         return self._worked + max(0.0, (self.updated if now is None else now) - self._began)
 
     def located(self, checkpoint: str) -> str:
-        """Where a checkpoint of the ledger lies now; a storage folder may have been moved."""
+        """Where a checkpoint of the ledger lies now; a storage folder may have been moved.
+
+        A path, or an address (see `pipelines.storage.copies`).
+        """
+        if self.address is not None and not (is_address(checkpoint) or checkpoint.startswith("/")):
+            return join(self.address, checkpoint)
         return checkpoint if self.directory is None else str(self.directory / checkpoint)
 
     def base(self, width: int) -> BaseState:
@@ -321,6 +331,8 @@ def fold(name: str, events: Iterable[Event], directory: Path | None = None) -> S
         UserError: an event is not of the form its kind has.
     """
     state = SearchState(name, directory=None if directory is None else directory.resolve())
+    store = None if directory is None else search_store(directory)
+    state.address = None if store is None else store.address
     for number, event in enumerate(events, start=1):
         try:
             state.apply(event)
@@ -334,7 +346,10 @@ def fold(name: str, events: Iterable[Event], directory: Path | None = None) -> S
 
 
 def search_names(storage: Path) -> list[str]:
-    """Names of the searches kept under a storage folder."""
+    """Names of the searches kept under a storage folder, or at the address it stands for."""
+    stored = names_in_store(storage)
+    if stored is not None:
+        return stored
     found = storage.glob(f"searches/*/{LEDGER_NAME}")
     # Empty where a driver was killed, or gave up, before it had anything to record.
     return sorted(path.parent.name for path in found if path.stat().st_size)
@@ -347,10 +362,13 @@ def load_state(storage: Path, name: str) -> SearchState:
         UserError: there is no such search; near matches are offered.
     """
     directory = storage / "searches" / name
+    refresh(directory)
     state = fold(name, read_events(directory / LEDGER_NAME), directory)
     if not state.exists:
         names = search_names(storage)
         near = difflib.get_close_matches(name, names, n=3) or names[:5]
         hint = f"there is {', '.join(near)}" if near else "run `tokenpool search CONFIG.yaml` first"
-        raise UserError(f"no search named {name} under {storage}: {hint}")
+        store = store_of(storage)
+        where = storage if store is None else store.address
+        raise UserError(f"no search named {name} under {where}: {hint}")
     return state

@@ -21,6 +21,7 @@ from pipelines.data.loader import make_loader
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.errors import UserError
 from pipelines.search.state import SearchState
+from pipelines.storage.copies import local_path
 from pipelines.track.explain import exportable
 from pipelines.track.export_formats import FORMATS, Run, open_format, write_format
 from pipelines.track.front import Point, build_front
@@ -138,7 +139,7 @@ def load_checkpoint(point: Point) -> nn.Module:
         UserError: The checkpoint is gone or damaged.
     """
     try:
-        return tp.load(str(point.checkpoint)).eval()
+        return tp.load(local_path(str(point.checkpoint))).eval()
     except ValueError as error:
         raise UserError(f"the checkpoint of {point.point_id}: {error}", exit_code=1) from None
 

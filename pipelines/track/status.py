@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from pipelines.config import BudgetConfig
 from pipelines.search.agreement import agreement_text
 from pipelines.search.budget import budget_left, read_request
+from pipelines.search.driver import driver_runs
 from pipelines.search.state import AgreementState, SearchState
 from pipelines.track.front import Progress, build_front
 from pipelines.track.table import percent
-from pipelines.track.upkeep import driver_runs
 from tune_spaces.halving import finals_rungs
 
 

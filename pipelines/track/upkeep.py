@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
+from pipelines.search.driver import driver_runs
 from pipelines.search.state import load_state
 from pipelines.track.mirror import LedgerMirror, one_line
 from pipelines.track.store import TrackingStore
-
-DRIVER_LOCK = "driver.lock"
 
 
 @dataclass(frozen=True)
@@ -57,22 +54,6 @@ def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> Addre
         return Addresses(mirror.parent_url(base), mirror.front_url(base))
     except Exception as error:  # whatever MLflow or its database throws
         raise _does_not_answer(store, error) from None
-
-
-def driver_runs(directory: Path) -> bool:
-    """Whether a driver holds the search's ledger."""
-    try:
-        # To read only: whoever looks may have no right to write there.
-        handle = os.open(directory / DRIVER_LOCK, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def rebuild(storage: Path, name: str, store: TrackingStore) -> int:

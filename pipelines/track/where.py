@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines.data.fetch import fetch
 from pipelines.data.manifest import MANIFEST_NAME, load_manifest
 from pipelines.errors import UserError
 from pipelines.search.state import SearchState
@@ -14,14 +15,15 @@ def find_data(state: SearchState, given: Path | None = None) -> Path:
     """The prepared data of a search.
 
     Its configuration names the folder as seen from where the search was started; the storage
-    folder, and the data in or beside it, may have been moved together since.
+    folder, and the data in or beside it, may have been moved together since. Where it was fetched
+    from an address, it is fetched again.
 
     Args:
         state: The search.
         given: Where the user says it is.
 
     Raises:
-        UserError: It is not where it was, nor where it would be.
+        UserError: It is not where it was, nor where it would be, or does not arrive.
     """
     if given is not None:
         load_manifest(given)
@@ -29,6 +31,11 @@ def find_data(state: SearchState, given: Path | None = None) -> Path:
     for folder in _candidates(state):
         if (folder / MANIFEST_NAME).is_file():
             return folder
+    address = state.config["data"].get("address")
+    if address and state.directory is not None:
+        copy = state.directory.parents[1] / "data" / state.name
+        fetch(copy, address)
+        return copy
     raise UserError(
         f"no prepared data at {state.config['data']['path']}, where search {state.name} read it: "
         "say with --data where it is now"
@@ -38,7 +45,7 @@ def find_data(state: SearchState, given: Path | None = None) -> Path:
 def _candidates(state: SearchState) -> Iterator[Path]:
     data, storage = Path(state.config["data"]["path"]), Path(state.config.get("storage", "runs"))
     yield data
-    if state.directory is None:
+    if state.directory is None or state.address is not None:
         return
     now = state.directory.parents[1]
     if data.is_relative_to(storage):

@@ -42,6 +42,11 @@ def main() -> int:
     try:
         config = load_as(TrainRunConfig, Path(sys.argv[1]), [*sys.argv[2:], workers])
         job = job_of(config)
+        if job.store is not None:
+            raise UserError(
+                f"storage {job.store}: without Ray checkpoints go to a folder: set storage to one "
+                "that all workers see"
+            )
     except UserError as error:
         sys.stderr.write(redactor().text(f"{error}\n"))
         return error.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ from cluster.session import ClusterError, ray_session
 from pipelines.config import TrainRunConfig
 from pipelines.console import Bar, Screen
 from pipelines.errors import UserError
+from pipelines.storage.address import join
+from pipelines.storage.copies import local_path
+from pipelines.storage.store import ObjectStore
+from pipelines.storage.working import open_root
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.display import epoch_line, short_note
 from pipelines.train.microbatch import first_micro_batch
@@ -18,12 +23,15 @@ from pipelines.train.trials import TrialRequest, run_trials
 
 
 def run_alone(config: TrainRunConfig, screen: Screen, address: str | None = None) -> Path:
-    """Trains, or goes on training, and returns the folder of the saved model.
+    """Trains, or goes on training, and returns the folder of the saved model, or its copy.
 
     Raises:
         UserError: the cluster is too small, or the job failed.
     """
     job = job_of(config)
+    open_root(config.storage)
+    if job.store is not None:
+        ObjectStore(job.store).check_writable(f".check-{secrets.token_hex(8)}")
     workers = config.workers
     try:
         with (
@@ -41,13 +49,17 @@ def run_alone(config: TrainRunConfig, screen: Screen, address: str | None = None
                 [TrialRequest(job, gmacs=0.0)],
                 max_concurrent=1,
                 listener=watcher,
-                directory=config.storage / "trains",
+                directory=config.root / "trains",
                 name="tune",
             )
     except ClusterError as error:
         raise UserError(str(error)) from None
     if watcher.checkpoint is None:
         raise UserError(f"training {config.name} failed: {watcher.reason}", exit_code=1)
+    if job.address is not None:
+        folder = ObjectStore(job.address).child(Path(watcher.checkpoint).name).address
+        screen.say(f"top-1 on minival {watcher.top1:.2%}, model in {join(folder, MODEL_NAME)}")
+        return local_path(join(folder, MODEL_NAME))
     model = Path(watcher.checkpoint) / MODEL_NAME
     best = job.directory / BEST_NAME
     record = score_of(best)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 import tokenpool as tp
 from pipelines.errors import UserError
+from pipelines.storage.copies import local_path
 from pipelines.train.init import init_from_scratch
 from pipelines.train.spec import TrainJob
 from pipelines.train.weights import load_into, pretrained
@@ -102,9 +102,10 @@ def build_teacher(job: TrainJob, device: torch.device, given: Colours) -> Teache
         return None
     model: nn.Module
     known = given
-    if Path(distill.teacher).is_dir():
+    folder = local_path(distill.teacher)
+    if folder.is_dir():
         try:
-            model = tp.load(distill.teacher)
+            model = tp.load(folder)
         except ValueError as error:
             raise UserError(f"teacher: {error}") from None
     elif timm.is_model(distill.teacher):

@@ -55,6 +55,7 @@ def train_worker(job: dict[str, Any]) -> None:
     with without_collector():
         from pipelines.train.loop import run_job
         from pipelines.train.reporter import RayReporter
+        from pipelines.train.store_reporter import StoreReporter
 
     logging.basicConfig(level=logging.INFO)
     guard_process()
@@ -64,7 +65,7 @@ def train_worker(job: dict[str, Any]) -> None:
         from ray.train.torch import get_device
 
         torch.cuda.set_device(get_device())
-    run_job(spec, RayReporter(), started)
+    run_job(spec, RayReporter() if spec.address is None else StoreReporter(spec.address), started)
 
 
 def run_trainer(job: TrainJob) -> None:
@@ -155,7 +156,7 @@ def _make_trainer(job: TrainJob) -> JobTrainer:
         ),
         run_config=RunConfig(
             name=job.job_id,
-            storage_path=str(job.storage.resolve()),
+            **_storage(job),
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
             failure_config=FailureConfig(
                 max_failures=0,  # `run_trainer` decides
@@ -164,6 +165,16 @@ def _make_trainer(job: TrainJob) -> JobTrainer:
             checkpoint_config=CheckpointConfig(num_to_keep=job.train.keep_checkpoints),
         ),
     )
+
+
+def _storage(job: TrainJob) -> dict[str, Any]:
+    """Where Ray Train stores what the job reports, as its `RunConfig` wants it."""
+    if job.store is None:
+        return {"storage_path": str(job.storage.resolve())}
+    from pipelines.storage.store import ObjectStore
+
+    store = ObjectStore(job.store)
+    return {"storage_path": store.path, "storage_filesystem": store.filesystem}
 
 
 @clean_errors()

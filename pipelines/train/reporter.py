@@ -161,7 +161,7 @@ class RayReporter:
         if newest is not None:
             with newest.as_directory() as folder:
                 committed = Path(folder)
-        chosen = _newest_undamaged(_known_to_ray(folders, committed))
+        chosen = _newest_undamaged(known_to_ray(folders, committed))
         if committed is not None and (chosen is None or chosen.name < committed.name):
             # Epochs are done again under new names: Ray keeps a list of the old ones, and would
             # delete a folder that is on it twice.
@@ -210,7 +210,7 @@ class RayReporter:
         train.report({**metrics, CHECKPOINT_PATH_KEY: str(checkpoint)})
 
 
-def _known_to_ray(folders: list[Path], committed: Path | None) -> list[Path]:
+def known_to_ray(folders: list[Path], committed: Path | None) -> list[Path]:
     """The checkpoints to choose from: what Ray committed, older ones, and the epoch's after it.
 
     An epoch that Ray did not hear of is done again, with all that came after it, so that its

@@ -7,16 +7,27 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pipelines.storage.store import ObjectStore
+
 REPORTS_NAME = "reports.jsonl"
 
 
 def add_report(directory: Path, metrics: dict[str, Any]) -> None:
     """Keeps an epoch's report; what came after that epoch before is forgotten."""
-    kept = [report for report in kept_reports(directory) if report["epoch"] < metrics["epoch"]]
     path = directory / REPORTS_NAME
     aside = path.with_suffix(".new")
-    aside.write_text("".join(f"{json.dumps(report)}\n" for report in [*kept, metrics]))
+    aside.write_text(_with_report(kept_reports(directory), metrics))
     os.replace(aside, path)
+
+
+def add_report_to(store: ObjectStore, metrics: dict[str, Any]) -> None:
+    """`add_report` for a job's folder in an object store."""
+    store.write(REPORTS_NAME, _with_report(reports_in(store), metrics).encode())
+
+
+def _with_report(reports: list[dict[str, Any]], metrics: dict[str, Any]) -> str:
+    kept = [report for report in reports if report["epoch"] < metrics["epoch"]]
+    return "".join(f"{json.dumps(report)}\n" for report in [*kept, metrics])
 
 
 def kept_reports(directory: Path) -> list[dict[str, Any]]:
@@ -30,3 +41,8 @@ def kept_reports(directory: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text.splitlines()]
+
+
+def reports_in(store: ObjectStore) -> list[dict[str, Any]]:
+    """`kept_reports` for a job's folder in an object store."""
+    return [json.loads(line) for line in (store.read(REPORTS_NAME) or b"").splitlines()]

@@ -9,11 +9,13 @@ from typing import Any
 
 from pipelines.config import deciding, differences
 from pipelines.errors import UserError
+from pipelines.storage.address import parent
+from pipelines.storage.store import ObjectStore
 from pipelines.train.checkpoint import JobProgress
 from pipelines.train.spec import TrainJob
 
 # How a step is computed and by whom, not what it computes.
-_OF_THE_JOB = ("job_id", "workers")
+_OF_THE_JOB = ("job_id", "workers", "store")
 _OF_THE_DATA = ("loader_threads",)
 _OF_TRAINING = ("accumulate", "compile", "checkpoint_activations")
 
@@ -33,16 +35,19 @@ def deciding_settings(job: TrainJob, train_sha256: str) -> dict[str, Any]:
     values["train"] = {k: v for k, v in values["train"].items() if k not in _OF_TRAINING}
     values["data"] = {k: v for k, v in values["data"].items() if k not in _OF_THE_DATA}
     values["data"]["train_sha256"] = train_sha256[:12]
-    values["init"] = _wherever_it_lies(values["init"], job.storage)
+    values["init"] = _wherever_it_lies(values["init"], job)
     if values["train"]["distill"] is not None:
         distill = dict(values["train"]["distill"])
         values["train"]["distill"] = distill
-        distill["teacher"] = _wherever_it_lies(distill["teacher"], job.storage)
+        distill["teacher"] = _wherever_it_lies(distill["teacher"], job)
     return values
 
 
-def _wherever_it_lies(source: str | None, storage: Path) -> str | None:
+def _wherever_it_lies(source: str | None, job: TrainJob) -> str | None:
     """Weights within the storage's parent by their place in it: a search may be moved whole."""
+    storage = job.storage
+    if source is not None and job.store is not None:
+        return ObjectStore(parent(job.store)).relative(source) or source
     if source is not None and Path(source).is_relative_to(storage.parent):
         return str(Path(source).relative_to(storage.parent))
     return source
@@ -74,7 +79,7 @@ def check_may_resume(
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise UserError(
             f"{job.job_id} was begun with another setting, {changed[0]}{more}: set it back, take "
-            f"another name, or delete {folder.parent}"
+            f"another name, or delete {job.address or folder.parent}"
         )
     stage = job.train.zero_stage
     if stage and progress.num_manifests != world_size:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.train.checkpoint import read_progress
 
 BEST_NAME = "best"
-_SCORE = "top1_minival"
+SCORE = "top1_minival"
 
 
 def folder_name(epoch: int, step: int = 0) -> str:
@@ -35,7 +35,7 @@ def superseded(directory: Path, keep: int) -> list[Path]:
 def score_of(folder: Path) -> float | None:
     """Top-1 on minival that a checkpoint was reported with; None if it cannot be told."""
     try:
-        score = read_progress(folder).metrics.get(_SCORE)
+        score = read_progress(folder).metrics.get(SCORE)
     except (OSError, ValueError, TypeError):
         return None
     return float(score) if score is not None else None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import tokenpool as tp
 from pipelines.config import TrainRunConfig
 from pipelines.data.fetch import fetch
 from pipelines.errors import UserError
+from pipelines.storage.address import join
 from pipelines.train.spec import ModelSpec, TrainJob
 
 
@@ -28,7 +31,8 @@ def job_of(config: TrainRunConfig) -> TrainJob:
             )
     return TrainJob(
         job_id=config.name,
-        storage=(config.storage / "trains").resolve(),
+        storage=(config.root / "trains").resolve(),
+        store=None if isinstance(config.storage, Path) else join(config.storage, "trains"),
         data=config.data.model_copy(update={"path": config.data.path.resolve()}),
         model=ModelSpec(
             width=config.width.width,

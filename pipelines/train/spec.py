@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pipelines.config import DataConfig, SandwichConfig, StrictModel, TrainConfig, WorkersConfig
+from pipelines.storage.address import join
 
 
 class ModelSpec(StrictModel):
@@ -29,6 +30,9 @@ class TrainJob(StrictModel):
 
     job_id: str
     storage: Path
+    store: str | None = Field(
+        default=None, description="The address that `storage` stands for, if it is none itself."
+    )
     data: DataConfig
     model: ModelSpec
     schedule: tuple[int, ...] | None = Field(
@@ -48,5 +52,10 @@ class TrainJob(StrictModel):
 
     @property
     def directory(self) -> Path:
-        """Where the checkpoints of this job lie."""
+        """Where the checkpoints of this job lie, unless that is in an object store."""
         return self.storage / self.job_id
+
+    @property
+    def address(self) -> str | None:
+        """Where they lie in an object store."""
+        return None if self.store is None else join(self.store, self.job_id)

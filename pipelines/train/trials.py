@@ -19,9 +19,10 @@ from ray.tune.search import Searcher
 
 from cluster.redact import is_secret_name
 from cluster.secrecy import redactor
+from pipelines.storage.store import ObjectStore
 from pipelines.train.ray_job import driver_resources, train_trial
 from pipelines.train.report_keys import OPTIONAL_KEYS
-from pipelines.train.reports import kept_reports
+from pipelines.train.reports import kept_reports, reports_in
 from pipelines.train.spec import TrainJob
 from pipelines.train.tune_records import Forgetting, write_little
 
@@ -205,7 +206,11 @@ def unheard_reports(job: TrainJob, heard: Sequence[dict[str, Any]]) -> list[dict
         heard: its reports that a driver knows of.
     """
     last = heard[-1]["epoch"] if heard else 0
-    return [_report_of(r) for r in kept_reports(job.directory) if r["epoch"] > last]
+    if job.address is None:
+        reports = kept_reports(job.directory)
+    else:
+        reports = reports_in(ObjectStore(job.address))
+    return [_report_of(r) for r in reports if r["epoch"] > last]
 
 
 def _report_of(result: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import tokenpool as tp
 from pipelines.errors import UserError
+from pipelines.storage.copies import local_path
 
 logger = logging.getLogger(__name__)
 _PICKLES = (".pth", ".pt", ".bin")
@@ -26,10 +27,12 @@ _HEADS = ("head.", "head_dist.")
 def read_weights(source: str) -> dict[str, Tensor]:
     """The state dict behind a `tp.save` folder, a safetensors or `.pth` file, or a timm name.
 
+    Folder and file may be at an address (`s3://…`), from where they are fetched.
+
     Raises:
         UserError: there is nothing of these, or the file cannot be read safely.
     """
-    path = Path(source)
+    path = local_path(source)
     if path.is_dir():
         try:
             return tp.load(path).state_dict()

@@ -1,9 +1,18 @@
 import dataclasses
 import time
+from pathlib import Path
 
 import pytest
 
-from cluster.node_report import Report, Request, code_fingerprint, fingerprint, look, problems
+from cluster.node_report import (
+    Report,
+    Request,
+    SharedFolder,
+    code_fingerprint,
+    fingerprint,
+    look,
+    problems,
+)
 from cluster.node_report import unwritten as unwritten_by
 
 HERE = Report(
@@ -17,9 +26,12 @@ HERE = Report(
 )
 
 
+SHARED = SharedFolder(Path("/shared"))
+
+
 def judged(asked=999.0, answered=1001.0, gpus_for_ray=0.0, **changes):
     there = dataclasses.replace(HERE, node="10.0.0.2", **changes)
-    return problems(HERE, there, asked=asked, answered=answered, gpus_for_ray=gpus_for_ray)
+    return problems(HERE, there, SHARED, asked=asked, answered=answered, gpus_for_ray=gpus_for_ray)
 
 
 def test_a_node_that_is_like_the_drivers_has_no_problems():
@@ -55,8 +67,8 @@ def test_a_node_that_fetches_its_data_may_lack_it_but_have_no_other():
     times = {"asked": 999.0, "answered": 1001.0, "fetched": True}
     lacks = dataclasses.replace(HERE, files={"/data/val.beton": "(No such file)"})
     other = dataclasses.replace(HERE, files={"/data/val.beton": "beef"})
-    assert problems(HERE, lacks, **times) == []
-    assert len(problems(HERE, other, **times)) == 1
+    assert problems(HERE, lacks, SHARED, **times) == []
+    assert len(problems(HERE, other, SHARED, **times)) == 1
 
 
 def test_a_slow_answer_is_no_wrong_clock():
@@ -65,7 +77,7 @@ def test_a_slow_answer_is_no_wrong_clock():
 
 def test_a_node_tells_whether_storage_is_the_same_folder(tmp_path):
     mark = tmp_path / "mark"
-    request = Request(str(mark), "word", (str(tmp_path / "beton"),))
+    request = Request(mark.name, "word", SharedFolder(tmp_path), (str(tmp_path / "beton"),))
     (tmp_path / "beton").write_bytes(b"1")
     assert "not the same" in look(request, "10.0.0.2").storage
     mark.write_text("other")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pipelines.data.sources.base import Sample, Source
 from pipelines.data.sources.folder import choose_classes
 from pipelines.errors import UserError
+from pipelines.storage.address import open_filesystem
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.fs
     import pyarrow.parquet as pq
 
 _BATCH = 64  # rows decoded from Parquet at a time: a row group may be gigabytes
@@ -72,31 +72,6 @@ def _rows(file: "pa.NativeFile", row_group: int) -> Iterator[tuple[Any, int | No
         images, labels = batch.column("image"), batch.column("label")
         for i in range(len(batch)):
             yield images[i].as_py(), labels[i].as_py()
-
-
-def open_filesystem(address: str) -> "tuple[pyarrow.fs.FileSystem, str]":
-    """(file system, path within it) of a local path, or any pyarrow or fsspec address.
-
-    Raises:
-        UserError: an address of no known kind.
-    """
-    import pyarrow as pa
-    import pyarrow.fs
-
-    if "://" not in address:
-        return pa.fs.LocalFileSystem(), address
-    try:
-        filesystem, path = pa.fs.FileSystem.from_uri(address)
-        return filesystem, path
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, NotImplementedError):
-        pass  # not one of pyarrow's own
-    import fsspec  # type: ignore[import-untyped]
-
-    try:
-        inner, path = fsspec.core.url_to_fs(address)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"cannot open {address}: {error}") from None
-    return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(inner)), path
 
 
 def list_parquet(address: str) -> list[str]:

@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 from pipelines.search.budget import request_stop
 from pipelines.search.ledger import Ledger
 from pipelines.track.status import duration, sparkline
-from pipelines.track.upkeep import driver_runs
+from pipelines.search.driver import driver_runs
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def test_reports_are_kept_by_epoch_and_an_epoch_done_again_forgets_what_followed
 
 
 def test_what_no_driver_heard_is_told_as_it_would_have_been(tmp_path):
-    job = SimpleNamespace(directory=tmp_path)
+    job = SimpleNamespace(directory=tmp_path, address=None)
     assert unheard_reports(job, []) == []
     for number in (1, 2, 3):
         add_report(tmp_path, report(number))

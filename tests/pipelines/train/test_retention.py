@@ -4,7 +4,7 @@ import pytest
 import torch.distributed as dist
 
 from pipelines.train.checkpoint import JobProgress, seal, write_progress
-from pipelines.train.reporter import FolderReporter, _known_to_ray
+from pipelines.train.reporter import FolderReporter, known_to_ray
 from pipelines.train.retention import checkpoint_folders, folder_name, score_of
 
 
@@ -78,7 +78,7 @@ def test_under_ray_an_epoch_whose_report_was_lost_is_done_again(tmp_path):
     folders = [tmp_path / name for name in reversed(names)]
 
     def known(committed):
-        chosen = _known_to_ray(folders, committed and tmp_path / committed)
+        chosen = known_to_ray(folders, committed and tmp_path / committed)
         return [folder.name for folder in chosen]
 
     assert known("epoch-0001") == ["epoch-0001-step-000005", "epoch-0001"]

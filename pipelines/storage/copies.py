@@ -1,0 +1,114 @@
+"""Copies on this machine of folders in an object store: weights, and checkpoints to go on from.
+
+A copy is fetched aside and renamed when it is whole, once for all processes of a machine. Its name
+is made of what the store says of each object, so a folder that was written anew is fetched anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from pipelines.errors import UserError
+from pipelines.storage.address import is_address, without_options
+from pipelines.storage.address import parent as parent_of
+from pipelines.storage.store import Entry, ObjectStore
+from pipelines.storage.working import cache_root
+
+WEIGHTS, RESUMED = "weights", "resumed"
+
+
+def local_path(place: str | Path) -> Path:
+    """Where weights lie on this machine: a path as it is, an address once they are fetched.
+
+    Raises:
+        UserError: nothing is there, or it did not arrive.
+    """
+    if not is_address(place):
+        return Path(place)
+    return local_copy(ObjectStore(str(place)), WEIGHTS)
+
+
+def local_copy(store: ObjectStore, kind: str, *, only: bool = False) -> Path:
+    """The folder, or the one file, of a store on this machine.
+
+    Args:
+        store: what is to be copied.
+        kind: the part of the cache that it goes to.
+        only: whether copies of the folders beside it are deleted then.
+
+    Returns:
+        The path of the copy; it has the original's name.
+
+    Raises:
+        UserError: nothing is there, or it did not arrive.
+    """
+    entries = store.entries(recursive=True)
+    name = without_options(store.address).rpartition("/")[2]
+    parent = hashlib.sha256(store.path.rpartition("/")[0].encode()).hexdigest()[:16]
+    if not entries:
+        return _one_file(store, kind)
+    folder = cache_root() / kind / parent / _key(store, entries)
+    target = folder / name
+    _make(folder.parent)
+    with FileLock(folder.parent / ".lock"):
+        if not target.exists():
+            aside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+            try:
+                _fetch(store, entries, aside / name)
+                os.replace(aside, folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        if only:
+            for other in folder.parent.iterdir():
+                if other.is_dir() and other != folder:
+                    shutil.rmtree(other, ignore_errors=True)
+    return target
+
+
+def _fetch(store: ObjectStore, entries: list[Entry], target: Path) -> None:
+    for entry in entries:
+        path = target / entry.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.download(entry.name, path)
+        if path.stat().st_size != entry.size:
+            raise UserError(
+                f"{store.address}: {entry.name} did not arrive whole: try again", exit_code=1
+            )
+
+
+def _one_file(store: ObjectStore, kind: str) -> Path:
+    name = without_options(store.address).rpartition("/")[2]
+    beside = ObjectStore(parent_of(store.address))
+    found = [entry for entry in beside.entries() if entry.name == name]
+    if not found:
+        raise UserError(f"nothing is at {store.address}: it was deleted, or never there")
+    target = cache_root() / kind / _key(store, found) / name
+    _make(target.parent)
+    with FileLock(target.parent / ".lock"):
+        if not target.exists():
+            aside = target.with_name(f".{name}.new")
+            beside.download(name, aside)
+            aside.replace(target)
+    return target
+
+
+def _key(store: ObjectStore, entries: list[Entry]) -> str:
+    said = "\n".join(f"{entry.name} {entry.size} {entry.mtime}" for entry in entries)
+    return hashlib.sha256(f"{store.address}\n{said}".encode()).hexdigest()[:16]
+
+
+def _make(folder: Path) -> None:
+    try:
+        cache_root().mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): set TOKENPOOL_CACHE to a folder of this "
+            "machine that can be written"
+        ) from None

@@ -1,0 +1,89 @@
+"""The folder of this machine in which a search at an address is worked on and looked at.
+
+What lies in it is a copy, or can be made again: it may be deleted whenever no driver runs. A file
+in it says which address it stands for, so that whoever is given a search's folder knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+from pipelines.errors import UserError
+from pipelines.storage.address import is_address, parse_storage, without_options
+from pipelines.storage.store import ObjectStore
+
+MARKER_NAME = "store.json"
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
+def cache_root() -> Path:
+    """Where copies of what lies in object stores are kept: `TOKENPOOL_CACHE`, or the user's."""
+    named = os.environ.get("TOKENPOOL_CACHE")
+    if named:
+        return Path(named).absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache").absolute() / "tokenpool"
+
+
+def local_root(storage: str | Path) -> Path:
+    """The folder of this machine that stands for a place of searches; nothing is made.
+
+    Args:
+        storage: a folder, which stands for itself, or an address.
+    """
+    if not is_address(storage):
+        return Path(storage)
+    address = str(storage)
+    # The same name at another endpoint is another bucket.
+    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
+    key = hashlib.sha256(f"{address} {endpoint}".encode()).hexdigest()[:12]
+    readable = re.sub(r"[^A-Za-z0-9.-]+", "-", without_options(address)).strip("-")[:60]
+    return cache_root() / "searches-at" / f"{readable}-{key}"
+
+
+def open_root(storage: str | Path) -> Path:
+    """`local_root`, made and marked where the place is an address.
+
+    Raises:
+        UserError: a key stands in the address, it is none, or the folder cannot be made.
+    """
+    try:
+        place = parse_storage(storage)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    root = local_root(place)
+    if isinstance(place, Path):
+        return root
+    marker = root / MARKER_NAME
+    if not marker.exists():
+        try:
+            cache_root().mkdir(parents=True, exist_ok=True, mode=0o700)
+            root.mkdir(parents=True, exist_ok=True)
+            aside = root / f".{MARKER_NAME}.{os.getpid()}"
+            aside.write_text(json.dumps({"address": place}))
+            aside.replace(marker)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {root} ({error.strerror}): set TOKENPOOL_CACHE to a folder of "
+                "this machine that can be written"
+            ) from None
+    return root
+
+
+def store_of(root: Path) -> ObjectStore | None:
+    """The store that a root stands for; None where it stands for itself."""
+    try:
+        text = (root / MARKER_NAME).read_text()
+    except OSError:
+        return None
+    return ObjectStore(json.loads(text)["address"])
+
+
+def search_store(directory: Path) -> ObjectStore | None:
+    """The store's folder that a search's folder `ROOT/searches/NAME` stands for; None: itself."""
+    store = store_of(directory.absolute().parents[1])
+    return None if store is None else store.child(f"searches/{directory.name}")

@@ -1,0 +1,243 @@
+"""A ledger in an object store: nothing that was recorded is lost, whatever becomes of a machine."""
+
+import json
+import shutil
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.search import refresh as refresh_module
+from pipelines.search.budget import read_request, request_stop, withdraw_request
+from pipelines.search.driver import driver_runs
+from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.recorder import Recorder
+from pipelines.search.refresh import refresh
+from pipelines.search.state import fold, load_state, search_names
+from pipelines.search.stored_ledger import StoredLedger, open_ledger
+from pipelines.storage import segments
+from pipelines.storage.claim import LostClaimError, Times
+from pipelines.storage.store import ObjectStore, StoreError
+from pipelines.storage.working import open_root, search_store
+
+QUICK = Times(lease=3.0, beat=0.4, look=0.1)
+CREATED = {
+    "config": {},
+    "config_hash": "x",
+    "num_classes": 10,
+    "bases": [{"width": 32, "num_heads": 2, "gmacs": 0.1}],
+}
+
+
+def events(directory):
+    return list(read_events(directory / LEDGER_NAME))
+
+
+def numbers(directory):
+    return [event["n"] for event in events(directory)]
+
+
+def open_quick(directory, **options):
+    return StoredLedger(directory, search_store(directory), times=QUICK, **options)
+
+
+def killed(ledger):
+    """Ends a driver as SIGKILL does, as far as one process can."""
+    ledger._claim._closing.set()
+    ledger._claim._thread.join()
+    ledger._writer.shutdown()
+    ledger._file.close()
+    ledger._lock.release()
+    (entry,) = search_store(ledger.path.parent).entries("drivers")
+    store = search_store(ledger.path.parent)
+    claim = json.loads(store.read(entry.name)) | {"pid": 2**22 + 1}
+    store.write(entry.name, json.dumps(claim).encode())
+
+
+def test_a_folder_that_stands_for_itself_has_a_plain_ledger(tmp_path):
+    with open_ledger(tmp_path / "runs" / "searches" / "pets") as ledger:
+        assert type(ledger) is Ledger
+
+
+def test_each_batch_is_an_object_before_it_counts(directory, server):
+    with open_ledger(directory) as ledger:
+        assert isinstance(ledger, StoredLedger)
+        ledger.append("a", n=1)
+        ledger.append_all([("b", {"n": 2}), ("c", {"n": 3})])
+        store = search_store(directory)
+        contents = [store.read(entry.name) for entry in store.entries("ledger")]
+        assert b"".join(contents) == (directory / LEDGER_NAME).read_bytes()
+        assert [len(content.splitlines()) for content in contents] == [1, 2]
+    assert numbers(directory) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("left", ["whole", "torn", "short", "nothing"])
+def test_it_goes_on_whatever_is_left_of_the_folder(directory, left):
+    with open_quick(directory) as ledger:
+        ledger.append("a", n=1), ledger.append("a", n=2)
+    with open_quick(directory) as ledger:
+        ledger.append("a", n=3)
+        killed_at = ledger
+        killed(killed_at)
+        ledger._writer, ledger._file = _Nothing(), _Nothing()
+    path = directory / LEDGER_NAME
+    if left == "torn":
+        with path.open("ab") as file:
+            file.write(b'{"event":"a","ti')  # put by nobody: it never happened
+    elif left == "short":
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    elif left == "nothing":
+        shutil.rmtree(directory)
+    with open_quick(directory) as ledger:
+        assert numbers(directory) == [1, 2, 3]
+        ledger.append("a", n=4)
+    assert numbers(directory) == [1, 2, 3, 4]
+
+
+class _Nothing:
+    def shutdown(self, wait=True):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_two_drivers_of_different_machines(directory, address, monkeypatch, tmp_path):
+    with open_quick(directory) as ledger:
+        ledger.append("a", n=1)
+        monkeypatch.setenv("TOKENPOOL_CACHE", str(tmp_path / "other-machine"))
+        other = open_root(address) / "searches" / "pets"
+        assert driver_runs(other)
+        with pytest.raises(UserError, match="already running, driven by"):
+            open_quick(other)
+        refresh(other)
+        assert numbers(other) == [1]
+        ledger.append("a", n=2)
+    assert not driver_runs(other)
+    with open_quick(other) as ledger:
+        assert numbers(other) == [1, 2]
+
+
+def test_a_driver_that_was_replaced_can_record_nothing_more(
+    directory, address, monkeypatch, tmp_path
+):
+    ledger = open_quick(directory)
+    ledger.append("a", n=1)
+    ledger._claim._closing.set()  # it hangs
+    ledger._claim._thread.join()
+    store = search_store(directory)
+    (entry,) = store.entries("drivers")
+    store.write(entry.name, store.read(entry.name).replace(b'"machine": "', b'"machine": "other '))
+    monkeypatch.setenv("TOKENPOOL_CACHE", str(tmp_path / "other-machine"))
+    other = open_root(address) / "searches" / "pets"
+    with open_quick(other) as successor:
+        successor.append("a", n=2)
+        with pytest.raises(LostClaimError):
+            ledger.append("a", n=-2)
+        with pytest.raises(LostClaimError):
+            ledger.append("a", n=-3)
+        # What it had on its way comes late, under its own name.
+        store.write(segments.Segment(3, 3, 1).name, b'{"event":"a","time":1,"n":-4}\n')
+        successor.append("a", n=3)
+    refresh(other)
+    assert numbers(other) == [1, 2, 3]
+    ledger.close()
+
+
+def test_many_objects_are_put_together_when_it_is_opened(directory, monkeypatch):
+    monkeypatch.setattr("pipelines.search.stored_ledger.MANY", 5)
+    with open_quick(directory) as ledger:
+        for n in range(8):
+            ledger.append("a", n=n)
+    store = search_store(directory)
+    assert len(store.entries("ledger")) == 8
+    with open_quick(directory) as ledger:
+        assert len(store.entries("ledger")) == 1
+        ledger.append("a", n=8)
+    shutil.rmtree(directory)
+    refresh(directory)
+    assert numbers(directory) == list(range(9))
+
+
+def test_a_store_that_is_away_for_a_while_is_waited_for(directory, monkeypatch):
+    monkeypatch.setattr("pipelines.search.stored_ledger._PAUSE_SECONDS", 0.01)
+    write, failures = ObjectStore.write, [3]
+
+    def flaky(self, name, content):
+        if name.startswith("ledger/") and failures[0]:
+            failures[0] -= 1
+            raise StoreError("storage s3://x: nothing answers")
+        write(self, name, content)
+
+    monkeypatch.setattr(ObjectStore, "write", flaky)
+    with open_quick(directory) as ledger:
+        ledger.append("a", n=1)
+    assert failures == [0] and numbers(directory) == [1]
+
+
+def test_one_that_stays_away_ends_the_driver_and_loses_nothing(directory, monkeypatch):
+    monkeypatch.setattr("pipelines.search.stored_ledger._PAUSE_SECONDS", 0.01)
+    with open_quick(directory, patience=0.1) as ledger:
+        ledger.append("a", n=1)
+        write = ObjectStore.write
+
+        def away(self, name, content):
+            raise StoreError("storage s3://x: nothing answers")
+
+        monkeypatch.setattr(ObjectStore, "write", away)
+        with pytest.raises(UserError, match="type the same command to go on") as found:
+            ledger.append("a", n=2)
+        assert found.value.exit_code == 1
+        assert numbers(directory) == [1]  # what did not get there is not in the file either
+        monkeypatch.setattr(ObjectStore, "write", write)
+        with pytest.raises(UserError):
+            ledger.append("a", n=3)  # what is there is not known for sure any more
+    with open_quick(directory):
+        assert numbers(directory) == [1]
+
+
+def test_a_request_to_stop_reaches_the_driver_and_is_withdrawn(
+    directory, address, monkeypatch, tmp_path
+):
+    with open_quick(directory) as ledger:
+        ledger.append("created", **CREATED)
+        monkeypatch.setenv("TOKENPOOL_CACHE", str(tmp_path / "other-machine"))
+        other = open_root(address) / "searches" / "pets"
+        load_state(open_root(address), "pets")
+        request_stop(other)
+        for _ in range(100):
+            if read_request(directory) is not None:
+                break
+            ledger._claim._closing.wait(0.05)
+        assert read_request(directory) == read_request(other)
+        withdraw_request(directory)
+    refresh(other)
+    assert read_request(other) is None
+
+
+def test_states_names_and_imported_fronts_are_found_from_an_empty_machine(
+    directory, address, monkeypatch, tmp_path
+):
+    store = search_store(directory)
+    with open_quick(directory) as ledger:
+        recorder = Recorder(ledger, fold("pets", [], directory))
+        recorder.add("created", **CREATED)
+        # As Ray names it, and as a loaded base is.
+        place = f"{store.path}/jobs/base-w32/epoch-0003/model"
+        recorder.add("base_done", width=32, checkpoint=place, top1_minival=0.9)
+        assert events(directory)[-1]["checkpoint"] == "jobs/base-w32/epoch-0003/model"
+        assert (
+            recorder.state.base(32).checkpoint == f"{store.address}/jobs/base-w32/epoch-0003/model"
+        )
+        (directory / "outside").mkdir()
+        (directory / "outside" / "tome.json").write_text("{}")
+        refresh_module.send_outside(directory)
+    monkeypatch.setenv("TOKENPOOL_CACHE", str(tmp_path / "other-machine"))
+    root = open_root(address)
+    assert search_names(root) == ["pets"]
+    state = load_state(root, "pets")
+    assert state.base(32).checkpoint == f"{store.address}/jobs/base-w32/epoch-0003/model"
+    assert (root / "searches/pets/outside/tome.json").read_text() == "{}"
+    with pytest.raises(UserError, match=f"no search named pats under {address}: there is pets"):
+        load_state(root, "pats")
+    assert not (root / "searches" / "pats").exists()
