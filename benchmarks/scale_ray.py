@@ -4,9 +4,10 @@
 
 The nodes are Ray processes of their own, the GPUs are counted and not there, and a trial takes
 no time. The rest is real: `FrontSearcher` gives out the trials, one beyond what has room waits
-(`Room`), `ParetoHalving` stops most of them, and Tune starts, reuses and ends their actors. What
-is looked for: that all end, that every resource comes back, that the driver's memory stays where
-it is, and what Tune itself costs for each trial and each report.
+(`Room`), `ParetoHalving` stops most of them, Tune starts, reuses and ends their actors, and what it
+keeps of those that are over is let go (`Forgetting`). What is looked for: that all end, that every
+resource comes back, that the driver's memory stays where it is, and what Tune itself costs for each
+trial and each report.
 
 Writes benchmarks/results/scale-ray.json.
 """
@@ -36,6 +37,7 @@ from ray.tune.search import Searcher
 
 from cluster.capacity import Room, present_nodes
 from cluster.placement import Gang, fit
+from pipelines.train.tune_records import Forgetting, write_little
 from tokenpool.benchmark import hardware
 from tune_spaces.scheduler import ParetoHalving
 from tune_spaces.searcher import FrontSearcher
@@ -140,6 +142,7 @@ def run(num_nodes: int, num_trials: int, gpus_per_trial: int) -> dict[str, Any]:
     """The experiment, on a cluster that is started and ended for it."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "16"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    write_little()
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
@@ -175,7 +178,13 @@ def experiment(num_trials: int, gang: Gang) -> dict[str, Any]:
             tune_config=tune.TuneConfig(
                 search_alg=searcher, scheduler=scheduler, num_samples=num_trials, reuse_actors=True
             ),
-            run_config=tune.RunConfig(storage_path=folder, verbose=0),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                verbose=0,
+                callbacks=[Forgetting()],
+                # As in a search, where Ray Train keeps them: Tune holds none.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
         ).fit()
     seconds, busy = time.monotonic() - begun, time.process_time() - busy
     statuses = Counter("failed" if results[i].error else "ended" for i in range(len(results)))
