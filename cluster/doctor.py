@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cluster.checks import Check
+from cluster.security.checks import Check
 
 __all__ = ["Check", "run_checks"]
 

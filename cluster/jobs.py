@@ -16,8 +16,8 @@ from typing import Any
 
 from cluster.package import RUN
 from cluster.probe import AddressError, ClusterError, JobServer, check_ray_version, job_server
-from cluster.redact import secret_places
-from cluster.secrecy import redactor
+from cluster.security.redact import secret_places
+from cluster.security.secrecy import redactor
 
 SEARCH, CONFIG, STORAGE = "tokenpool.search", "tokenpool.config", "tokenpool.storage"
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})

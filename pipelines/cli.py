@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from cluster.secrecy import guard_process, redactor, show_traceback
+from cluster.security.secrecy import guard_process, redactor, show_traceback
 from pipelines.commands import report as reports
 from pipelines.commands import schedule
 from pipelines.commands.analyze import analyze

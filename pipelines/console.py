@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.rule import Rule
 
-from cluster.secrecy import redactor
+from cluster.security.secrecy import redactor
 
 _PLAIN_STEPS = 10
 _USERS_PATH = os.environ.get("PATH", "")  # as it was, before `use_own_scripts`

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.checks import Check
 from cluster.doctor import run_checks
-from cluster.secrecy import redactor
+from cluster.security.checks import Check
+from cluster.security.secrecy import redactor
 from pipelines.commands.front import AsJson, Storage
 from pipelines.errors import UserError
 from pipelines.storage.store import StoreError
@@ -49,7 +49,7 @@ def doctor(
         raise UserError("--address and --i-know-this-is-open go with --security: add it")
     root = open_root(storage)
     if security:
-        from cluster.security_checks import security_checks  # here: not needed otherwise
+        from cluster.security.report import security_checks  # here: not needed otherwise
 
         checks = security_checks(root, address=address, open_is_meant=i_know_this_is_open)
     else:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.security import FLAG, OpenToNetworkError, refuse_open_host
+from cluster.security.doors import FLAG, OpenToNetworkError, refuse_open_host
 from pipelines.commands.front import Storage
 from pipelines.errors import UserError
 from pipelines.search.refresh import refresh

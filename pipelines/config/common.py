@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from cluster.redact import secret_places
-from cluster.secrecy import redactor
+from cluster.security.redact import secret_places
+from cluster.security.secrecy import redactor
 from pipelines.storage.address import parse_storage
 from pipelines.storage.working import local_root
 

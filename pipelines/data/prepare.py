@@ -16,7 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from cluster.secrecy import redactor
+from cluster.security.secrecy import redactor
 from pipelines.data.assemble import (
     assemble,
     find_absent_classes,

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cluster.secrecy import redactor
+from cluster.security.secrecy import redactor
 from pipelines.errors import UserError
 
 LEDGER_NAME = "ledger.jsonl"

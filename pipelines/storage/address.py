@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from cluster.redact import credentials_in, is_secret_name
+from cluster.security.redact import credentials_in, is_secret_name
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:

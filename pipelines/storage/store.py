@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.secrecy import redactor
+from cluster.security.secrecy import redactor
 from pipelines.errors import UserError
 from pipelines.storage.address import join, open_filesystem, without_options
 

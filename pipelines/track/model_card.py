@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.secrecy import redactor
+from cluster.security.secrecy import redactor
 from pipelines.data.manifest import Manifest
 from pipelines.track.front import Point
 from pipelines.track.points import standard_error

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.secrecy import clean_errors, guard_process, redactor
+from cluster.security.secrecy import clean_errors, guard_process, redactor
 from pipelines.config import TrainRunConfig
 from pipelines.config_file import load_as
 from pipelines.console import Screen, use_own_scripts

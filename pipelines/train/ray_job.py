@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cluster.placement import Gang, fit
-from cluster.secrecy import clean_errors, guard_process
+from cluster.security.secrecy import clean_errors, guard_process
 from pipelines.train.imports import without_collector
 from pipelines.train.spec import TrainJob
 

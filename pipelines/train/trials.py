@@ -17,8 +17,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cluster.redact import is_secret_name
-from cluster.secrecy import redactor
+from cluster.security.redact import is_secret_name
+from cluster.security.secrecy import redactor
 from pipelines.storage.store import ObjectStore
 from pipelines.train.ray_job import driver_resources, train_trial
 from pipelines.train.report_keys import OPTIONAL_KEYS

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.redact import HIDDEN, Redactor, holds_secret, is_secret_name, secret_places
+from cluster.security.redact import HIDDEN, Redactor, holds_secret, is_secret_name, secret_places
 
 ROOT = Path(__file__).parents[2]
 PLAIN = Redactor()

@@ -11,8 +11,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from cluster import security
-from cluster.security import (
+from cluster.security import doors
+from cluster.security.doors import (
     FLAG,
     Listener,
     OpenToNetworkError,
@@ -147,7 +147,7 @@ def test_loopback_alone_may_be_open_but_a_tunnel_or_a_wide_port_may_not(web, mon
 
     def here(*entries):
         found = [Listener(h, p, 1, name, (name,), True) for h, p, name in entries]
-        monkeypatch.setattr(security, "listeners", lambda: found)
+        monkeypatch.setattr(doors, "listeners", lambda: found)
 
     here(("127.0.0.1", port, "ray::Dashboard"), ("::1", 1, "gcs_server"))
     refuse_open(address)
@@ -205,7 +205,7 @@ def ray_port():
 def test_rays_own_port(ray_port):
     for guarded, door in ((True, "guarded"), (False, "open")):
         address = parse_address(ray_port(guarded))
-        assert try_door(address) == door == security.try_ray_port(address.host, address.port)
+        assert try_door(address) == door == doors.try_ray_port(address.host, address.port)
     refuse_open(ray_port(True))
     with pytest.raises(OpenToNetworkError, match="asks nobody for a token"):
         refuse_open(ray_port(False))
@@ -259,7 +259,7 @@ def test_what_listens_here_is_seen_with_its_address():
 LOCAL = """
 import json, os, subprocess, sys
 import psutil, ray
-from cluster.security import *
+from cluster.security.doors import *
 from cluster.session import ray_session
 def reach(one):
     return "127.0.0.1" if one.host in ("0.0.0.0", "::") else one.host

@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from cluster import advisories, door_checks, secret_checks
-from cluster.advisories import ADVISORIES, Advisory, open_advisories
-from cluster.door_checks import check_cluster, check_listeners, check_mlflow
-from cluster.redact import basic_auth
-from cluster.secret_checks import check_environment, check_storage, check_tokens, check_written
-from cluster.security import FLAG, Listener
-from cluster.security_checks import check_versions, security_checks
+from cluster.security import advisories, door_checks, secret_checks
+from cluster.security.advisories import ADVISORIES, Advisory, open_advisories
+from cluster.security.door_checks import check_cluster, check_listeners, check_mlflow
+from cluster.security.doors import FLAG, Listener
+from cluster.security.redact import basic_auth
+from cluster.security.report import check_versions, security_checks
+from cluster.security.secret_checks import (
+    check_environment,
+    check_storage,
+    check_tokens,
+    check_written,
+)
 
 TOKEN = "0123456789abcdef" * 4
 SECRET = "pLaNt3d-secret-value"

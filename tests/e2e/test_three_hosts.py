@@ -240,7 +240,7 @@ import json, sys
 sys.path[:0] = {sys.path!r}
 import requests
 from cluster.probe import AddressError, check_gcs
-from cluster.security import parse_address, try_door
+from cluster.security.doors import parse_address, try_door
 header = dict([{header!r}.split(": ")]) if {header!r} else {{}}
 asked = [("GET", "/api/jobs/"), ("POST", "/api/jobs/"), ("GET", "/api/jobs/x/logs"),
          ("POST", "/api/jobs/x/stop"), ("GET", "/api/v0/actors"), ("GET", "/api/v0/logs"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import ledgers
 import pytest
 
-from cluster.secrecy import CleanedError, clean_errors, known_secrets, redactor
+from cluster.security.secrecy import CleanedError, clean_errors, known_secrets, redactor
 from pipelines.errors import UserError
 from pipelines.search.ledger import Ledger
 from pipelines.track.mirror import one_line
@@ -224,7 +224,7 @@ def test_a_changed_environment_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_last_resort_of_logging_is_guarded() -> None:
     code = (
-        "import logging; from cluster.secrecy import guard_process; guard_process();"
+        "import logging; from cluster.security.secrecy import guard_process; guard_process();"
         "logging.getLogger('x').warning('http://me:pLaNt3d@host')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

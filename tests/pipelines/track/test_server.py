@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.security import listeners
-from cluster.security_checks import check_mlflow
+from cluster.security.doors import listeners
+from cluster.security.report import check_mlflow
 from pipelines.commands.ui import ui
 from pipelines.errors import UserError
 from pipelines.track.server import check_port, start_server, stop_server

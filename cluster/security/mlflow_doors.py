@@ -7,8 +7,8 @@ import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
-from cluster.redact import basic_auth
-from cluster.security import Door, plain_opener, try_http
+from cluster.security.doors import Door, plain_opener, try_http
+from cluster.security.redact import basic_auth
 
 # MLflow's own default until 3.x, an earlier one, and what guides print.
 WELL_KNOWN = (("admin", "password1234"), ("admin", "password"), ("admin", "admin"))

@@ -6,11 +6,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster import advisories
-from cluster.checks import Check
-from cluster.door_checks import check_cluster, check_listeners, check_mlflow
-from cluster.secret_checks import check_environment, check_storage, check_tokens, check_written
-from cluster.security import FLAG, listeners
+from cluster.security import advisories
+from cluster.security.checks import Check
+from cluster.security.door_checks import check_cluster, check_listeners, check_mlflow
+from cluster.security.doors import FLAG, listeners
+from cluster.security.secret_checks import (
+    check_environment,
+    check_storage,
+    check_tokens,
+    check_written,
+)
 
 
 def security_checks(

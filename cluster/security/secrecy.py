@@ -1,7 +1,7 @@
 """What this process knows to be secret, and the edges where texts leave it.
 
 Everything that is written down or shown passes one of these: the ledger, logs, tracebacks, the
-last line on the terminal, the reason a trial failed for. `cluster.redact` says what is hidden.
+last line on the terminal, the reason a trial failed for. `redact` says what is hidden.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cluster.redact import Redactor, basic_auth, credentials_in, is_secret_name
+from cluster.security.redact import Redactor, basic_auth, credentials_in, is_secret_name
 
 _LARGEST_TOKEN_FILE = 4096
 _cached: tuple[frozenset[tuple[str, str]], Redactor] | None = None

@@ -1,7 +1,7 @@
 """What is a secret, by its name, its shape or its place in an address, and texts without it.
 
-Pure: what a process knows to be secret is given to `Redactor`; `cluster.secrecy` gathers it and
-stands at the edges where texts leave a process.
+Pure: what a process knows to be secret is given to `Redactor`; `secrecy` gathers it and stands
+at the edges where texts leave a process.
 """
 
 from __future__ import annotations

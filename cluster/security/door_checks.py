@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import urlsplit
 
-from cluster import mlflow_doors
-from cluster.checks import Check, some
-from cluster.secrecy import mlflow_credentials
-from cluster.security import (
+from cluster.security import mlflow_doors
+from cluster.security.checks import Check, some
+from cluster.security.doors import (
     Listener,
     is_loopback,
     parse_address,
     try_door,
     try_ray_port,
 )
+from cluster.security.secrecy import mlflow_credentials
 
 _KNOCK_SECONDS = 2.0
 # Where a Ray head listens unless it is told otherwise.

@@ -10,10 +10,16 @@ from pathlib import Path
 
 import psutil
 
-from cluster.checks import Check, some
-from cluster.mlflow_doors import WELL_KNOWN
-from cluster.redact import MIN_KNOWN_LENGTH, Redactor, credentials_in, is_secret_name, spellings
-from cluster.secrecy import known_secrets, mlflow_credentials_file, ray_token_file
+from cluster.security.checks import Check, some
+from cluster.security.mlflow_doors import WELL_KNOWN
+from cluster.security.redact import (
+    MIN_KNOWN_LENGTH,
+    Redactor,
+    credentials_in,
+    is_secret_name,
+    spellings,
+)
+from cluster.security.secrecy import known_secrets, mlflow_credentials_file, ray_token_file
 
 _MIN_TOKEN_LENGTH = 32
 _LARGEST_FILE = 64 << 20
