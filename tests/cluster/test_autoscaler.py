@@ -52,7 +52,8 @@ def why_not():
     return f"no namespaces: {tried.stderr.strip() or 'not permitted'}"
 
 
-@pytest.mark.parametrize("kind", ["v1", pytest.param("v2", marks=pytest.mark.slow)])
+@pytest.mark.slow  # five jobs of four processes each start, and machines come and go: two minutes
+@pytest.mark.parametrize("kind", ["v1", "v2"])
 def test_trials_use_what_an_autoscaler_brings_and_outlive_what_it_loses(kind):
     need(why_not())
     done = run_apart(kind)
