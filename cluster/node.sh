@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Start: cluster/node.sh NFS_SERVER:/EXPORT   (aws.yaml and gcp.yaml do so on each machine)
+#        cluster/node.sh none                 where data and searches lie in an object store
 #
 # Makes a bare cloud machine a node of the cluster: looks for Ray's token, mounts the file system
 # that all nodes share at /shared, and installs.
@@ -14,14 +15,14 @@ token=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 
 case $nfs in
     *CHANGE-ME*) die "setup_commands still says $nfs: write the address of your shared file system" ;;
-    *:/*) ;;
-    *) die "no shared file system: say cluster/node.sh NFS_SERVER:/EXPORT in setup_commands" ;;
+    none | *:/*) ;;
+    *) die "no shared file system: say cluster/node.sh NFS_SERVER:/EXPORT (or none) in setup_commands" ;;
 esac
 [ -s "$token" ] || die "no token in $token: make one where you type ray up (docs/README.md)"
 chmod 600 "$token"
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
-if ! mountpoint -q "$shared"; then
+if [ "$nfs" != none ] && ! mountpoint -q "$shared"; then
     if ! command -v mount.nfs4 >/dev/null; then
         as_root apt-get -qq -o DPkg::Lock::Timeout=300 update
         as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 \
@@ -32,7 +33,9 @@ if ! mountpoint -q "$shared"; then
     as_root mount -t nfs4 -o nfsvers=4.1,hard,timeo=600,noresvport "$nfs" "$shared" ||
         die "cannot mount $nfs at $shared: is it reachable from this subnet?"
 fi
-[ -w "$shared" ] || as_root chown "$(id -u):$(id -g)" "$shared"
-[ -w "$shared" ] || die "$shared cannot be written by $(id -un)"
+if [ "$nfs" != none ]; then
+    [ -w "$shared" ] || as_root chown "$(id -u):$(id -g)" "$shared"
+    [ -w "$shared" ] || die "$shared cannot be written by $(id -un)"
+fi
 
 cluster/install.sh --run

@@ -223,7 +223,7 @@ class Claim:
             alone = False
             if driver.held and watched.setdefault(driver.token, driver.beat) != driver.beat:
                 raise UserError(
-                    f"search is already running, driven by {driver.who}: wait for it, or stop it "
+                    f"{self._store.address} is already run by {driver.who}: wait for it, or stop it "
                     "first",
                     exit_code=1,
                 )

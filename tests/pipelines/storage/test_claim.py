@@ -29,7 +29,7 @@ def silent(claim):
 def test_a_second_driver_is_refused_as_soon_as_the_first_shows_that_it_lives(store):
     first = Claim(store, times=QUICK)
     said, begun = [], time.monotonic()
-    with pytest.raises(UserError, match="is already running, driven by") as found:
+    with pytest.raises(UserError, match="is already run by") as found:
         Claim(store, say=said.append, times=QUICK)
     assert found.value.exit_code == 1 and time.monotonic() - begun < QUICK.lease
     assert len(said) == 1 and "waiting up to 3 s" in said[0]

@@ -108,7 +108,7 @@ def test_two_drivers_of_different_machines(directory, address, monkeypatch, tmp_
         monkeypatch.setenv("TOKENPOOL_CACHE", str(tmp_path / "other-machine"))
         other = open_root(address) / "searches" / "pets"
         assert driver_runs(other)
-        with pytest.raises(UserError, match="already running, driven by"):
+        with pytest.raises(UserError, match="already run by"):
             open_quick(other)
         refresh(other)
         assert numbers(other) == [1]

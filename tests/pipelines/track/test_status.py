@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from pipelines.commands.status import status as status_command
 from pipelines.errors import UserError
 from pipelines.search.budget import request_stop
+from pipelines.search.driver import driver_runs
 from pipelines.search.ledger import Ledger
 from pipelines.track.status import duration, sparkline
-from pipelines.search.driver import driver_runs
 
 
 @pytest.fixture
