@@ -223,8 +223,8 @@ class Claim:
             alone = False
             if driver.held and watched.setdefault(driver.token, driver.beat) != driver.beat:
                 raise UserError(
-                    f"{self._store.address} is already run by {driver.who}: wait for it, or stop it "
-                    "first",
+                    f"{self._store.address} is already run by {driver.who}: wait for it, or stop "
+                    "it first",
                     exit_code=1,
                 )
             if not told:
