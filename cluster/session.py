@@ -10,7 +10,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,18 @@ def _read_auth_mode_again() -> None:
     Config.initialize("")
 
 
+def _forget_token() -> None:
+    """Ray remembers the token, too.
+
+    A process that still asked for it would refuse the next cluster's questions about its actors,
+    and that cluster would take them for given up.
+    """
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    _read_auth_mode_again()
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 @contextmanager
 def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[Cluster]:
     """A connection to Ray for as long as the block runs.
@@ -194,7 +206,10 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
         }
     else:
         environment, options = _remote(resolve(str(address)))
-    with _environment(_SETTINGS | environment):
+    with ExitStack() as stack:
+        if local:
+            stack.callback(_forget_token)  # once the variables are as they were
+        stack.enter_context(_environment(_SETTINGS | environment))
         if local:
             _read_auth_mode_again()
         try:
