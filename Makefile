@@ -16,7 +16,7 @@ search: install ## the demo: a Pareto front on real handwritten digits, about te
 	@$(BIN)/tokenpool search $(PRESET)
 
 test: install ## the tests, under 15 minutes on two cores
-	@$(BIN)/python -m pytest -m "not slow and not gpu and not chaos"
+	@$(BIN)/python -m pytest -m "not slow and not gpu and not chaos" --durations 15
 
 test-slow: install ## the tests that take minutes each
 	@$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
