@@ -124,7 +124,9 @@ class FinalsStageConfig(StrictModel):
         description="Top-1 (as a fraction) a trial may lack and still go on.",
     )
     seeds: Positive = Field(
-        default=1, description="Trainings of each final on the front, each under its own seed."
+        default=1,
+        description="Trainings of each final on the front and of each constant keep-rate, each "
+        "under its own seed.",
     )
     constant_rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(),

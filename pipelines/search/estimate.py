@@ -138,9 +138,9 @@ class _Parts:
 
     @property
     def trials(self) -> tuple[int, int]:
-        """Finals, further seeds of what may be on the front, and constant keep-rates."""
+        """Finals, constant keep-rates, and further seeds of these and of what may be on the front."""
         finals = self.config.finals
-        constant = len(finals.constant_rates) * self.widths
+        constant = len(finals.constant_rates) * self.widths * finals.seeds
         more = finals.seeds - 1
         low, high = finals.trials + constant + more, finals.trials * (1 + more) + constant
         limit = self.config.budget.trials

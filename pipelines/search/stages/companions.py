@@ -25,24 +25,25 @@ def companions(config: SearchConfig, state: SearchState) -> list[dict[str, Any]]
     """
     finals = {name: trial for name, trial in state.trials.items() if not is_companion(trial)}
     front = build_front(replace(state, trials=finals))
-    found = _constant_rates(config, state, finals)
-    for point in front.on_front:
-        if point.kind != "final":
-            continue
-        for seed in range(1, config.finals.seeds):
-            found.append(
-                {
-                    "trial_id": f"{point.point_id}-s{seed}",
-                    "width": point.width,
-                    "num_heads": point.num_heads,
-                    "schedule": list(point.schedule),
-                    "method": point.method,
-                    "gmacs": point.gmacs,
-                    "seed": seed,
-                    "start": finals[point.point_id].start,
-                }
-            )
-    return found
+    baselines = _constant_rates(config, state, finals)
+    repeated = [
+        {
+            "trial_id": point.point_id,
+            "width": point.width,
+            "num_heads": point.num_heads,
+            "schedule": list(point.schedule),
+            "method": point.method,
+            "gmacs": point.gmacs,
+            "start": finals[point.point_id].start,
+        }
+        for point in front.on_front
+        if point.kind == "final"
+    ]
+    return baselines + [
+        {**fields, "trial_id": f"{fields['trial_id']}-s{seed}", "seed": seed}
+        for fields in baselines + repeated
+        for seed in range(1, config.finals.seeds)
+    ]
 
 
 def _constant_rates(

@@ -141,16 +141,22 @@ def test_baselines_and_further_seeds_follow_from_the_finals_alone():
     due = companions(config, state)
     assert [fields["trial_id"] for fields in due] == [
         *("c000", "c001", "c002"),
+        *(f"c{number:03d}-s{seed}" for number in range(3) for seed in (1, 2)),
         *("t000-s1", "t000-s2", "t002-s1", "t002-s2"),
+    ]
+    # A comparison of means needs as many seeds on either side.
+    assert [(f["keep_rate"], f["schedule"], f["seed"]) for f in due[3:5]] == [
+        (0.9, [58, 52, 47], 1),
+        (0.9, [58, 52, 47], 2),
     ]
     assert [(f["width"], f["keep_rate"], f["schedule"]) for f in due[:3]] == [
         (8, 0.9, [58, 52, 47]),
         (16, 0.5, [32, 16, 8]),
         (16, 0.9, [58, 52, 47]),
     ]
-    assert (due[3]["schedule"], due[3]["seed"]) == ([32, 16, 8], 1)
+    assert (due[9]["schedule"], due[9]["seed"]) == ([32, 16, 8], 1)
     # A driver that died amid them finds the same ones, whatever the first of them came to.
-    for fields in due[:5]:
+    for fields in due[:11]:
         made = over(fields["trial_id"], tuple(fields["schedule"]), fields["gmacs"], 0.1)
         made.seed, made.keep_rate = fields.get("seed"), fields.get("keep_rate")
         assert is_companion(made)

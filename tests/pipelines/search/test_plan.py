@@ -96,13 +96,13 @@ def test_every_stage_by_hand():
     )
     assert screen.seconds[0] == pytest.approx(screen.device_seconds[0] / 2)
     finals = stage(found, "finals")
-    # One further seed at least and 8 at most, and a constant keep-rate for each width.
-    assert found.trials == finals.jobs == (8 + 1 + 2, 16 + 2)
-    # Rungs 1 and 2 of 4 epochs: 11 trials, then half of them, then half of those.
-    epochs = 11 * 1 + 11 / 2 * 1 + 11 / 4 * 2
+    # One further seed at least and 8 at most, and a constant keep-rate, twice, for each width.
+    assert found.trials == finals.jobs == (8 + 1 + 2 * 2, 16 + 2 * 2)
+    # Rungs 1 and 2 of 4 epochs: 13 trials, then half of them, then half of those.
+    epochs = 13 * 1 + 13 / 2 * 1 + 13 / 4 * 2
     one = 800 * 0.02 + 100 * 0.001
-    assert finals.device_seconds[0] == pytest.approx(epochs * one + 11 * _START[0])
-    full = 18 * (4 * (800 * 0.02 * _SLOWER + 100 * 0.001) + _START[1])
+    assert finals.device_seconds[0] == pytest.approx(epochs * one + 13 * _START[0])
+    full = 20 * (4 * (800 * 0.02 * _SLOWER + 100 * 0.001) + _START[1])
     assert finals.device_seconds[1] == pytest.approx(full)
     assert found.device_seconds[1] == pytest.approx(sum(s.device_seconds[1] for s in found.stages))
     assert found.beton_bytes == 3000
@@ -111,7 +111,7 @@ def test_every_stage_by_hand():
 def test_without_a_probe_there_are_counts_and_bytes_alone():
     found = estimate(config(), manifest(), None, lambda *_: 0)
     assert found.device_seconds is None and found.seconds is None
-    assert found.trials == (11, 18)
+    assert found.trials == (13, 20)
     low, high = found.checkpoint_bytes
     assert 0 < low < high
 
@@ -182,7 +182,7 @@ def test_the_command_times_and_writes_nothing(tmp_path, monkeypatch):
     assert set(found["probe"]["rates"]) == {"16", "32"} and found["probe"]["seconds"] < 60
     assert [s["stage"] for s in found["stages"]] == ["base", "screen", "finals", "publish"]
     text = CliRunner().invoke(app, ["plan", "s.yaml", "--no-probe"]).output
-    assert "11 to 18 trials" in text and "betons" in text
+    assert "13 to 20 trials" in text and "betons" in text
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
