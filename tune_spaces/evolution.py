@@ -40,12 +40,12 @@ def first_generation(
     """`count` different candidates: the seeds, constant keep-rates, then random ones.
 
     An arm is a width with a method. Of more seeds than that, each arm has its share, spread over
-    its cost. Half of what they leave open are schedules in which every layer keeps the same share
-    of its tokens: hard to beat by chance, and good parents. The random ones are spread over each
-    arm's own range of cost. A space with fewer candidates gives fewer.
+    its cost. Two thirds of what they leave open are schedules in which every layer keeps the same
+    share of its tokens: hard to beat by chance, and good parents. The random ones are spread over
+    each arm's own range of cost. A space with fewer candidates gives fewer.
     """
     chosen = {candidate.key: candidate for candidate in _share_out(seeds, count)}
-    for candidate in _constant_rates(space, (count - len(chosen)) // 2):
+    for candidate in _constant_rates(space, 2 * (count - len(chosen)) // 3):
         chosen.setdefault(candidate.key, candidate)
     for _ in range(_ATTEMPTS_PER_CHILD):
         missing = count - len(chosen)

@@ -138,7 +138,7 @@ class _Parts:
 
     @property
     def trials(self) -> tuple[int, int]:
-        """Finals, constant keep-rates, and further seeds of these and of what may be on the front."""
+        """Finals, constant keep-rates, further seeds of these and of what may be on the front."""
         finals = self.config.finals
         constant = len(finals.constant_rates) * self.widths * finals.seeds
         more = finals.seeds - 1

@@ -68,6 +68,9 @@ class BenchConfig(StrictModel):
         ge=0, lt=1, description="The hypervolume counts what lies above, as does the widest's cost."
     )
     seeds: Positive = 3
+    first_seed: int = Field(
+        default=0, ge=0, description="Those before it settings may have been chosen on."
+    )
     evaluations: Positive = Field(description="Of random search.")
     budget: float = Field(
         default=1.0, gt=0, le=1, description="Share of what these take that everybody else gets."

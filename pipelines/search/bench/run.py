@@ -43,7 +43,8 @@ def run(
         seeds: how many; None for what the configuration says.
     """
     traces: Traces = {name: {} for name in CONTENDERS if name in names or name == RANDOM}
-    for seed in range(seeds or world.config.seeds):
+    first = world.config.first_seed
+    for seed in range(first, first + (seeds or world.config.seeds)):
         # Random search goes first: it sets the budget.
         budget = float("inf")
         for name in sorted(traces, key=lambda name: name != RANDOM):

@@ -423,8 +423,8 @@ def _order(total: int, seed: int, start: int, count: int) -> Tensor:
 
 # What is asked, and not what the answer would be.
 _QUESTIONS = (
-    "seeds", "evaluations", "budget", "rates", "least_rate", "penalties", "top1_floor",
-    "ours", "halving", "powerbert", "min_tokens",
+    "seeds", "first_seed", "evaluations", "budget", "rates", "least_rate", "penalties",
+    "top1_floor", "ours", "halving", "powerbert", "min_tokens",
 )  # fmt: skip
 
 

@@ -104,11 +104,17 @@ def test_a_peer_above_ours_is_said_to_be_so_and_one_within_the_noise_is_not():
     assert rows[RANDOM].share_of_random == [1.0] * 3
 
 
-def test_a_difference_counts_beyond_two_standard_errors():
+def test_a_difference_counts_where_zero_is_outside_its_confidence_interval():
     differences = np.array([[0.1, 0.1, -0.1], [0.1, -0.1, -0.1], [0.1, 0.2, -0.1]])
-    error = np.std([0.1, -0.1, 0.2], ddof=1) / math.sqrt(3)
-    assert 2 * error > np.mean([0.1, -0.1, 0.2])
     assert significant(differences).tolist() == pytest.approx([0.1, 0, 0])
+    # Student's t of 2 and of 4 degrees of freedom at 97.5 %, from a table: 4.303 and 2.776.
+    for seeds, errors in ((3, 4.303), (5, 2.776)):
+        spread = np.linspace(-1, 1, seeds)
+        error = spread.std(ddof=1) / math.sqrt(seeds)
+        above, below = spread + 1.001 * errors * error, spread + 0.999 * errors * error
+        found = significant(np.stack([above, below], axis=1))
+        assert found.tolist() == pytest.approx([1.001 * errors * error, 0])
+    assert significant(np.array([[0.2, -0.2]])).tolist() == [0.2, 0]
 
 
 def test_savings_are_counted_at_matched_accuracy():
