@@ -4,7 +4,8 @@ The front is chosen on minival; val decides what is as good. The plain model of 
 or that base trained on as long as the finals (`finals.constant_rates: [1]`), whichever is better.
 (The paper's headline: 42 % fewer MACs at DeiT-Ti's accuracy.)
 
-    tokenpool prepare glyphs runs/data/glyphs-sparse --count 50000 --glyph-scale 0.4 --clutter 0.4
+    tokenpool prepare glyphs runs/data/glyphs-sparse --count 50000 --size 32 \\
+        --glyph-scale 0.4 --clutter 0.4
     tokenpool search tune_spaces/presets/glyphs-sparse.yaml
     python benchmarks/search_matched.py glyphs-sparse --out FILE
 """
