@@ -109,7 +109,10 @@ def test_an_mlflow_that_does_not_answer(storage: Path, uri: str, words: list[str
         ["search", "tune_spaces/presets/digits.yaml", "--set", f"storage=s3://k:{MARK}@b/x"],
         ["search", "tune_spaces/presets/digits.yaml", "--set", f"data.path=/x/{MARK}-hf-token"],
         ["search", "tune_spaces/presets/digits.yaml", "--set", f"api_key={MARK}"],
-        ["search", "tune_spaces/presets/digits.yaml", "--address", f"http://me:{MARK}@127.0.0.1:9"],
+        [
+            *("search", "tune_spaces/presets/digits.yaml", "--address"),
+            *(f"http://me:{MARK}@127.0.0.1:9", "--set", "storage=RUNS"),
+        ],
         ["search", f"{MARK}-hf-token.yaml"],
         ["prepare", f"s3://key:{MARK}@bucket/x", "OUT"],
         ["prepare", f"https://host/x.parquet?X-Amz-Signature={MARK}", "OUT"],
@@ -118,8 +121,10 @@ def test_an_mlflow_that_does_not_answer(storage: Path, uri: str, words: list[str
     ],
 )
 def test_no_command_repeats_a_secret_it_was_given(tmp_path: Path, words: list[str]) -> None:
+    # Not the checkout's own `runs`: a search that `make search` finished there has nothing to do.
+    folders = {"OUT": str(tmp_path / "out"), "storage=RUNS": f"storage={tmp_path / 'runs'}"}
     done = subprocess.run(
-        [*TOKENPOOL, *(str(tmp_path / "out") if word == "OUT" else word for word in words)],
+        [*TOKENPOOL, *(folders.get(word, word) for word in words)],
         env=os.environ | SECRETS,
         capture_output=True,
         text=True,
