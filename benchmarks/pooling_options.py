@@ -79,13 +79,14 @@ def measured(folder: Path, data: Path) -> dict[str, object]:
     rows = []
     for method in METHODS:
         row: dict[str, object] = {"method": method}
+        found = []
         for share in SHARES:
             schedule = _within(spec, method, share)
             ((top1, _),) = scorer.score(0, [tuple(schedule)], method)
             row[f"{share:.0%}"] = {"schedule": list(schedule), "top1": round(top1, 4)}
+            found.append(f"{top1:.2%}")
         rows.append(row)
-        found = "  ".join(f"{row[f'{share:.0%}']['top1']:.2%}" for share in SHARES)  # type: ignore[index]
-        print(f"{found}  {method}")
+        print("  ".join([*found, method]))
     return {
         "width": spec.width,
         "images": scorer.num_images(),

@@ -84,8 +84,7 @@ class TrainedQuality:
     def _features(self, candidates: Sequence[Candidate], guesses: Array) -> Array:
         kept = [list(candidate.schedule) for candidate in candidates]
         logs = np.log(np.asarray(kept, dtype=float).reshape(len(kept), -1) / self._patches)
-        # Scaled so that a step from one width of a space to the next is about as far as halving
-        # what a layer keeps.
+        # Scaled so that half as much width again is as far as keeping a third in one layer.
         widths = 3.0 * np.log([[float(candidate.width)] for candidate in candidates])
         return np.concatenate([logs, widths, 0.5 * _log_odds(guesses)[:, None]], axis=1)
 
