@@ -37,10 +37,30 @@ class Unit(Protocol):
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Things of a source that are not taken, and are no fault: they are counted and said.
+
+    Args:
+        reason: why, in words that stand behind a count: "hidden", "of the test split".
+        count: how many files (or rows, where `unit` says so).
+        first: the name of one of them.
+        unit: what is counted.
+    """
+
+    reason: str
+    count: int
+    first: str = ""
+    unit: str = "files"
+
+
+@dataclass(frozen=True)
 class Source:
     """A listed source.
 
-    `problems` are (name, reason) pairs found while listing, such as a class missing in val.
+    `origins` says of each split ("train", "val", or "" where the seed decides) which folders or
+    files it comes from, as a person would name them: `["Train/"]`. `problems` are (name, reason)
+    pairs found while listing that stop the work, such as a class missing in val; `left_out` is what
+    is passed over and said; `notes` are sentences about what was taken for what.
     """
 
     name: str
@@ -50,3 +70,6 @@ class Source:
     default_minival: float = 0.05
     default_val: float = 0.1
     problems: list[tuple[str, str]] = field(default_factory=list)
+    origins: dict[str, list[str]] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
