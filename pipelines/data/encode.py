@@ -23,6 +23,7 @@ class Encoded:
     """What is stored of one image, and its pixel sums for mean and deviation.
 
     `sums` [3] and `squares` [3] are of the pixels in 0..255 and their squares, per channel.
+    `conversion` says what was done to the source's image, "" where its bytes are kept.
     """
 
     blob: bytes
@@ -31,6 +32,7 @@ class Encoded:
     height: int
     sums: np.ndarray
     squares: np.ndarray
+    conversion: str = ""
 
 
 def encode(data: bytes | np.ndarray, options: PrepareOptions, *, as_jpg: bool) -> Encoded:

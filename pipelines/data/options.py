@@ -10,6 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipelines.errors import UserError
 
 
+# Options added after the first manifests were written: only told where they are used.
+_LATER = frozenset({
+    "source", "train_from", "val_from", "labels", "image_column", "label_column", "split_column",
+})  # fmt: skip
+
+
 class PrepareOptions(BaseModel):
     """Options of `tokenpool prepare`; None means the source's own default."""
 
@@ -50,6 +56,22 @@ class PrepareOptions(BaseModel):
         default=100_000_000, ge=1, description="Larger images are refused as decompression bombs."
     )
     skip_bad: bool = Field(default=False, description="Go on without the images that are refused.")
+    source: Literal["folder", "parquet", "tar"] | None = Field(
+        default=None, description="What kind of source it is, where that can be read in two ways."
+    )
+    train_from: str | None = Field(
+        default=None,
+        description="Folder or file of the training images, below SOURCE or on its own.",
+    )
+    val_from: str | None = Field(
+        default=None, description="Folder or file of the val images, below SOURCE or on its own."
+    )
+    labels: str | None = Field(
+        default=None, description="A CSV file that names each image and its class."
+    )
+    image_column: str | None = Field(default=None, description="Column of the images.")
+    label_column: str | None = Field(default=None, description="Column of the labels.")
+    split_column: str | None = Field(default=None, description="Column of the splits.")
     workers: int = Field(default=0, ge=0, description="Processes; 0: one per core.")
     address: str | None = Field(default=None, description="Ray cluster that writes the shards.")
     # glyphs only
@@ -73,7 +95,9 @@ class PrepareOptions(BaseModel):
 
     def content(self) -> dict[str, Any]:
         """The options that decide what is written, without those that only decide how."""
-        return self.model_dump(mode="json", exclude={"workers", "address", "skip_bad"})
+        content = self.model_dump(mode="json", exclude={"workers", "address", "skip_bad"})
+        # Data that was prepared before there were these options is still the same data.
+        return {key: value for key, value in content.items() if key not in _LATER or value}
 
 
 def parse_options(**values: Any) -> PrepareOptions:

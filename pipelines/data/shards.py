@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "split", "label", "name", "source_sha1", "width", "height", "mode", "size", "offset",
-    "sum_r", "sum_g", "sum_b", "square_r", "square_g", "square_b", "error",
+    "sum_r", "sum_g", "sum_b", "square_r", "square_g", "square_b", "error", "converted",
 )  # fmt: skip
 
 
@@ -34,6 +34,7 @@ def schema() -> "pyarrow.Schema":
         "name": pa.string(),
         "source_sha1": pa.string(),
         "error": pa.string(),
+        "converted": pa.string(),
         **{f"{kind}_{channel}": pa.float64() for kind in ("sum", "square") for channel in "rgb"},
     }
     return pa.schema([(name, kinds[name]) for name in COLUMNS])
@@ -77,6 +78,7 @@ def _encode_row(
         "name": sample.name,
         "source_sha1": sha1,
         "error": sample.error,
+        "converted": "",
     }
     if not sample.error and not 0 <= sample.label < num_classes:
         row["error"] = f"label {sample.label} is out of range 0..{num_classes - 1}"
@@ -96,6 +98,7 @@ def _encode_row(
         "height": encoded.height,
         "mode": encoded.mode,
         "size": len(encoded.blob),
+        "converted": encoded.conversion,
     }
     for i, channel in enumerate("rgb"):
         row[f"sum_{channel}"] = float(encoded.sums[i])
