@@ -1,15 +1,22 @@
 """The constructor arguments of a timm ViT, read off the model itself, and back.
 
 timm does not record them reliably, so they are taken from the modules; `describe` proves them by
-building the model anew without memory and comparing the two module by module.
+building the model anew without memory and comparing the two module by module. What they do not
+describe (a convolutional stem, the rotary families) is built by its timm name and arguments, where
+the model came from `timm.create_model`.
 """
 
 import inspect
+import json
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import timm
 import torch
-from timm.layers import LayerNorm, Mlp, PatchEmbed, RmsNorm
+from timm import layers
+from timm.layers import GluMlp, LayerNorm, Mlp, PatchEmbed, RmsNorm, SwiGLU
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -20,15 +27,36 @@ from tokenpool.vit import PooledBlock
 __all__ = ["build", "describe"]
 
 _CLASSES = {"VisionTransformer": VisionTransformer, "distilled": VisionTransformerDistilled}
+_BY_NAME = "timm"
 _NORMS: dict[str, type[nn.Module]] = {
     "LayerNorm": nn.LayerNorm,
     "timm.LayerNorm": LayerNorm,
     "RmsNorm": RmsNorm,
+    "RMSNorm": nn.RMSNorm,
+} | {
+    # Older timm has not all of them.
+    name: getattr(layers, name)
+    for name in ("LayerNormFp32", "RmsNormFp32", "SimpleNorm", "SimpleNormFp32")
+    if hasattr(layers, name)
 }
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+_ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "GELU": nn.GELU,
     "ReLU": nn.ReLU,
     "SiLU": nn.SiLU,
+    "GELU(tanh)": partial(nn.GELU, approximate="tanh"),
+    "Sigmoid": nn.Sigmoid,
+    "Tanh": nn.Tanh,
+}
+_ACTIVATIONS |= {
+    f"timm.{name}": layers.get_act_layer(name)
+    for name in (
+        "gelu", "gelu_tanh", "quick_gelu", "mish", "relu6", "leaky_relu", "elu", "celu", "selu",
+        "prelu", "sigmoid", "tanh", "hard_sigmoid", "hard_swish", "hard_mish", "identity",
+    )
+}  # fmt: skip
+# By whether the second half of the width gates the first, or the first the second.
+_GATED: dict[bool, Callable[..., nn.Module]] = {
+    last: partial(GluMlp, gate_last=last) for last in (True, False)
 }
 
 
@@ -36,19 +64,38 @@ def describe(model: nn.Module) -> dict[str, Any]:
     """The arguments that rebuild the model's architecture, as plain JSON values.
 
     Raises:
-        ValueError: for a model that cannot be pooled, or that the arguments do not describe.
+        ValueError: for a model that cannot be pooled, or that no arguments describe, by name.
     """
     check_model(model)
     vit: Any = model
+    try:
+        if type(model) not in _CLASSES.values() or type(vit.patch_embed) is not PatchEmbed:
+            strange = vit.patch_embed if type(model) in _CLASSES.values() else model
+            raise ValueError(f"a model with a {type(strange).__name__} cannot be saved")
+        described = _arguments(vit)
+        _compare(model, build(described, device="meta"))
+    except ValueError as error:
+        named = _named(vit)
+        if named is None:
+            raise
+        try:
+            _compare(model, build(named, device="meta"))
+        except Exception:  # whatever stands in the way of a model by name, the first reason counts
+            raise error from None
+        return named
+    return described
+
+
+def _arguments(vit: Any) -> dict[str, Any]:
+    """What a timm `VisionTransformer` is to be built with."""
     embed, blocks = vit.patch_embed, vit.blocks
     first, last = blocks[0], blocks[-1]
-    if type(embed) is not PatchEmbed or type(first.mlp) is not Mlp:
-        strange = embed if type(embed) is not PatchEmbed else first.mlp
-        raise ValueError(f"a model with a {type(strange).__name__} cannot be saved")
-    distilled = isinstance(vit, VisionTransformerDistilled)
+    kind, wide = _mlp(first.mlp)
     norm = first.norm1
     described: dict[str, Any] = {
-        "class": "distilled" if distilled else "VisionTransformer",
+        "class": "distilled"
+        if isinstance(vit, VisionTransformerDistilled)
+        else "VisionTransformer",
         "img_size": list(embed.img_size),
         "patch_size": list(embed.patch_size),
         "in_chans": embed.proj.in_channels,
@@ -57,12 +104,13 @@ def describe(model: nn.Module) -> dict[str, Any]:
         "embed_dim": vit.embed_dim,
         "depth": len(blocks),
         "num_heads": first.attn.num_heads,
-        "mlp_ratio": first.mlp.fc1.out_features / vit.embed_dim,
-        "qkv_bias": first.attn.qkv.bias is not None,
+        "mlp_ratio": wide / vit.embed_dim,
+        "mlp_layer": kind,
+        "qkv_bias": getattr(first.attn.qkv, "bias", None) is not None,
         "qk_norm": not isinstance(first.attn.q_norm, nn.Identity),
         "scale_attn_norm": not isinstance(getattr(first.attn, "norm", nn.Identity()), nn.Identity),
         "scale_mlp_norm": not isinstance(first.mlp.norm, nn.Identity),
-        "proj_bias": first.attn.proj.bias is not None,
+        "proj_bias": getattr(first.attn.proj, "bias", None) is not None,
         # Any value makes the layers; theirs come with the weights.
         "init_values": None if isinstance(first.ls1, nn.Identity) else 1e-5,
         "class_token": vit.has_class_token,
@@ -85,51 +133,121 @@ def describe(model: nn.Module) -> dict[str, Any]:
         "drop_path_rate": getattr(last.drop_path1, "drop_prob", 0.0) or 0.0,
         "norm_layer": _name_of(norm, _NORMS),
         "norm_eps": norm.eps,
-        "act_layer": _name_of(first.mlp.act, _ACTIVATIONS),
+        "act_layer": _activation(first.mlp.act),
     }
-    rebuilt = build(described, device="meta")
-    for (name, ours), (_, theirs) in zip(
-        _parts(model).items(), _parts(rebuilt).items(), strict=False
-    ):
-        if ours != theirs:
-            raise ValueError(f"a model whose {name} is {ours} cannot be saved: {theirs} was meant")
-    if _parts(model).keys() != _parts(rebuilt).keys() or _shapes(model) != _shapes(rebuilt):
-        raise ValueError(f"the architecture of this {type(model).__name__} cannot be saved")
+    if not isinstance(embed.norm, nn.Identity):
+        described["embed_norm_layer"] = _name_of(embed.norm, _NORMS)
+        described["embed_norm_eps"] = embed.norm.eps
+    heads = {block.attn.num_heads for block in blocks}
+    if len(heads) > 1:
+        raise ValueError(f"a model whose blocks have {sorted(heads)} heads cannot be saved")
     return described
+
+
+def _mlp(mlp: Any) -> tuple[str | dict[str, Any], int]:
+    """Which MLP a block has, and the hidden width it was asked for."""
+    if type(mlp) is Mlp:
+        return "Mlp", int(mlp.fc1.weight.shape[0])
+    if type(mlp) is SwiGLU:
+        return "SwiGLU", int(mlp.fc1_x.weight.shape[0])
+    if type(mlp) is GluMlp:
+        return {"GluMlp": {"gate_last": mlp.gate_last}}, int(mlp.fc1.weight.shape[0])
+    raise ValueError(f"a model with a {type(mlp).__name__} cannot be saved")
+
+
+def _named(vit: Any) -> dict[str, Any] | None:
+    """A model of timm's factory as its name and arguments there, as it is now."""
+    config = getattr(vit, "pretrained_cfg", None) or {}
+    name = config.get("architecture")
+    if not name or not timm.is_model(name):
+        return None
+    arguments = dict(getattr(vit, "_model_args", {}))
+    for key in ("pretrained_strict", "pretrained_cfg", "cache_dir"):
+        arguments.pop(key, None)
+    arguments["num_classes"] = vit.num_classes
+    size = getattr(getattr(vit, "patch_embed", None), "img_size", None)
+    if size is not None:
+        arguments["img_size"] = list(size)
+    if isinstance(getattr(vit, "global_pool", None), str):
+        arguments["global_pool"] = vit.global_pool
+    try:
+        arguments = json.loads(json.dumps(arguments))
+    except TypeError:
+        return None  # built with a class or function of somebody's own
+    return {"class": _BY_NAME, "name": name, "arguments": arguments, "num_classes": vit.num_classes}
+
+
+def _compare(model: nn.Module, rebuilt: nn.Module) -> None:
+    """Raises ValueError where two models are not made of the same modules."""
+    ours, theirs = _parts(model), _parts(rebuilt)
+    for name, text in ours.items():
+        if name in theirs and theirs[name] != text:
+            raise ValueError(
+                f"a model whose {name} is {text} cannot be saved: {theirs[name]} was meant"
+            )
+    if ours.keys() != theirs.keys() or _shapes(model) != _shapes(rebuilt):
+        strange = sorted(ours.keys() ^ theirs.keys()) or ["shapes of its weights"]
+        raise ValueError(
+            f"the architecture of this {type(model).__name__} cannot be saved: see its {strange[0]}"
+        )
 
 
 def build(described: dict[str, Any], device: str | torch.device | None = None) -> VisionTransformer:
     """A model of that architecture, with fresh weights ("meta": none, where timm can do that)."""
+    if described["class"] == _BY_NAME:
+        make = partial(_create, described["name"], described["arguments"])
+    else:
+        make = partial(_construct, described)
+    if device is None or torch.device(device).type != "meta":
+        return make(device or "cpu")
+    try:
+        return make("meta")
+    except (RuntimeError, NotImplementedError):
+        # Older timm (1.0.20 does) reads tensors while it builds, and so do stems.
+        return make("cpu")
+
+
+def _create(name: str, arguments: dict[str, Any], place: str | torch.device) -> Any:
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    with torch.random.fork_rng(devices=[]), torch.device(place):
+        return timm.create_model(name, pretrained=False, **arguments)
+
+
+def _construct(described: dict[str, Any], place: str | torch.device) -> VisionTransformer:
     arguments = dict(described)
     kind = _CLASSES[arguments.pop("class")]
-    norm, eps = _NORMS[arguments.pop("norm_layer")], arguments.pop("norm_eps")
-    activation = _ACTIVATIONS[arguments.pop("act_layer")]
+    arguments["norm_layer"] = _norm(arguments.pop("norm_layer"), arguments.pop("norm_eps"))
+    if "embed_norm_layer" in arguments:
+        arguments["embed_norm_layer"] = _norm(
+            arguments.pop("embed_norm_layer"), arguments.pop("embed_norm_eps")
+        )
+    arguments["act_layer"] = _ACTIVATIONS[arguments.pop("act_layer")]
+    mlp = arguments.pop("mlp_layer", "Mlp")
+    if mlp != "Mlp":
+        arguments["mlp_layer"] = (
+            SwiGLU if mlp == "SwiGLU" else _GATED[bool(mlp["GluMlp"]["gate_last"])]
+        )
     for name in ("img_size", "patch_size"):
         arguments[name] = tuple(arguments[name])
     # The hidden width is int(width · ratio): half a unit more keeps 4.0·w from falling short.
     arguments["mlp_ratio"] = math.nextafter(arguments["mlp_ratio"], math.inf)
-
-    def norm_layer(*args: Any, **kwargs: Any) -> nn.Module:
-        return norm(*args, **{"eps": eps, **kwargs})
-
     if kind is VisionTransformerDistilled:
         arguments.pop("pool_include_prefix")
     # Older timm does not know the newest switches: leaving out one that is off changes nothing.
     known = inspect.signature(VisionTransformer).parameters
     arguments = {name: value for name, value in arguments.items() if value or name in known}
+    # What initial weights draw, on any device, is nobody else's chance.
+    with torch.random.fork_rng(devices=[]), torch.device(place):
+        return kind(**arguments)
 
-    def construct(place: str | torch.device) -> VisionTransformer:
-        # What initial weights draw, on any device, is nobody else's chance.
-        with torch.random.fork_rng(devices=[]), torch.device(place):
-            return kind(norm_layer=norm_layer, act_layer=activation, **arguments)
 
-    if device is None or torch.device(device).type != "meta":
-        return construct(device or "cpu")
-    try:
-        return construct("meta")
-    except (RuntimeError, NotImplementedError):
-        # Older timm (1.0.20 does) reads tensors while it builds.
-        return construct("cpu")
+def _norm(name: str, eps: float) -> Callable[..., nn.Module]:
+    norm = _NORMS[name]
+
+    def norm_layer(*args: Any, **kwargs: Any) -> nn.Module:
+        return norm(*args, **{"eps": eps, **kwargs})
+
+    return norm_layer
 
 
 def _name_of(module: nn.Module, known: dict[str, type[nn.Module]]) -> str:
@@ -137,6 +255,14 @@ def _name_of(module: nn.Module, known: dict[str, type[nn.Module]]) -> str:
         if type(module) is kind:
             return name
     raise ValueError(f"a model with a {type(module).__name__} cannot be saved")
+
+
+def _activation(module: nn.Module) -> str:
+    for name, make in _ACTIVATIONS.items():
+        other = make()
+        if type(module) is type(other) and repr(module) == repr(other):
+            return name
+    raise ValueError(f"a model with a {module} as activation cannot be saved")
 
 
 def _parts(model: nn.Module) -> dict[str, str]:

@@ -61,6 +61,9 @@ def inherit_width(model: nn.Module, width: int) -> Any:
     ):
         ours.requires_grad_(theirs.requires_grad)
     narrow.train(vit.training)
+    for name in ("pretrained_cfg", "default_cfg"):
+        if hasattr(vit, name):
+            setattr(narrow, name, getattr(vit, name))
     schedule, options = schedule_of(model), options_of(model)
     if schedule is not None and options is not None:
         pool(narrow, schedule, method_of(model) or "wkmedoids", **options.as_dict())

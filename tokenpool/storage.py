@@ -1,7 +1,8 @@
 """Saved models: a directory with `model.safetensors` and `model.json`, never pickle.
 
-The JSON holds format version, architecture, schedule, method, options, and the sha256 of the
-weights. The directory is written aside and renamed into place, so that it is there whole or not at
+The JSON holds format version, architecture, schedule, method, options, what the model's images
+look like and its classes are called (`model.pretrained_cfg`), and the sha256 of the weights. The
+directory is written aside and renamed into place, so that it is there whole or not at
 all; `load` refuses weights that are not those the JSON names.
 """
 
@@ -19,8 +20,9 @@ from torch import nn
 
 from tokenpool.architecture import build, describe
 from tokenpool.pooling import method_of, options_of, pool, schedule_of
+from tokenpool.preprocessing import read_config, written_config
 
-__all__ = ["load", "save"]
+__all__ = ["load", "read_header", "save"]
 
 _WEIGHTS, _HEADER, _VERSION = "model.safetensors", "model.json", 1
 
@@ -28,7 +30,9 @@ _WEIGHTS, _HEADER, _VERSION = "model.safetensors", "model.json", 1
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a timm ViT, pooled or not, to the directory `path`; an earlier save is replaced.
 
-    A generator among the options is not stored: a loaded model draws from the global one.
+    What `model.pretrained_cfg` says of images (mean, std, crop, interpolation) and classes
+    (`label_names`) is kept. A generator among the options is not stored: a loaded model draws from
+    the global one.
 
     Raises:
         ValueError: for a model that cannot be rebuilt from its description, or a `path` at which
@@ -39,6 +43,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"{target} exists and is not a saved model: choose another path")
     header: dict[str, Any] = {"format": "tokenpool", "version": _VERSION}
     header["architecture"] = describe(model)
+    header |= written_config(model)
     schedule, options = schedule_of(model), options_of(model)
     if schedule is not None and options is not None:
         header["pooling"] = {
@@ -67,22 +72,14 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
 def load(path: str | os.PathLike[str]) -> VisionTransformer:
     """Read a saved model: same architecture, weights, dtype, schedule, method and options.
 
-    On the CPU, in evaluation mode.
+    On the CPU, in evaluation mode. `timm.data.resolve_model_data_config` gives the preprocessing
+    it was saved with.
 
     Raises:
         ValueError: if there is no saved model at `path`, or its weights are not the ones saved.
     """
     source = Path(path)
-    try:
-        header = json.loads((source / _HEADER).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"there is no saved model at {source}: {error}") from None
-    if not isinstance(header, dict) or header.get("format") != "tokenpool":
-        raise ValueError(f"{source / _HEADER} does not describe a saved model")
-    if header.get("version") != _VERSION:
-        raise ValueError(
-            f"{source} has format version {header.get('version')}, this release reads {_VERSION}"
-        )
+    header = read_header(source)
     weights = source / _WEIGHTS
     if not weights.is_file() or _sha256(weights) != header.get("sha256"):
         raise ValueError(
@@ -100,9 +97,30 @@ def load(path: str | os.PathLike[str]) -> VisionTransformer:
         pooling = header.get("pooling")
         if pooling is not None:
             pool(model, pooling["schedule"], pooling["method"], **pooling["options"])
+        read_config(model, header)
     except (KeyError, TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{source / _HEADER} does not fit its weights: {error}") from None
     return model.eval()
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON of a saved model, without its weights.
+
+    Raises:
+        ValueError: if there is no saved model at `path`, or it is of another release's format.
+    """
+    source = Path(path)
+    try:
+        header = json.loads((source / _HEADER).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"there is no saved model at {source}: {error}") from None
+    if not isinstance(header, dict) or header.get("format") != "tokenpool":
+        raise ValueError(f"{source / _HEADER} does not describe a saved model")
+    if header.get("version") != _VERSION:
+        raise ValueError(
+            f"{source} has format version {header.get('version')}, this release reads {_VERSION}"
+        )
+    return header
 
 
 def _put(aside: Path, target: Path) -> None:

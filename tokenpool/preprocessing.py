@@ -1,0 +1,106 @@
+"""What a model's images look like and what its classes are called, as it travels with the weights.
+
+timm's `model.pretrained_cfg` is where both stand; `timm.data.resolve_model_data_config` reads it.
+"""
+
+import json
+import math
+from typing import Any
+
+from torch import nn
+
+__all__ = ["class_names", "image_config", "read_config", "written_config"]
+
+# Of timm's `pretrained_cfg`, what decides the pixels a model is shown.
+_TEXTS = ("crop_mode", "interpolation")
+_NUMBERS = ("crop_pct", "test_crop_pct", "crop_border_pixels")
+_CHANNELS = ("mean", "std")
+_PROVENANCE = ("architecture", "tag")
+
+
+def image_config(model: nn.Module) -> dict[str, Any]:
+    """What `model.pretrained_cfg` says of images, as plain JSON values; empty if it says nothing.
+
+    Raises:
+        ValueError: for a mean or std that are no finite numbers, or a std that is not positive.
+    """
+    said = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    if not isinstance(said, dict):
+        said = said.to_dict() if hasattr(said, "to_dict") else vars(said)
+    found: dict[str, Any] = {}
+    for name in _CHANNELS:
+        if said.get(name) is not None:
+            found[name] = _floats(name, said[name])
+    if min(found.get("std", [1.0])) <= 0:
+        raise ValueError(f"pretrained_cfg['std'] is {found['std']}: it must be positive")
+    for name in _NUMBERS:
+        if said.get(name) is not None:
+            (found[name],) = _floats(name, [said[name]])
+    for name in _TEXTS:
+        if said.get(name):
+            # torchvision's InterpolationMode has the name as its value.
+            found[name] = str(getattr(said[name], "value", said[name]))
+    if not found:
+        return {}
+    for name in _PROVENANCE:
+        if said.get(name):
+            found[name] = str(said[name])
+    size = (
+        getattr(getattr(model, "patch_embed", None), "img_size", None)
+        or (said.get("input_size") or (0,))[1:]
+    )
+    channels = getattr(model, "in_chans", None) or len(found.get("mean", [0] * 3))
+    if size:
+        found["input_size"] = [int(channels), *(int(side) for side in size)]
+    return found
+
+
+def class_names(model: nn.Module) -> list[str] | None:
+    """What a model's outputs are called, in their order, where `pretrained_cfg` says it.
+
+    Names of another number of classes are those of a head that was replaced since.
+    """
+    said = getattr(model, "pretrained_cfg", None) or {}
+    if not isinstance(said, dict):
+        said = vars(said)
+    names = said.get("label_names")
+    if not isinstance(names, list | tuple) or len(names) != getattr(model, "num_classes", None):
+        return None
+    return [str(name) for name in names]
+
+
+def written_config(model: nn.Module) -> dict[str, Any]:
+    """`preprocessing` and `classes` of a saved model's header, as far as the model says them."""
+    header: dict[str, Any] = {}
+    images, names = image_config(model), class_names(model)
+    if images:
+        header["preprocessing"] = images
+    if names is not None:
+        header["classes"] = names
+    return json.loads(json.dumps(header))
+
+
+def read_config(model: nn.Module, header: dict[str, Any]) -> None:
+    """Gives a model the `pretrained_cfg` that its header holds; none, where it holds none."""
+    images, names = dict(header.get("preprocessing") or {}), header.get("classes")
+    if not images and names is None:
+        return
+    for name in (*_CHANNELS, "input_size"):
+        if name in images:
+            images[name] = tuple(images[name])
+    images["num_classes"] = model.num_classes
+    if names is not None:
+        images["label_names"] = list(names)
+    # timm's newer and older name of the same.
+    vit: Any = model
+    vit.pretrained_cfg = vit.default_cfg = images
+
+
+def _floats(name: str, values: Any) -> list[float]:
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise ValueError(f"pretrained_cfg[{name!r}] is {values!r}, not numbers") from None
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"pretrained_cfg[{name!r}] is {values!r}, not finite numbers")
+    return numbers
