@@ -73,3 +73,18 @@ class Source:
     origins: dict[str, list[str]] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+class Tally:
+    """Counts what is passed over, by reason; called with (name, reason) of each thing."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def __call__(self, name: str, reason: str) -> None:
+        count, first = self._found.get(reason, (0, name))
+        self._found[reason] = count + 1, first
+
+    def told(self) -> list[LeftOut]:
+        """What was counted, in the order of the reasons' first occurrence."""
+        return [LeftOut(reason, count, first) for reason, (count, first) in self._found.items()]
