@@ -96,6 +96,11 @@ def split_of_path(relative: str) -> Split:
     return found.pop() if found else ""
 
 
+def says_nothing(name: str) -> bool:
+    """Whether a name is made of words that mean nothing and numbers only: `shard-000012`."""
+    return all(word in FILLERS for word in _words(name))
+
+
 def _words(name: str) -> list[str]:
     """The words of a name in lower case: `TrainImages_2` has two."""
     return [word.lower() for word in _WORDS.findall(name)]

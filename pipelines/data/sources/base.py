@@ -76,14 +76,14 @@ class Source:
 
 
 class Tally:
-    """Counts what is passed over, by reason; called with (name, reason) of each thing."""
+    """Counts what is passed over, by reason; called with (name, reason) of each thing or of many."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, str]] = {}
 
-    def __call__(self, name: str, reason: str) -> None:
+    def __call__(self, name: str, reason: str, many: int = 1) -> None:
         count, first = self._found.get(reason, (0, name))
-        self._found[reason] = count + 1, first
+        self._found[reason] = count + many, first
 
     def told(self) -> list[LeftOut]:
         """What was counted, in the order of the reasons' first occurrence."""
