@@ -1,55 +1,104 @@
-"""Initial weights of a model: from where they come, and made to fit its shape.
+"""Initial weights of a model: from where they come, and whether they belong to it.
 
-Nothing here unpickles: safetensors, or `torch.load` with `weights_only=True`.
+Every caller (init, checkpoint, teacher, squeeze, analyze) opens its source here.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
-import torch
-from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 import tokenpool as tp
 from pipelines.errors import UserError
+from pipelines.storage.address import is_address
 from pipelines.storage.copies import local_path
+from pipelines.train.positions import fit_positions
+from pipelines.train.said_of_models import assumed, compare, config_said, said_architecture
+from pipelines.train.state_dicts import read_state_dict
+from tokenpool.architecture import describe
+from tokenpool.preprocessing import class_names, image_config
+from tokenpool.storage import read_header
 
 logger = logging.getLogger(__name__)
-_PICKLES = (".pth", ".pt", ".bin")
 _HEADS = ("head.", "head_dist.")
+_HUBS = ("hf-hub:", "hf_hub:", "local-dir:")
+# What pretraining trains beside the encoder, and throws away.
+_PRETRAINING = ("mask_token", "decoder_", "decoder.", "predictor.")
 
 
-def read_weights(source: str) -> dict[str, Tensor]:
-    """The state dict behind a `tp.save` folder, a safetensors or `.pth` file, or a timm name.
+@dataclass(frozen=True)
+class Source:
+    """Weights and all that is known of their model.
 
-    Folder and file may be at an address (`s3://…`), from where they are fetched.
+    Attributes:
+        name: what was asked for.
+        tensors: the weights, by their names in the model.
+        notes: what was chosen or left out on the way, each to be said in a line.
+        architecture: as `tokenpool.architecture.describe` gives it; None where nothing says it.
+        partly: what a plain file says of it: `num_heads`, …
+        config: of timm's `pretrained_cfg`, what is known: mean, std, crop, label names.
+    """
+
+    name: str
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+    architecture: dict[str, Any] | None = None
+    partly: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes its head tells apart; None without a head."""
+        head = self.tensors.get("head.weight")
+        return None if head is None or head.ndim != 2 else len(head)
+
+
+def is_named(source: str) -> bool:
+    """Whether a source is a model of timm's or of a hub, not a path."""
+    return source.startswith(_HUBS) or (timm.is_model(source) and not Path(source).exists())
+
+
+def open_source(source: str) -> Source:
+    """The weights behind a path, an address or a name, with what is known of their model.
+
+    Args:
+        source: a `tp.save` folder, a file or folder of weights as training scripts and hubs write
+            them, a timm name, `hf-hub:…` or `local-dir:…`; paths may be addresses (`s3://…`).
 
     Raises:
-        UserError: there is nothing of these, or the file cannot be read safely.
+        UserError: there is nothing of these, or it cannot be read safely.
     """
+    if is_named(source):
+        model = pretrained(source)
+        return Source(source, model.state_dict(), (), _described(model, source), {}, _config(model))
     path = local_path(source)
-    if path.is_dir():
+    if (path / "model.json").is_file():
         try:
-            return tp.load(path).state_dict()
+            model = tp.load(path)
+            described = read_header(path)["architecture"]
         except ValueError as error:
             raise UserError(str(error)) from None
-    if path.is_file():
-        return _read_file(path)
-    if timm.is_model(source):
-        return pretrained(source).state_dict()
-    raise UserError(
-        f"no weights at {source}: give a saved model's folder, a .safetensors or .pth file, "
-        "or the name of a timm model"
+        return Source(source, model.state_dict(), (), described, {}, _config(model))
+    if not path.exists():
+        raise UserError(
+            f"no weights at {source}: give a saved model's folder, a .safetensors or .pth file, "
+            "or the name of a timm model"
+        )
+    found = read_state_dict(path)
+    architecture = said_architecture(found.said, found.tensors)
+    return Source(
+        source, found.tensors, found.notes, architecture, found.said, config_said(found.said)
     )
 
 
 def pretrained(name: str) -> Any:
-    """A timm model with the weights timm knows for it.
+    """A timm model with the weights timm knows for it, or those of a hub or a local folder.
 
     Raises:
         UserError: it has none, or they cannot be fetched.
@@ -65,55 +114,141 @@ def pretrained(name: str) -> Any:
         ) from None
 
 
-def load_into(model: VisionTransformer, source: str) -> VisionTransformer:
+def load_into(
+    model: VisionTransformer, source: str, *, head: Literal["any", "own"] = "any"
+) -> VisionTransformer:
     """Loads weights into a model of another class count, image size or patch size.
 
-    Position and patch embeddings are resampled (by timm); a head for other classes stays as
-    the model has it. Everything else must fit.
+    Position and patch embeddings are resampled; everything else must fit, in both directions, and
+    so must what does not show in shapes, as far as the source says it. What is assumed is said.
+    The model gets the source's image preprocessing (`pretrained_cfg`).
+
+    Args:
+        model: gets the weights.
+        source: as `open_source` takes it.
+        head: "any" lets a head for other classes start anew; "own" refuses that.
 
     Raises:
-        UserError: a tensor has another shape, or is missing.
+        UserError: the weights are of another architecture; the message names the first key left
+            over and the first lacking, or what differs.
     """
-    state = checkpoint_filter_fn(read_weights(source), model)
+    found = open_source(source)
+    return fit(model, found, head=head)
+
+
+def fit(
+    model: VisionTransformer, found: Source, *, head: Literal["any", "own"] = "any"
+) -> VisionTransformer:
+    """`load_into` of weights that are open already."""
+    source, notes = found.name, list(found.notes)
     own = model.state_dict()
-    fresh = {
-        name
-        for name, value in state.items()
-        if name.startswith(_HEADS) and name in own and own[name].shape != value.shape
-    }
+    state = _adapted(model, found, notes)
+    fresh = _fresh_head(state, own, source, head, notes)
+    state = {name: value for name, value in state.items() if not (fresh and _of_head(name))}
     for name, value in state.items():
-        if name in own and name not in fresh and own[name].shape != value.shape:
+        if name in own and own[name].shape != value.shape:
             raise UserError(
                 f"{source} does not fit: {name} is {tuple(value.shape)} there and "
                 f"{tuple(own[name].shape)} in the model"
             )
-    kept = {name: value for name, value in state.items() if name in own and name not in fresh}
-    missing = sorted(own.keys() - kept.keys() - fresh)
-    missing = [name for name in missing if not name.startswith(_HEADS)]
-    if missing:
-        raise UserError(f"{source} does not fit: it has no {missing[0]}")
-    if fresh:
-        logger.info("%s is for other classes: the head starts anew", source)
-    model.load_state_dict(kept, strict=False)
+    left = sorted(state.keys() - own.keys())
+    lacking = sorted(n for n in own.keys() - state.keys() if not (fresh and _of_head(n)))
+    if left or lacking:
+        parts = [f"it has {left[0]}, which the model lacks"] if left else []
+        parts += [f"it has no {lacking[0]}"] if lacking else []
+        raise UserError(f"{source} does not fit: {' and '.join(parts)}")
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{source} is not usable: {name} holds values that are not finite")
+    ours = describe(model)
+    if found.architecture is not None:
+        differs = compare(found.architecture, ours)
+    else:
+        differs = compare(found.partly, ours)
+        notes.append(assumed(found.partly, ours))
+    if differs:
+        raise UserError(f"{source} does not fit: {differs}")
+    model.load_state_dict(state, strict=False)
+    config = {k: v for k, v in found.config.items() if not (fresh and k == "label_names")}
+    if config:
+        target: Any = model
+        target.pretrained_cfg = target.default_cfg = config | {
+            "input_size": (ours["in_chans"], *ours["img_size"]),
+            "num_classes": ours["num_classes"],
+        }
+    for note in notes:
+        logger.warning("%s: %s", source, note)
     return model
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _adapted(model: VisionTransformer, found: Source, notes: list[str]) -> dict[str, Tensor]:
+    """The weights with position and patch embeddings resampled, in timm's names."""
+    dropped = [name for name in found.tensors if name.startswith(_PRETRAINING)]
+    if dropped:
+        notes.append(f"left out, as it only serves pretraining: {', '.join(dropped[:3])}")
+    # timm looks at mask_token to tell DINOv2's own names; it drops it itself.
+    state = {n: v for n, v in found.tensors.items() if n not in dropped or n == "mask_token"}
+    if any(n.startswith("pre_logits.") for n in state) and "head.weight" in state:
+        raise UserError(
+            f"{found.name} does not fit: it has pre_logits.fc.weight, a layer before the head, "
+            "which the model lacks"
+        )
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if path.suffix in _PICKLES:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise UserError(f"{path}: weights are read from .safetensors and {', '.join(_PICKLES)}")
-    except UserError:
-        raise
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} cannot be read as weights alone: {first}") from None
-    for key in ("model", "state_dict", "model_ema"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            return dict(loaded[key])
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path} holds no state dict")
-    return loaded
+        state = fit_positions(state, model, notes, found.architecture)
+        # They are on the model's grid now; timm would guess at the one they came from.
+        done = {} if "register_tokens" in state else {"pos_embed": state.pop("pos_embed", None)}
+        state = dict(checkpoint_filter_fn(state, model))
+        return state | {name: value for name, value in done.items() if value is not None}
+    except Exception as error:  # timm assumes its own shapes and fails in many ways on others
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{found.name} cannot be adapted to the model: {first}") from None
+
+
+def _fresh_head(
+    state: dict[str, Tensor], own: dict[str, Tensor], source: str, head: str, notes: list[str]
+) -> bool:
+    """Whether the head must start anew, as the source has none for these classes."""
+    wanted = {name: value.shape for name, value in own.items() if _of_head(name)}
+    there = {name: value.shape for name, value in state.items() if _of_head(name)}
+    if not wanted or there == wanted:
+        return False
+    known = there.get("head.weight")
+    classes = None if known is None or len(known) != 2 else known[0]
+    if classes == wanted["head.weight"][0]:
+        return False  # the same classes in another form: left over and lacking keys tell
+    if head == "own":
+        what = f"knows {classes} classes" if classes is not None else "has no head for classes"
+        raise UserError(f"{source} {what}, the model is for {wanted['head.weight'][0]}")
+    reason = "is for other classes" if there else "is not in it"
+    notes.append(f"the head {reason} and starts anew")
+    return True
+
+
+def _of_head(name: str) -> bool:
+    return name.startswith(_HEADS)
+
+
+def _described(model: Any, source: str) -> dict[str, Any]:
+    try:
+        return describe(model)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _config(model: Any) -> dict[str, Any]:
+    try:
+        config = image_config(model)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    names = class_names(model)
+    for key in ("mean", "std", "input_size"):
+        if key in config:
+            config[key] = tuple(config[key])
+    return config if names is None else config | {"label_names": names}
+
+
+def absolute(source: str) -> str:
+    """A path for workers that run elsewhere; a name or an address as it is."""
+    if is_named(source) or is_address(source) or not Path(source).exists():
+        return source
+    return str(Path(source).resolve())
