@@ -75,6 +75,25 @@ def prepare(
         str | None,
         typer.Option(help="The first so many classes (a number), or names with commas."),
     ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(help="Parquet: the column of images. Default: by metadata or name."),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(help="Parquet: the column of labels. Default: by metadata or name."),
+    ] = None,
+    split_column: Annotated[
+        str | None,
+        typer.Option(help="Parquet: the column that says train, val or test. Default: by path."),
+    ] = None,
+    share_names: Annotated[
+        bool,
+        typer.Option(
+            "--share-names",
+            help="Parquet: files without class names number classes as those with names do.",
+        ),
+    ] = False,
     max_pixels: Annotated[
         int, typer.Option(help="Refuse larger images as decompression bombs.")
     ] = 100_000_000,
@@ -121,6 +140,10 @@ def prepare(
         quality=quality,
         reencode=reencode,
         classes=_classes(classes),
+        image_column=image_column,
+        label_column=label_column,
+        split_column=split_column,
+        share_names=share_names,
         max_pixels=max_pixels,
         skip_bad=skip_bad,
         workers=workers,

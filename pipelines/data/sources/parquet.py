@@ -1,208 +1,255 @@
-"""Parquet shards as the big hubs publish them: `image`, a struct with `bytes`, and `label`."""
+"""Parquet shards, as the hubs publish them and as other tools write them, made into a source."""
 
-import json
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines.data.sources.base import Sample, Source
-from pipelines.data.sources.folder import choose_classes
+from pipelines.data.layout import Split
+from pipelines.data.options import PrepareOptions
+from pipelines.data.sources.base import LeftOut, Source
+from pipelines.data.sources.parquet_columns import Columns, find_columns
+from pipelines.data.sources.parquet_files import ParquetListing, list_parquet, open_file, stamp_of
+from pipelines.data.sources.parquet_labels import FileLabels, LabelTable, join_labels, whole
+from pipelines.data.sources.parquet_rows import (
+    ParquetUnit,
+    open_reader,
+    plain,
+    read_errors,
+    refuse_texts,
+    unread,
+    value_of,
+)
+from pipelines.data.sources.parquet_splits import column_splits, splits_of
+from pipelines.data.sources.shard_names import missing_shards, origin_of
 from pipelines.errors import UserError
-from pipelines.storage.address import open_filesystem
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-_BATCH = 64  # rows decoded from Parquet at a time: a row group may be gigabytes
+_PIECE_BYTES = 256 << 20  # a larger row group is divided among units
+_MOST_PIECES = 16  # each reads past the rows before its own
+_SCAN_ROWS = 65_536
 
 
 @dataclass(frozen=True)
-class ParquetUnit:
-    """One row group of one file. `labels` maps the file's labels to ours; None: as they are.
+class _File:
+    """What listing learns of one file; `groups` are (rows, bytes) of its row groups.
 
-    `stamp` changes with the file, so that a run that is taken up again does not mix two versions.
+    `texts` counts the values of the column that may tell splits.
     """
 
-    address: str
+    name: str
     path: str
-    row_group: int
-    rows: int
-    split: str
-    labels: tuple[tuple[int, int], ...] | None
-    stamp: str = ""
-
-    @property
-    def num_samples(self) -> int:
-        """See `Unit`."""
-        return self.rows
-
-    def read(self) -> Iterator[Sample]:
-        """See `Unit`. Rows of classes that were not chosen are left out."""
-        mapping = None if self.labels is None else dict(self.labels)
-        filesystem, _ = open_filesystem(self.address)
-        row = 0
-        with filesystem.open_input_file(self.path) as file:
-            for image, label in _rows(file, self.row_group):
-                name = f"{self.path}:{self.row_group}:{row}"
-                row += 1
-                if label is None:
-                    yield Sample(name, self.split, 0, b"", "no label")
-                    continue
-                if mapping is not None:
-                    if label not in mapping:
-                        continue
-                    label = mapping[label]
-                if isinstance(image, dict):
-                    image = image.get("bytes")
-                if not isinstance(image, bytes):
-                    yield Sample(name, self.split, label, b"", "no image bytes")
-                    continue
-                yield Sample(name, self.split, label, image)
+    stamp: str
+    split: Split
+    groups: tuple[tuple[int, int], ...]
+    columns: Columns
+    labels: FileLabels
+    texts: Counter[str] = field(default_factory=Counter)
 
 
-def _rows(file: "pa.NativeFile", row_group: int) -> Iterator[tuple[Any, int | None]]:
-    import pyarrow.parquet as pq
-
-    reader = pq.ParquetFile(file, pre_buffer=False)
-    batches = reader.iter_batches(
-        batch_size=_BATCH, row_groups=[row_group], columns=["image", "label"]
-    )
-    for batch in batches:
-        images, labels = batch.column("image"), batch.column("label")
-        for i in range(len(batch)):
-            yield images[i].as_py(), labels[i].as_py()
-
-
-def list_parquet(address: str) -> list[str]:
-    """The Parquet files at an address (a file or a directory), sorted; empty if there are none.
-
-    Raises:
-        UserError: the address cannot be listed.
-    """
-    import pyarrow as pa
-    import pyarrow.fs
-
-    filesystem, path = open_filesystem(address)
-    try:
-        info = filesystem.get_file_info(path)
-        if info.type == pa.fs.FileType.File:
-            return [path] if path.endswith(".parquet") else []
-        if info.type != pa.fs.FileType.Directory:
-            return []
-        found = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True))
-    except OSError as error:
-        raise UserError(
-            f"cannot list {address}: {str(error).splitlines()[0]}", exit_code=1
-        ) from None
-    return sorted(
-        entry.path
-        for entry in found
-        if entry.type == pa.fs.FileType.File and entry.path.endswith(".parquet")
-    )
-
-
-def split_of(path: str) -> str | None:
-    """Which split a file's name speaks of: "train", "val", "" for none, None for a test split."""
-    name = path.rsplit("/", 1)[-1].lower()
-    for split, words in (("train", ("train",)), ("val", ("val", "dev")), (None, ("test",))):
-        if any(name.startswith(word) or f"-{word}" in name or f"_{word}" in name for word in words):
-            return split
-    return ""
-
-
-def parquet_source(address: str, paths: list[str], classes: int | list[str] | None) -> Source:
+def parquet_source(
+    address: str, options: PrepareOptions, listing: ParquetListing | None = None
+) -> Source:
     """List row groups.
 
-    Class names come from the hub's metadata where the files carry it. Without it, classes are
-    numbered up to the largest label, or `classes` says how many there are.
+    Class names come from the hub's metadata, or are the labels where these are text. Without
+    either, classes are numbered up to the largest label, or `classes` says how many there are.
 
     Args:
         address: as the user gave it.
-        paths: from `list_parquet`.
-        classes: the first so many or the named ones of known classes, or the count of unnamed ones.
+        options: which columns, which classes.
+        listing: of `list_parquet`, if it was listed.
 
     Raises:
-        UserError: a file is not Parquet, lacks the columns, or names are given but unknown.
+        UserError: a file cannot be read (unless `skip_bad`), lacks a column, contradicts another;
+            or names of classes are given but unknown.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    filesystem, _ = open_filesystem(address)
-    names: list[str] | None = None
-    largest = -1
-    groups: list[tuple[str, int, int, str, str]] = []
-    for path in paths:
-        split = split_of(path)
-        if split is None:
-            continue  # hubs' test splits have no true labels
+    listing = listing or list_parquet(address)
+    splits = splits_of(address, listing, options)
+    problems = list(listing.problems)
+    files: list[_File] = []
+    empty: list[str] = []
+    for name in splits.taken:
         try:
-            info = filesystem.get_file_info(path)
-            stamp = f"{info.size} {info.mtime_ns}"
-            with filesystem.open_input_file(path) as file:
-                reader = pq.ParquetFile(file, pre_buffer=False)
-                _check_columns(reader.schema_arrow, path)
-                names = names or _hub_names(reader.schema_arrow)
-                for group in range(reader.metadata.num_row_groups):
-                    rows = reader.metadata.row_group(group).num_rows
-                    groups.append((path, group, rows, split, stamp))
-                    if names is None and not isinstance(classes, int):
-                        largest = max(largest, _largest_label(reader, group))
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{path} cannot be read as Parquet: {reason}", exit_code=1) from None
-    labels: tuple[tuple[int, int], ...] | None = None
-    if names is not None:
-        chosen = choose_classes(names, classes, address)
-        if chosen != names:
-            labels = tuple((names.index(name), i) for i, name in enumerate(chosen))
-    elif isinstance(classes, list):
-        raise UserError(f"--classes: {address} carries no class names, give a number")
-    else:
-        count = classes if classes is not None else largest + 1
-        if count < 1:
-            raise UserError(f"{address} has no labels of 0 or more")
-        chosen = [str(i) for i in range(count)]
+            file = _inspect(address, listing, name, splits.taken[name], options)
+        except read_errors() as error:
+            problems.append((name or address, unread(error)))
+            continue
+        if file is None:
+            empty.append(name)
+        else:
+            files.append(file)
+    if problems and not options.skip_bad:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(
+            f"{address}: {problems[0][0]} {problems[0][1]}{more}: mend it or move it away, or add "
+            "--skip-bad to go on without",
+            exit_code=1,
+        )
+    left_out = [*listing.left_out, *splits.left_out]
+    if empty:
+        left_out.append(LeftOut("without rows", len(empty), empty[0]))
+    if not files:
+        return Source(address, [], [], problems=problems, left_out=left_out)
+    by_rows = column_splits(
+        address,
+        {file.name: (file.split, file.columns.split, file.texts) for file in files},
+        options,
+    )
+    _check_label_columns(address, files)
+    train_first = sorted(files, key=lambda file: file.split == "val")
+    classes, tables, notes = join_labels(
+        address,
+        [file.labels for file in train_first],
+        options.classes,
+        share_names=options.share_names,
+    )
+    table_of = dict(zip((file.name for file in train_first), tables, strict=True))
     units = [
-        ParquetUnit(address, path, group, rows, split, labels, stamp)
-        for path, group, rows, split, stamp in groups
-        if rows
+        unit
+        for file in files
+        for unit in _units(address, listing.root, file, table_of[file.name], by_rows.splits)
     ]
-    return Source(address, chosen, units)
+    origins = by_rows.origins or {
+        split: origin_of([file.name or address for file in files if file.split == split])
+        for split in ("train", "val", "")
+        if any(file.split == split for file in files)
+    }
+    notes = [*by_rows.notes, *_column_notes(files), *notes]
+    notes += missing_shards([file.name for file in files])
+    return Source(
+        address,
+        classes,
+        units,
+        problems=problems,
+        origins=origins,
+        left_out=left_out + by_rows.left_out,
+        notes=notes,
+    )
 
 
-def _check_columns(schema: "pa.Schema", path: str) -> None:
-    import pyarrow as pa
+def _inspect(
+    address: str, listing: ParquetListing, name: str, split: Split, options: PrepareOptions
+) -> _File | None:
+    """Read what one file says of itself; None if it has no rows.
 
-    for name in ("image", "label"):
-        if name not in schema.names:
-            raise UserError(
-                f"{path} has no column {name!r}, only {', '.join(schema.names)}: "
-                "expected image (struct with bytes) and label (integer)"
+    Raises:
+        UserError: it lacks a column.
+        read_errors(): it cannot be read.
+    """
+    path = listing.path(name)
+    shown = name or path
+    stamp = stamp_of(address, path)
+    with open_file(address, path) as file:
+        reader = open_reader(file)
+        metadata = reader.metadata
+        if metadata.num_rows == 0 and metadata.num_columns:
+            return None
+        columns = find_columns(reader.schema_arrow, options, shown)
+        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        labels = FileLabels(shown, columns.label_kind, columns.names)
+        if columns.label_kind == "text":
+            texts = frozenset(text for text in _values(reader, columns.label) if text is not None)
+            labels = replace(labels, texts=texts)
+        elif not labels.declared and not isinstance(options.classes, int):
+            labels = replace(labels, largest=_largest(reader, columns.label))
+        if columns.paths_only:
+            refuse_texts(reader, columns.image, shown)
+        told = Counter[str]()
+        if columns.split is not None:
+            told.update(str(text or "") for text in _cells(reader, columns.split))
+    sizes = tuple((group.num_rows, group.total_byte_size) for group in groups)
+    return _File(name, path, stamp, split, sizes, columns, labels, told)
+
+
+def _units(
+    address: str,
+    root: str,
+    file: _File,
+    table: LabelTable,
+    splits: tuple[tuple[str, str], ...],
+) -> Iterator[ParquetUnit]:
+    """The file's row groups, large ones in pieces that fit in memory."""
+    columns = file.columns
+    for group, (rows, size) in enumerate(file.groups):
+        pieces = max(1, min(_MOST_PIECES, -(-size // _PIECE_BYTES), rows))
+        for piece in range(pieces if rows else 0):
+            start, end = rows * piece // pieces, rows * (piece + 1) // pieces
+            yield ParquetUnit(
+                address,
+                root,
+                file.path,
+                group,
+                start,
+                end - start,
+                columns.image,
+                columns.label,
+                table,
+                file.split,
+                columns.split if splits else None,
+                splits,
+                file.stamp,
             )
-    image, label = schema.field("image").type, schema.field("label").type
-    is_struct = pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
-    if not (is_struct or pa.types.is_binary(image) or pa.types.is_large_binary(image)):
-        raise UserError(f"{path}: column image is {image}, not a struct with bytes")
-    if not pa.types.is_integer(label):
-        raise UserError(f"{path}: column label is {label}, not an integer")
 
 
-def _hub_names(schema: "pa.Schema") -> list[str] | None:
-    """Class names from the metadata that hub data sets carry, or None."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features["label"]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    if isinstance(names, dict):  # an older form: {"0": "cat", …}
-        names = [names[key] for key in sorted(names, key=int)]
-    return [str(name) for name in names]
+def _check_label_columns(address: str, files: list[_File]) -> None:
+    """Columns of different names may be different things, unless class names tie them together."""
+    first = files[0]
+    for file in files:
+        tied = all(f.labels.declared or f.labels.kind == "text" for f in (first, file))
+        if file.columns.label != first.columns.label and not tied:
+            raise UserError(
+                f"{address}: the labels of {first.name} are in its column {first.columns.label}, "
+                f"those of {file.name} in {file.columns.label}: rename one"
+            )
 
 
-def _largest_label(reader: "pq.ParquetFile", group: int) -> int:
+def _column_notes(files: list[_File]) -> list[str]:
+    names = {(file.columns.image, file.columns.label) for file in files}
+    return [
+        f"images are those of column {image}, labels those of column {label}"
+        for image, label in sorted(names)
+        if (image, label) != ("image", "label")
+    ]
+
+
+def _columns_in_parts(reader: "pq.ParquetFile", name: str) -> Iterator["pa.Array"]:
+    for batch in reader.iter_batches(_SCAN_ROWS, columns=[name]):
+        yield plain(batch.column(name))
+
+
+def _cells(reader: "pq.ParquetFile", name: str) -> Iterator[Any]:
+    for column in _columns_in_parts(reader, name):
+        for cell in column:
+            yield value_of(cell)
+
+
+def _values(reader: "pq.ParquetFile", name: str) -> Iterator[Any]:
+    """The different values of a column, some of them more than once."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    column = reader.read_row_group(group, columns=["label"])["label"]
-    value = pc.max(column).as_py()
-    return -1 if value is None else int(value)
+    for column in _columns_in_parts(reader, name):
+        if pa.types.is_string_view(column.type):
+            column = column.cast(pa.large_string())
+        for cell in pc.unique(column):
+            yield value_of(cell)
+
+
+def _largest(reader: "pq.ParquetFile", name: str) -> int:
+    """The largest whole number in a column, -1 if there is none above."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    largest = -1
+    for column in _columns_in_parts(reader, name):
+        if pa.types.is_integer(column.type):
+            values = [pc.max(column).as_py()]
+        else:
+            values = [value_of(cell) for cell in column]
+        numbers = [number for value in values if (number := whole(value)) is not None]
+        largest = max([largest, *numbers])
+    return largest

@@ -11,7 +11,6 @@ import pytest
 from pipelines.data.loader import make_loader
 from pipelines.data.options import PrepareOptions
 from pipelines.data.prepare import prepare
-from pipelines.data.sources.parquet import split_of
 from pipelines.errors import UserError
 
 from .conftest import jpeg, photo
@@ -127,9 +126,9 @@ def test_unnamed_classes_are_counted_or_declared(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"picture": [b"x"], "label": [1]}, "has no column 'image', only picture, label"),
-        ({"image": [b"x"], "label": ["cat"]}, "column label is string, not an integer"),
-        ({"image": ["x"], "label": [1]}, "column image is string, not a struct with bytes"),
+        ({"pix": [b"x"], "label": [1]}, "has no column 'image', only pix .*--image-column"),
+        ({"image": [b"x"], "label": [[1]]}, "column label is list.*expected whole .*--label-col"),
+        ({"image": [1.5], "label": [1]}, "column image is double, expected bytes.*--image-column"),
     ],
 )
 def test_other_columns_are_named(tmp_path, columns, message):
@@ -148,17 +147,3 @@ def test_a_file_that_is_no_parquet(tmp_path):
 def test_an_unknown_kind_of_address(tmp_path):
     with pytest.raises(UserError, match="cannot open gopher://x"):
         prepare("gopher://x", tmp_path / "out", ONE)
-
-
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        ("train-00000-of-00002.parquet", "train"),
-        ("imagenet-val.parquet", "val"),
-        ("validation.parquet", "val"),
-        ("test-0.parquet", None),
-        ("0000.parquet", ""),
-    ],
-)
-def test_what_file_names_say(name, split):
-    assert split_of(f"bucket/data/{name}") == split
