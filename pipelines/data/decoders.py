@@ -6,12 +6,15 @@ FFCV cannot be built, and is what the first is tested against.
 
 import io
 import threading
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from pipelines.data.beton import MODE_JPG, BetonTable
 from pipelines.data.compiled import row_decoder, whole_decoder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
 
 
 class Decoder(Protocol):
@@ -113,6 +116,34 @@ class TorchvisionDecoder:
         self._table = table
         self._data = np.memmap(table.path, np.uint8, mode="r").view(np.ndarray)
 
+    def image(self, sample: int) -> "PilImage":
+        """A stored image as Pillow decodes it.
+
+        Raises:
+            ValueError: its bytes cannot be decoded, or are of another size than the table says.
+        """
+        from PIL import Image
+
+        table = self._table
+        begin = int(table.pointer[sample])
+        blob = self._data[begin : begin + int(table.size[sample])]
+        if table.mode[sample] == MODE_JPG:
+            try:
+                image = Image.open(io.BytesIO(blob.tobytes())).convert("RGB")
+            except OSError as error:
+                raise ValueError(
+                    f"sample {sample} of {table.path} cannot be decoded: {error}"
+                ) from None
+        else:
+            shape = (int(table.height[sample]), int(table.width[sample]), 3)
+            image = Image.fromarray(blob.reshape(shape))
+        if image.size != (table.width[sample], table.height[sample]):
+            raise ValueError(
+                f"sample {sample} of {table.path} is {image.size[0]}×{image.size[1]}, "
+                f"its beton says {table.width[sample]}×{table.height[sample]}"
+            )
+        return image
+
     def decode(
         self,
         indices: np.ndarray,
@@ -127,27 +158,9 @@ class TorchvisionDecoder:
         from PIL import Image
         from torchvision.transforms.v2 import functional
 
-        table = self._table
         size = list(out.shape[1:3])
         for row in range(start, stop):
-            sample = int(indices[row])
-            begin = int(table.pointer[sample])
-            blob = self._data[begin : begin + int(table.size[sample])]
-            if table.mode[sample] == MODE_JPG:
-                try:
-                    image = Image.open(io.BytesIO(blob.tobytes())).convert("RGB")
-                except OSError as error:
-                    raise ValueError(
-                        f"sample {sample} of {table.path} cannot be decoded: {error}"
-                    ) from None
-            else:
-                shape = (int(table.height[sample]), int(table.width[sample]), 3)
-                image = Image.fromarray(blob.reshape(shape))
-            if image.size != (table.width[sample], table.height[sample]):
-                raise ValueError(
-                    f"sample {sample} of {table.path} is {image.size[0]}×{image.size[1]}, "
-                    f"its beton says {table.width[sample]}×{table.height[sample]}"
-                )
+            image = self.image(int(indices[row]))
             if beyond:
                 top, left, height, width = (float(value) for value in boxes[row])
                 # Pillow minds when rounding takes the last digit beyond the edge.
@@ -162,3 +175,29 @@ class TorchvisionDecoder:
             if flips[row]:
                 image = functional.horizontal_flip(image)
             out[row] = np.asarray(image)
+
+
+class TransformDecoder(TorchvisionDecoder):
+    """Pillow decodes, and a transform of somebody else's makes of it what a model wants to see.
+
+    Boxes and flips are not looked at: for evaluation alone.
+    """
+
+    def __init__(self, table: BetonTable, transform: Any) -> None:
+        """`transform` makes a Pillow image a uint8 tensor `[3, H, W]`."""
+        super().__init__(table)
+        self._transform = transform
+
+    def decode(
+        self,
+        indices: np.ndarray,
+        boxes: np.ndarray,
+        flips: np.ndarray,
+        out: np.ndarray,
+        start: int,
+        stop: int,
+        beyond: bool = False,
+    ) -> None:
+        """See `Decoder.decode`."""
+        for row in range(start, stop):
+            out[row] = self._transform(self.image(int(indices[row]))).permute(1, 2, 0).numpy()

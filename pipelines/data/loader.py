@@ -13,10 +13,11 @@ import numpy as np
 
 from pipelines.data.beton import read_table
 from pipelines.data.compiled import native_available
-from pipelines.data.decoders import Decoder, FfcvDecoder, TorchvisionDecoder
+from pipelines.data.decoders import Decoder, FfcvDecoder, TorchvisionDecoder, TransformDecoder
 from pipelines.data.geometry import Geometry, centre_crops, random_resized_crops, whole_images
 from pipelines.data.manifest import load_manifest, verify_beton
 from pipelines.data.order import eval_order, train_order
+from pipelines.data.preprocessing import CHARACTERS, EvalCut
 from pipelines.data.workers import LoaderError, WorkerPool
 from pipelines.errors import UserError
 
@@ -66,7 +67,7 @@ def make_loader(
     num_threads: int = 1,
     image_size: int | None = None,
     implementation: Implementation = "auto",
-    geometry: Geometry | Literal["auto", "stored", "crop"] = "auto",
+    geometry: Geometry | EvalCut | Literal["auto", "stored", "crop"] = "auto",
     repeats: int = 1,
     pin_memory: bool = False,
     stall_seconds: float = 300.0,
@@ -92,7 +93,8 @@ def make_loader(
         geometry: "stored" gives images as stored; "crop" random-resized crops and flips in
             training and centre crops in evaluation; "auto" is "stored" where all stored images are
             squares of `image_size`, else "crop", without mirror images where the source is
-            digits or glyphs; or a `Geometry` of one's own.
+            digits or glyphs; or a `Geometry` of one's own; or, for evaluation, what a model says
+            it wants, which also decides the size.
         repeats: repeated augmentation, see `order.train_order`.
         pin_memory: give out page-locked memory, for asynchronous copies to a GPU; without a GPU
             nothing is locked.
@@ -117,7 +119,12 @@ def make_loader(
 
     stored = table.uniform_size
     cut: Geometry | None
-    if isinstance(geometry, Geometry):
+    wanted = geometry if isinstance(geometry, EvalCut) else None
+    if isinstance(geometry, EvalCut):
+        if train:
+            raise UserError("a model's own crop is for evaluation: train with a Geometry")
+        cut, image_size = geometry.geometry or Geometry(), geometry.size[0]
+    elif isinstance(geometry, Geometry):
         cut = geometry
     elif geometry == "auto":
         as_stored = (
@@ -125,7 +132,7 @@ def make_loader(
         )
         if as_stored:
             cut = None
-        elif manifest.source in ("digits", "glyphs"):
+        elif manifest.source in CHARACTERS:
             cut = _CHARACTERS
         else:
             cut = Geometry()
@@ -146,13 +153,17 @@ def make_loader(
             raise UserError(f"the images of {path} differ in size: set an image_size to crop to")
         side = image_size or manifest.image_size or 0
         out_size = (side, side)
+    if wanted is not None:
+        out_size = wanted.size
 
     if implementation == "auto":
         implementation = "ffcv" if native_available() else "torchvision"
         if implementation == "torchvision":
             log.warning("FFCV's library is not usable here: decoding with torchvision, slower")
     decoder: Decoder
-    if implementation == "ffcv":
+    if wanted is not None and wanted.geometry is None:
+        decoder = TransformDecoder(table, wanted.transform())
+    elif implementation == "ffcv":
         decoder = FfcvDecoder(table)
     elif implementation == "torchvision":
         decoder = TorchvisionDecoder(table)
