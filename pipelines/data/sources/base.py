@@ -76,7 +76,7 @@ class Source:
 
 
 class Tally:
-    """Counts what is passed over, by reason; called with (name, reason) of each thing or of many."""
+    """Counts by reason what is passed over; called with (name, reason) of one thing or many."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, str]] = {}

@@ -1,0 +1,182 @@
+"""Images in tar files as columns, not objects, and the units that are cut from them when asked for.
+
+A million images as Python objects would be the better part of a gigabyte, in the one process that
+has to hold them all.
+"""
+
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from pipelines.data.sources.base import Sample
+from pipelines.data.sources.tar_members import Member
+
+_UNIT_BYTES = 64 << 20  # a worker holds a unit's images at once
+_LARGEST_IMAGE = 1 << 31  # of a sample in a beton
+
+
+@dataclass(frozen=True)
+class TarUnit:
+    """Some images of one tar: (label, name, offset, bytes).
+
+    `where` is what the tar is called in names of samples. `stamp` changes with the tar, so that a
+    run that is taken up again reads anew what was replaced meanwhile.
+    """
+
+    tar: str
+    where: str
+    split: str
+    entries: tuple[tuple[int, str, int, int], ...]
+    stamp: str = ""
+
+    @property
+    def num_samples(self) -> int:
+        """See `Unit`."""
+        return len(self.entries)
+
+    def read(self) -> Iterator[Sample]:
+        """See `Unit`."""
+        try:
+            descriptor = os.open(self.tar, os.O_RDONLY)
+        except OSError as problem:
+            for label, name, _, _ in self.entries:
+                error = f"cannot be read: {problem.strerror}"
+                yield Sample(f"{self.where}:{name}", self.split, label, b"", error)
+            return
+        try:
+            for label, name, offset, size in self.entries:
+                data, error = _read(descriptor, offset, size)
+                yield Sample(f"{self.where}:{name}", self.split, label, data, error)
+        finally:
+            os.close(descriptor)
+
+
+def _read(descriptor: int, offset: int, size: int) -> tuple[bytes, str]:
+    if size > _LARGEST_IMAGE:
+        return b"", f"{size:,} bytes are no image"
+    try:
+        data = os.pread(descriptor, size, offset)
+    except OSError as problem:
+        return b"", f"cannot be read: {problem.strerror}"
+    return (data, "") if len(data) == size else (b"", "cannot be read: the tar became shorter")
+
+
+class TarImages:
+    """N images of several tars, in the order they are to be read; `group` is the caller's."""
+
+    def __init__(self) -> None:
+        self._names = bytearray()
+        self._ends, self._offsets, self._sizes = array("q"), array("q"), array("q")
+        self._tars, self._groups = array("i"), array("i")
+
+    def add(self, tar: int, group: int, member: Member) -> None:
+        """Put an image at the end.
+
+        Args:
+            tar: the number of its tar.
+            group: what decides its split and label, by number.
+            member: where it lies.
+        """
+        self._names += os.fsencode(member.path)
+        self._ends.append(len(self._names))
+        self._offsets.append(member.offset)
+        self._sizes.append(member.size)
+        self._tars.append(tar)
+        self._groups.append(group)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def counts(self, groups: int) -> list[int]:
+        """How many images each of so many groups has."""
+        return np.bincount(np.frombuffer(self._groups, np.int32), minlength=groups).tolist()
+
+    def first(self, group: int) -> str:
+        """The path of the first image of a group."""
+        return self._name(self._groups.index(group))
+
+    def units(
+        self,
+        tars: Sequence[tuple[Path, str, str]],
+        meanings: Sequence[tuple[str, int]],
+        largest: int,
+    ) -> "TarUnits":
+        """Cut into units the images whose label is not negative.
+
+        Args:
+            tars: (path, name for reports, stamp) of each tar.
+            meanings: (split, label) of each group.
+            largest: images in a unit at most.
+        """
+        groups = np.frombuffer(self._groups, np.int32)
+        labels = np.array([label for _, label in meanings], np.int32)
+        taken = np.flatnonzero(labels[groups] >= 0) if len(groups) else np.zeros(0, np.int64)
+        # Train before val, as folders have it; within a split as the tars have it.
+        ranks = np.array([split == "val" for split, _ in meanings], np.int8)
+        order = taken[np.argsort(ranks[groups[taken]], kind="stable")]
+        sizes = np.frombuffer(self._sizes, np.int64)[order]
+        boundary = np.frombuffer(self._tars, np.int32)[order] * 2 + ranks[groups[order]]
+        bounds = _bounds(boundary, sizes, largest)
+        return TarUnits(self, tars, meanings, order, bounds)
+
+    def entry(self, row: int) -> tuple[int, int, str, int, int]:
+        """(tar, group, name, offset, bytes) of one image."""
+        place = self._offsets[row], self._sizes[row]
+        return self._tars[row], self._groups[row], self._name(row), *place
+
+    def _name(self, row: int) -> str:
+        start = self._ends[row - 1] if row else 0
+        return os.fsdecode(bytes(self._names[start : self._ends[row]]))
+
+
+def _bounds(tars: np.ndarray, sizes: np.ndarray, largest: int) -> np.ndarray:
+    """[units + 1] where units begin: at another tar, and where images or bytes are enough."""
+    begins = [0]
+    count = total = 0
+    before = tars[0] if len(tars) else 0
+    for row, (tar, size) in enumerate(zip(tars.tolist(), sizes.tolist(), strict=True)):
+        if count and (tar != before or count == largest or total + size > _UNIT_BYTES):
+            begins.append(row)
+            count = total = 0
+        before, count, total = tar, count + 1, total + size
+    return np.array([*begins, len(tars)] if len(tars) else [0], np.int64)
+
+
+class TarUnits(Sequence[TarUnit]):
+    """Units that are made when they are asked for."""
+
+    def __init__(
+        self,
+        images: TarImages,
+        tars: Sequence[tuple[Path, str, str]],
+        meanings: Sequence[tuple[str, int]],
+        order: np.ndarray,
+        bounds: np.ndarray,
+    ) -> None:
+        self._images, self._tars, self._meanings = images, tars, meanings
+        self._order, self._bounds = order, bounds
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> TarUnit: ...
+    @overload
+    def __getitem__(self, index: slice) -> "list[TarUnit]": ...
+    def __getitem__(self, index: int | slice) -> "TarUnit | list[TarUnit]":
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rows = self._order[self._bounds[index] : self._bounds[index + 1]].tolist()
+        found = [self._images.entry(row) for row in rows]
+        path, where, stamp = self._tars[found[0][0]]
+        entries = tuple(
+            (self._meanings[group][1], name, offset, size) for _, group, name, offset, size in found
+        )
+        return TarUnit(str(path), where, self._meanings[found[0][1]][0], entries, stamp)
