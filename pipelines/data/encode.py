@@ -1,4 +1,4 @@
-"""From a source's bytes to what a beton stores: checked, upright, RGB, resized."""
+"""From a source's bytes to what a beton stores: checked, upright, sRGB, resized."""
 
 import io
 from dataclasses import dataclass
@@ -8,14 +8,25 @@ import numpy as np
 
 from pipelines.data import turbojpeg
 from pipelines.data.beton import MODE_JPG, MODE_RAW
-from pipelines.data.images import RejectedImageError, is_upright, open_image, target_size, to_rgb
+from pipelines.data.colour_profiles import conversion_for
+from pipelines.data.images import (
+    Notes,
+    RejectedImageError,
+    open_image,
+    orientation,
+    target_size,
+    to_rgb,
+)
+from pipelines.data.jpeg_ends import CutJpegError, WholeJpeg, check_whole
 from pipelines.data.options import PrepareOptions
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-# What libjpeg says of pictures that are whole all the same: they are stored encoded anew.
-_HARMLESS = ("extraneous bytes before marker", "Unsupported marker", "Warning: unknown")
+NEARLY_BLACK = "nearly black: its values end far below white"
+# Levels of 255 below which a picture is black to people: all of it, or of one that had more than
+# eight bits (12 or 14 used of 16, as scanners write them) all but a few bright marks.
+_BLACK, _BLACK_OF_DEEP, _SHARE_OF_DEEP = 16, 64, 0.95
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,8 @@ class Encoded:
     """What is stored of one image, and its pixel sums for mean and deviation.
 
     `sums` [3] and `squares` [3] are of the pixels in 0..255 and their squares, per channel.
-    `conversion` says what was done to the source's image, "" where its bytes are kept.
+    `conversion` says what was done to the source's image, "" where its bytes are kept; `warning`
+    what a person should look at, mostly "".
     """
 
     blob: bytes
@@ -33,13 +45,14 @@ class Encoded:
     sums: np.ndarray
     squares: np.ndarray
     conversion: str = ""
+    warning: str = ""
 
 
 def encode(data: bytes | np.ndarray, options: PrepareOptions, *, as_jpg: bool) -> Encoded:
     """Check one image and bring it to its stored form.
 
-    A JPEG that is upright, grey or RGB and small enough keeps its bytes, so nothing is lost a
-    second time, after one strict decoding has shown it to be whole.
+    A JPEG that is upright, grey or RGB, in sRGB and small enough keeps its bytes, so nothing is
+    lost a second time, after one strict decoding has shown it to be whole.
 
     Args:
         data: a file's bytes, or pixels [H, W, 3] uint8.
@@ -51,44 +64,71 @@ def encode(data: bytes | np.ndarray, options: PrepareOptions, *, as_jpg: bool) -
     """
     from PIL import Image
 
+    notes = Notes()
     if isinstance(data, np.ndarray):
-        image = Image.fromarray(data)
+        image, kind = Image.fromarray(data), ""
     else:
         image = open_image(data, options.max_pixels)
-        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-            pixels = _strict_pixels(data, image)
-            keep = as_jpg and not options.reencode and is_upright(image)
-            if pixels is not None and keep and _target(image, options) is None:
-                sums, squares = pixel_sums(pixels)
-                return Encoded(data, MODE_JPG, image.width, image.height, sums, squares)
-            if pixels is not None and is_upright(image):
-                image = Image.fromarray(pixels)
-        image = to_rgb(image)
+        kind = "JPEG" if image.format == "MPO" else image.format or ""
+        whole = _check_jpeg(data, image) if kind == "JPEG" and turbojpeg.available() else None
+        if whole is not None:
+            if whole.repair:
+                notes.conversions.append(whole.repair)
+                image = open_image(whole.data, options.max_pixels)
+            if whole.pixels is not None and _is_plain(image, notes):
+                if as_jpg and not options.reencode and _target(image, options) is None:
+                    return _encoded(whole.data, MODE_JPG, whole.pixels, notes)
+                image = Image.fromarray(whole.pixels)
+        image = to_rgb(image, notes)
     size = _target(image, options)
     if size is not None:
         image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        notes.conversions.append("shrunk")
+    if as_jpg and kind and (kind != "JPEG" or not notes.conversions):
+        notes.conversions.append("encoded anew" if kind == "JPEG" else f"{kind} to JPEG")
     pixels = np.asarray(image)
     blob = _jpeg(image, options.quality) if as_jpg else pixels.tobytes()
-    sums, squares = pixel_sums(pixels)
-    mode = MODE_JPG if as_jpg else MODE_RAW
-    return Encoded(blob, mode, image.width, image.height, sums, squares)
+    return _encoded(blob, MODE_JPG if as_jpg else MODE_RAW, pixels, notes)
+
+
+def _is_plain(image: "PilImage", notes: Notes) -> bool:
+    """Whether a JPEG's own pixels are what a viewer shows: upright, and sRGB or near it."""
+    if image.mode not in ("RGB", "L") or orientation(image) != 1:
+        return False
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return True
+    found = conversion_for(profile, image.mode)
+    if found.transform is None and found.warning:
+        notes.warnings.append(found.warning)
+    return found.transform is None
+
+
+def _encoded(blob: bytes, mode: int, pixels: np.ndarray, notes: Notes) -> Encoded:
+    counts = _level_counts(pixels)
+    if notes.deep:
+        black = counts[:, :_BLACK_OF_DEEP].sum() >= _SHARE_OF_DEEP * counts.sum()
+    else:
+        black = not counts[:, _BLACK:].any()
+    if black:
+        notes.warnings.append(NEARLY_BLACK)
+    height, width = pixels.shape[:2]
+    conversion, warning = ", ".join(notes.conversions), ", ".join(notes.warnings)
+    return Encoded(blob, mode, width, height, *_sums(counts), conversion, warning)
 
 
 def _target(image: "PilImage", options: PrepareOptions) -> tuple[int, int] | None:
     return target_size(image.size, options.resolution, options.resolution_side)
 
 
-def _strict_pixels(data: bytes, image: "PilImage") -> np.ndarray | None:
-    """The pixels of a whole JPEG, or None where Pillow's more patient decoder has to do."""
-    if not turbojpeg.available():
-        return None
+def _check_jpeg(data: bytes, image: "PilImage") -> WholeJpeg:
     try:
-        return turbojpeg.decode(data, image.width, image.height)
+        cmyk, several = image.mode == "CMYK", image.format == "MPO"
+        return check_whole(data, image.width, image.height, cmyk=cmyk, several=several)
+    except CutJpegError as error:
+        raise RejectedImageError(str(error)) from None
     except turbojpeg.BrokenJpegError as error:
-        message = str(error)
-        if any(harmless in message for harmless in _HARMLESS):
-            return None
-        raise RejectedImageError(f"cannot be decoded: {message}") from None
+        raise RejectedImageError(f"cannot be decoded: {error}") from None
 
 
 def _jpeg(image: "PilImage", quality: int) -> bytes:
@@ -106,9 +146,17 @@ def pixel_sums(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Two [3] float64 arrays.
     """
+    return _sums(_level_counts(pixels))
+
+
+def _level_counts(pixels: np.ndarray) -> np.ndarray:
+    """[3, 256]: how many pixels of each channel have each level."""
     from PIL import Image
 
     # Pillow counts levels several times faster than NumPy sums bytes in a wider type.
-    histogram = np.array(Image.fromarray(pixels).histogram(), np.float64).reshape(3, 256)
+    return np.array(Image.fromarray(pixels).histogram(), np.float64).reshape(3, 256)
+
+
+def _sums(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     levels = np.arange(256, dtype=np.float64)
-    return histogram @ levels, histogram @ (levels * levels)
+    return counts @ levels, counts @ (levels * levels)

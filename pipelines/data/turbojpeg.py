@@ -10,7 +10,8 @@ from functools import cache
 
 import numpy as np
 
-_RGB, _ACCURATE_DCT = 0, 4096
+_RGB, _CMYK = 0, 11
+_ACCURATE_DCT, _LIMIT_SCANS = 4096, 32768
 _local = threading.local()
 
 
@@ -39,17 +40,25 @@ def available() -> bool:
     return _library() is not None
 
 
-def decode(data: bytes, width: int, height: int, *, flags: int = _ACCURATE_DCT) -> np.ndarray:
-    """Decode a grey or colour JPEG of known size.
+def decode(
+    data: bytes,
+    width: int,
+    height: int,
+    *,
+    cmyk: bool = False,
+    flags: int = _ACCURATE_DCT | _LIMIT_SCANS,
+) -> np.ndarray:
+    """Decode a JPEG of known size.
 
     Args:
         data: the file.
         width: pixels, as its header says.
         height: likewise.
-        flags: TurboJPEG's, by default the accurate transform.
+        cmyk: it has four components, as TurboJPEG does not turn ink to light.
+        flags: TurboJPEG's, by default the accurate transform and at most 500 scans.
 
     Returns:
-        [height, width, 3] uint8 RGB.
+        [height, width, 3] uint8 RGB, of CMYK [height, width, 4] as stored.
 
     Raises:
         BrokenJpegError: any error or warning.
@@ -61,9 +70,10 @@ def decode(data: bytes, width: int, height: int, *, flags: int = _ACCURATE_DCT) 
     handle = getattr(_local, "handle", None)
     if handle is None:
         handle = _local.handle = library.tjInitDecompress()
-    out = np.empty((height, width, 3), np.uint8)
+    out = np.empty((height, width, 4 if cmyk else 3), np.uint8)
+    kind = _CMYK if cmyk else _RGB
     code = library.tjDecompress2(
-        handle, data, len(data), out.ctypes.data, width, 0, height, _RGB, flags
+        handle, data, len(data), out.ctypes.data, width, 0, height, kind, flags
     )
     if code != 0:
         raise BrokenJpegError(library.tjGetErrorStr2(handle).decode("ascii", "replace"))

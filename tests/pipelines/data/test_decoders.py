@@ -128,9 +128,9 @@ def test_odd_files_end_up_the_same_in_both_decoders(tmp_path):
         "f.png": (picture.quantize(64), {}),
         "g.png": (Image.fromarray(ramp), {}),
     }
-    folder = tmp_path / "source" / "train" / "only"
-    folder.mkdir(parents=True)
     for name, (image, options) in files.items():
+        folder = tmp_path / "source" / "train" / ("first" if name < "e" else "second")
+        folder.mkdir(parents=True, exist_ok=True)
         image.save(folder / name, **options)
     out = tmp_path / "out"
     prepare(str(tmp_path / "source"), out, PrepareOptions(val=0, minival=0, workers=1))

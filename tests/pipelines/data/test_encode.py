@@ -187,17 +187,17 @@ def _jpeg_of_zero_height() -> bytes:
     [
         (b"", "empty file"),
         (b"<html>404</html>", "not an image"),
-        (b"\xff\xd8\xff\xe0", "not an image"),
-        (jpeg(photo(0))[: len(jpeg(photo(0))) // 2], "cannot be decoded"),
-        (saved(photo(0), "PNG")[:900], "cannot be decoded"),
-        (saved(photo(0), "WEBP")[:200], "not an image|cannot be decoded"),
+        (b"\xff\xd8\xff\xe0", "JPEG of a broken or rare kind"),
+        (jpeg(photo(0))[: len(jpeg(photo(0))) // 2], "pixels are missing"),
+        (saved(photo(0), "PNG")[:900], "pixels are missing"),
+        (saved(photo(0), "WEBP")[:200], "WebP of a broken or rare kind|cannot be decoded"),
         (_png(60_000, 60_000), "decompression bomb"),
-        (_png(20_000, 6_000), "decompression bomb: 20000×6000"),
-        (_png(70_000, 10), "a side over 65535"),
+        (_png(20_000, 6_000), "decompression bomb: 20000×6000 is over --max-pixels 100000000"),
+        (_png(70_000, 10), "one side is too long: 70000×10 is over 65535"),
         (_png(0, 10), "zero-sized"),
         (saved(Image.new("P", (9, 9)), "GIF").replace(b"\x09\0\x09\0", bytes(4)), "zero-sized"),
         (saved(photo(0), "BMP")[:22] + bytes(4) + saved(photo(0), "BMP")[26:], "zero-sized"),
-        (_png(10, 10), "cannot be decoded"),
+        (_png(10, 10), "pixels are missing"),
         (_jpeg_of_zero_height(), "zero-sized"),
         (saved(Image.new("F", (8, 8)), "TIFF"), "floating-point"),
     ],
@@ -215,14 +215,5 @@ def test_corrupt_scan_data_that_pillow_passes_over_is_refused():
     data = bytearray(jpeg(photo(3, 200, 200)))
     middle = len(data) // 2
     data[middle : middle + 60] = b"\xff\xd9" * 30
-    with pytest.raises(RejectedImageError, match="cannot be decoded"):
+    with pytest.raises(RejectedImageError, match="pixels are missing"):
         encode(bytes(data), OPTIONS, as_jpg=True)
-
-
-def test_harmless_trailing_bytes_do_not_cost_an_image():
-    data = jpeg(photo(3, 80, 80))
-    padded = data[:-2] + b"\0" * 12 + data[-2:]
-    encoded = encode(padded, OPTIONS, as_jpg=True)
-    decoded = turbojpeg.decode(encoded.blob, 80, 80)  # strict: raises on any warning
-    reference = turbojpeg.decode(data, 80, 80)
-    assert np.abs(decoded.astype(int) - reference).mean() < 3

@@ -269,7 +269,7 @@ def bad_folder(tmp_path):
 
 
 REASONS = {
-    "train/c1/truncated.jpg": "cannot be decoded",
+    "train/c1/truncated.jpg": "pixels are missing",
     "train/c1/empty.jpg": "empty file",
     "train/c1/notes.txt": "not an image",
     "train/c1/bomb.png": "decompression bomb",

@@ -1,0 +1,149 @@
+"""Which image formats are read, what is done to their pixels, and what other files are called.
+
+`docs/data.md` shows these tables; a file is told by its first bytes, never by its name.
+"""
+
+READ = {
+    "JPEG": "baseline, progressive and arithmetic, grey, RGB, CMYK; an MPO's first picture",
+    "PNG": "1 to 16 bits, palettes, transparency; an APNG's default picture",
+    "WEBP": "lossy and lossless; an animation's first frame",
+    "BMP": "1 to 32 bits, run-length coded too",
+    "GIF": "the first frame, on its background colour",
+    "TIFF": "1 to 16 bits per sample, any compression that Pillow knows; the first page",
+    "PPM": "PBM, PGM and PPM; values are scaled from the file's own maximum",
+    "AVIF": "the first frame, reduced to 8 bits",
+    "JPEG2000": "reduced to 8 bits",
+}
+"""Pillow's name of each format that is read, in the order they are tried: what of it is taken."""
+
+PIXELS = {
+    "rotation in EXIF": "turned upright; EXIF that cannot be read is passed over",
+    "transparency": "laid over white",
+    "embedded colour profile": "converted to sRGB (perceptual), also in JPEGs, which are then "
+    "encoded anew; left alone where no colour changes by more than 3 of 255",
+    "broken or unfitting profile": "passed over, with a warning",
+    "PNG gamma, AVIF and PNG colour codes": "passed over as Pillow and libvips do; a gamma far "
+    "from 1/2.2 with a warning",
+    "CMYK without a profile": "as Pillow: 255 minus ink, times 255 minus black",
+    "Lab, YCbCr": "converted to sRGB",
+    "16 bits": "the high byte, as Pillow and libvips do",
+    "16 bits of which few are used": "the high byte all the same, with a warning: nearly black",
+    "32-bit integers": "as 16 bits; refused below 0 and above 65535",
+    "signed 8 bits, floating point": "refused: they have no fixed range",
+    "JPEG without an end marker": "its bytes are kept and the marker added if all pixels are "
+    "there; refused if pixels are missing",
+    "bytes after a JPEG's end": "left off; the rest is kept as it is",
+    "more pixels than --max-pixels": "refused before anything is decoded",
+}
+"""How kinds of pixels are treated."""
+
+_PNG = "convert it to JPEG or PNG"
+_RAW = "develop it to JPEG or PNG"
+
+# Offset, bytes there, what the file is, what to do with it.
+_OTHER_IMAGES = (
+    (0, b"\xff\x0a", "JPEG XL", _PNG),
+    (4, b"JXL \r\n\x87\n", "JPEG XL", _PNG),
+    (0, b"II\xbc", "JPEG XR", _PNG),
+    (0, b"8BPS", "Photoshop PSD", _PNG),
+    (0, b"gimp xcf", "GIMP XCF", _PNG),
+    (0, b"\0\0\1\0", "ICO", _PNG),
+    (0, b"\0\0\2\0", "CUR or TGA", _PNG),
+    (0, b"icns", "ICNS", _PNG),
+    (0, b"qoif", "QOI", _PNG),
+    (0, b"DDS ", "DDS", _PNG),
+    (0, b"P7\n", "PAM", _PNG),
+    (0, b"v/1\1", "OpenEXR", "map its range to 8 bits"),
+    (0, b"#?RADIANCE", "Radiance HDR", "map its range to 8 bits"),
+    (0, b"SIMPLE  =", "FITS", "map its range to 8 bits"),
+    (128, b"DICM", "DICOM", "apply its window and save 8-bit PNG"),
+    (8, b"CR\2", "camera RAW (CR2)", _RAW),
+    (0, b"FUJIFILMCCD-RAW", "camera RAW (RAF)", _RAW),
+    (0, b"IIRO", "camera RAW (ORF)", _RAW),
+    (0, b"IIRS", "camera RAW (ORF)", _RAW),
+    (0, b"IIU\0", "camera RAW (RW2)", _RAW),
+    (0, b"FOVb", "camera RAW (X3F)", _RAW),
+    (0, b"\x93NUMPY", "NumPy array", "save it as PNG"),
+    (0, b"%PDF", "PDF", _PNG),
+    (0, b"%!PS", "PostScript", _PNG),
+    (0, b"\xc5\xd0\xd3\xc6", "PostScript", _PNG),
+    (0, b"AT&TFORM", "DjVu", _PNG),
+    (0, b"\xd7\xcd\xc6\x9a", "WMF", _PNG),
+    (0, b"\x89HDF\r\n", "HDF5", "save its pictures as PNG"),
+)
+_NO_IMAGES = (
+    (0, b"version https://git-lfs", "a Git LFS pointer, `git lfs pull` fetches the picture"),
+    (0, b"\0\5\x16\7", "macOS metadata (AppleDouble)"),
+    (0, b"PK\3\4", "a zip archive"),
+    (0, b"\x1f\x8b", "a gzip file"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"PAR1", "a Parquet file"),
+    (0, b"\x1aE\xdf\xa3", "a video (Matroska)"),
+    (8, b"AVI ", "a video (AVI)"),
+    (0, b"ID3", "sound"),
+)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_BROKEN = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    (b"RIFF", "WebP"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+)
+
+
+def why_not_read(data: bytes) -> str:
+    """Why Pillow cannot open a file, as a reason for refusing it.
+
+    Args:
+        data: the whole file, not empty.
+    """
+    for offset, magic, name, remedy in _OTHER_IMAGES:
+        if data.startswith(magic, offset):
+            return f"{name} is not read: {remedy}"
+    if data.startswith(b"ftyp", 4):
+        if data[8:12] in _HEIF_BRANDS:
+            return f"HEIC is not read: {_PNG}"
+        if data.startswith(b"crx ", 8):
+            return f"camera RAW (CR3) is not read: {_RAW}"
+        if data[8:12] not in (b"avif", b"avis"):
+            return "not an image: a video (MP4)"
+        return f"AVIF of a broken or rare kind: its header cannot be read ({_PNG})"
+    for offset, magic, name in _NO_IMAGES:
+        if data.startswith(magic, offset):
+            return f"not an image: {name}"
+    if data.startswith(b"\xff\xd8") and (frame := jpeg_frame(data)) is not None:
+        bits, components = frame
+        if bits != 8:
+            return f"JPEG of more than 8 bits is not read: convert it to 8 bits (it has {bits})"
+        if components not in (1, 3, 4):
+            return f"JPEG of unknown colours is not read: {_PNG} (components: {components})"
+    for magic, name in _BROKEN:
+        if data.startswith(magic):
+            return f"{name} of a broken or rare kind: its header cannot be read ({_PNG})"
+    if not data.strip(b"\0"):
+        return "not an image: nothing but zero bytes"
+    text = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in text:
+        return f"SVG is not read: {_PNG}"
+    if text.startswith((b"<!doctype", b"<html")):
+        return "not an image: a web page (a download that failed?)"
+    if text and all(byte >= 32 or byte in b"\t\r\n\f" for byte in text):
+        return "not an image: text"
+    return "not an image: no known format"
+
+
+def jpeg_frame(data: bytes) -> tuple[int, int] | None:
+    """(bits per sample, components) from a JPEG's frame header, None where there is none."""
+    at = 2
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        code = data[at + 1]
+        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
+            return data[at + 4], data[at + 9]
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return None
