@@ -13,6 +13,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import ray
 
+from cluster.proxies import go_direct
+
 TIMEOUT_SECONDS = 10.0
 DASHBOARD_PORT = 8265
 _TOKEN_HELP = (
@@ -117,6 +119,7 @@ def job_server(address: str) -> JobServer:
     import requests
 
     url = dashboard_url(address)
+    go_direct(url)  # so will Ray's own client
     try:
         answer = requests.get(
             f"{url}/api/authentication_mode", timeout=TIMEOUT_SECONDS, allow_redirects=False

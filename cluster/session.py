@@ -25,6 +25,7 @@ from cluster import leftovers
 from cluster.capacity import grows_to, jobs_that_fit, present_nodes
 from cluster.placement import Gang, Node, fit
 from cluster.probe import AddressError, ClusterError, check_gcs, resolve
+from cluster.proxies import for_workers, go_direct
 
 __all__ = ["AddressError", "Cluster", "ClusterError", "free_port", "ray_session"]
 
@@ -194,6 +195,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     """
     local = address is None
     port = free_port()
+    go_direct()
     if local:
         environment = _local_environment(port)
         options: dict[str, Any] = {
@@ -262,7 +264,9 @@ def _remote(address: str) -> tuple[dict[str, str], dict[str, Any]]:
     check_gcs(address)
     with _environment({"RAY_ADDRESS": address}):
         dashboard = _dashboard_of(address)
-    variables = _SETTINGS | {"RAY_API_SERVER_ADDRESS": dashboard}
+    go_direct(address, dashboard)
+    # Ray's own actors ask the dashboard, too, from wherever they run.
+    variables = _SETTINGS | for_workers(address, dashboard) | {"RAY_API_SERVER_ADDRESS": dashboard}
     return (
         {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": dashboard},
         {"address": address, "runtime_env": {"env_vars": variables}},

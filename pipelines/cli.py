@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import typer
 
+from cluster.proxies import go_direct
 from cluster.security.secrecy import guard_process, redactor, show_traceback
 from pipelines.commands import report as reports
 from pipelines.commands import schedule
@@ -32,6 +33,7 @@ from pipelines.commands.train import train
 from pipelines.commands.ui import ui
 from pipelines.console import use_own_scripts
 from pipelines.errors import UserError
+from pipelines.streams import drop_output, is_closed_pipe, take_any_text
 
 app = typer.Typer(
     name="tokenpool",
@@ -67,19 +69,25 @@ app.add_typer(bench, name="bench", rich_help_panel=_MACHINE)
 def main() -> None:
     """Runs a command; a `UserError` ends in one line and its exit code, without a traceback.
 
-    Neither that line, nor a log, nor the traceback of a bug shows a secret.
+    Neither that line, nor a log, nor the traceback of a bug shows a secret. Whatever the encoding
+    of the terminal, it is written; where nobody reads it any more, the command ends without a word.
     """
+    take_any_text()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     guard_process()
     use_own_scripts()
+    go_direct()
     try:
         app()
     except UserError as error:
         sys.stderr.write(redactor().text(f"tokenpool: {error}\n"))
         sys.exit(error.exit_code)
     except Exception as error:  # typer would print it as it is
-        show_traceback(error)
+        if not is_closed_pipe(error):
+            show_traceback(error)
         sys.exit(1)
+    finally:
+        drop_output()
 
 
 if __name__ == "__main__":

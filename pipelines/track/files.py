@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.streams import as_utf8
 from pipelines.track.front import Front, Point
 
 
@@ -63,7 +64,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: The target cannot be written.
     """
-    write_atomic(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    write_atomic(path, lambda aside: aside.write_text(as_utf8(text), encoding="utf-8"))
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from cluster.proxies import go_direct_if_here
 from pipelines.track.front_view import VIEW_TAG, front_view
 from pipelines.track.projection import PARENT, RunChange
 from pipelines.track.store import TrackingStore
@@ -120,6 +121,7 @@ def _open(store: TrackingStore) -> MlflowClient:
     for key, value in _PATIENCE.items():
         os.environ.setdefault(key, value)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    go_direct_if_here(store.uri)
     from mlflow import MlflowClient  # here, as it takes seconds
 
     # The first use of a database tells of each of its migrations.

@@ -90,7 +90,7 @@ class MlflowTracker:
         if kind is None:
             self.close("finished")
         else:
-            in_order = issubclass(kind, KeyboardInterrupt | SearchEnded)
+            in_order = issubclass(kind, KeyboardInterrupt | SystemExit | SearchEnded)
             self.close("interrupted" if in_order else "failed")
 
     def _run(self) -> None:

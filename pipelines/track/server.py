@@ -8,9 +8,9 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from pathlib import Path
 
+from cluster.security.doors import plain_opener
 from pipelines.errors import UserError
 from pipelines.track.store import TrackingStore
 
@@ -119,7 +119,7 @@ def url_host(host: str) -> str:
 
 def _answers(port: int, host: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{url_host(host)}:{port}/health", timeout=2) as answer:
+        with plain_opener().open(f"http://{url_host(host)}:{port}/health", timeout=2) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

@@ -18,6 +18,7 @@ from pipelines.config import TrainRunConfig
 from pipelines.config_file import load_as
 from pipelines.console import Screen, use_own_scripts
 from pipelines.errors import UserError
+from pipelines.streams import take_any_text
 from pipelines.train.display import epoch_line, short_note
 from pipelines.train.run_config import job_of
 from pipelines.train.spec import TrainJob
@@ -36,6 +37,7 @@ def main() -> int:
             "usage: torchrun --nproc-per-node N -m pipelines.train CONFIG.yaml [KEY=VALUE ...]\n"
         )
         return 2
+    take_any_text()
     use_own_scripts()
     guard_process()
     workers = f"workers.num_workers={os.environ.get('WORLD_SIZE', '1')}"
