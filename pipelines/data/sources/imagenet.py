@@ -74,7 +74,7 @@ class FlatVal:
         found = find_ground_truth(self._near)
         if found is None:
             raise UserError(
-                f"{self._where} holds images but no class folders, and their classes are not to be "
+                f"{self._where.rstrip(':')} holds images but no class folders, and their classes are not to be "
                 f"found: {_NEEDED}"
             )
         self.used = True
@@ -91,7 +91,8 @@ class FlatVal:
 
     def notes(self) -> list[str]:
         """What is to be said of the ground truth that was used."""
-        return [f"{self._where}: classes from {self.truth.origin}"] if self.used else []
+        where = self._where.rstrip("/:")
+        return [f"the classes in {where} are from {self.truth.origin}"] if self.used else []
 
 
 def leave_out_subsets(files: list[str], left_out: Tally) -> list[str]:

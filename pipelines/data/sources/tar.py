@@ -7,18 +7,20 @@ folders is their class (`n01440764.tar`).
 """
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.data.class_choice import chosen_classes
 from pipelines.data.layout import Split, foreign_path, says_nothing, split_of_folder
+from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.base import Source, Tally
 from pipelines.data.sources.folder_layout import find_layout, shown
 from pipelines.data.sources.folder_tree import IMAGE_SUFFIXES, Folder
 from pipelines.data.sources.imagenet import FlatVal, leave_out_subsets
 from pipelines.data.sources.shard_names import origin_of, splits_of_paths
-from pipelines.data.sources.tar_members import Member, scan
+from pipelines.data.sources.tar_members import COMPRESSED_ENDINGS, Member, scan
 from pipelines.data.sources.tar_units import TarImages
 from pipelines.data.sources.webdataset import Label, is_webdataset, name_classes, read_shard
 from pipelines.errors import UserError
@@ -39,75 +41,118 @@ class Tar:
     split: Split
 
 
-def tars_of(root: Path, files: list[str], left_out: Tally) -> list[Tar]:
-    """The tars of a folder with the splits that their names tell, train first; tests left out.
-
-    Args:
-        root: the folder, or the one tar itself.
-        files: paths below it, [""] for the tar itself.
-        left_out: counts the tars of test splits.
-
-    Raises:
-        UserError: some names tell of train or val, and others of none.
-    """
-    files = leave_out_subsets(files, left_out)
-    splits = splits_of_paths(str(root), [file or root.name for file in files])
-    tars = []
-    for file in files:
-        split = splits[file or root.name]
-        if split == "test":
-            left_out(file, "tars of the test split")
-        else:
-            tars.append(Tar(root / file if file else root, file or root.name, split))
-    return sorted(tars, key=lambda tar: (tar.split == "val", tar.where))
-
-
-def tar_source(
-    root: Path, tars: list[Tar], classes: int | list[str] | None, label_field: str | None = None
-) -> Source:
+def tar_source(root: Path, files: list[str], options: PrepareOptions) -> Source:
     """List the images in tars.
 
     Args:
-        root: the source, for messages.
-        tars: from `tars_of`, or as the user named them.
-        classes: the first so many classes by name, or the named ones; None: all.
-        label_field: the field of WebDataset's JSON with the label; None: see `webdataset`.
+        root: the folder that was named as the source, or the one tar itself.
+        files: paths of the tars below it; [""] for the tar itself.
+        options: classes, `--train` and `--val`, and the field of WebDataset's JSON with the label.
 
     Raises:
         UserError: no images, no labels, or what can be read in two ways.
     """
-    reader = _Reader(root, tars, label_field)
+    left_out = Tally()
+    named = options.train_from is not None or options.val_from is not None
+    tars = _named_tars(root, options) if named else _tars_of(root, files, left_out)
+    reader = _Reader(root, tars, options.label_column, left_out)
     reader.read()
     names, meanings = reader.labelled() if reader.labels else reader.laid_out()
-    chosen = {position: i for i, position in enumerate(chosen_classes(names, classes, str(root)))}
+    if len(names) == 1 and options.classes is None:
+        raise UserError(
+            f"{root} has one class only, {names[0]!r}: give --class {shlex.quote(names[0])} if that "
+            "is meant, else --train TAR and --val TAR"
+        )
+    positions = chosen_classes(names, options.classes, str(root))
+    chosen = {position: label for label, position in enumerate(positions)}
     meanings = [(split, chosen.get(label, -1)) for split, label in meanings]
     reader.count_others(meanings)
     stats = [os.stat(tar.path) for tar in tars]
     places = [
-        (tar.path.resolve(), tar.where, f"{stat.st_size} {stat.st_mtime_ns}")
+        (tar.path, tar.where, f"{stat.st_size} {stat.st_mtime_ns}")
         for tar, stat in zip(tars, stats, strict=True)
     ]
     return Source(
         str(root),
-        [names[position] for position in chosen],
+        [names[position] for position in positions],
         reader.images.units(places, meanings, _UNIT),
         problems=reader.problems,
         origins=reader.origins(),
-        left_out=reader.left_out.told(),
+        left_out=left_out.told(),
         notes=reader.notes,
     )
+
+
+def refuse_compressed(root: Path) -> None:
+    """Say of a folder in which nothing else was found that its tars are compressed.
+
+    Raises:
+        UserError: they are.
+    """
+    found = sorted(p.name for p in root.iterdir() if p.name.lower().endswith(COMPRESSED_ENDINGS))
+    if found:
+        raise UserError(
+            f"{root} holds compressed tars, as {found[0]}, which cannot be read in places: unpack "
+            "them to plain .tar files (gunzip, bunzip2, unxz, unzstd)"
+        )
+
+
+def _tars_of(root: Path, files: list[str], left_out: Tally) -> list[Tar]:
+    """The tars of a folder with the splits that their names tell, train first; tests left out."""
+    files = [file or root.name for file in leave_out_subsets(files, left_out)]
+    folder = root.parent if root.is_file() else root
+    splits = splits_of_paths(str(root), files)
+    for file in files:
+        if splits[file] == "test":
+            left_out(file, "tars of the test split")
+    if splits and not {"train", ""} & set(splits.values()):
+        only = " and ".join(sorted(set(splits.values())))
+        raise UserError(
+            f"{root} has tars of {only} but none of train: put those of train beside them, or name "
+            "them with --train (and --val)"
+        )
+    tars = [Tar(folder / file, file, splits[file]) for file in files if splits[file] != "test"]
+    return sorted(tars, key=lambda tar: (tar.split == "val", tar.where))
+
+
+def _named_tars(root: Path, options: PrepareOptions) -> list[Tar]:
+    """The tars that `--train` and `--val` name, or that lie in the folders they name."""
+    tars: list[Tar] = []
+    given: tuple[tuple[Split, str | None], ...] = (
+        ("train", options.train_from),
+        ("val", options.val_from),
+    )
+    for split, name in given:
+        if name is None:
+            continue
+        path = next((p for p in (root / name, Path(name)) if p.exists()), None)
+        below = [path] if path is not None and path.is_file() else []
+        if path is not None and path.is_dir():
+            below = sorted(
+                p for p in path.rglob("*.tar") if not foreign_path(str(p.relative_to(path)))
+            )
+        if not below:
+            raise UserError(f"--{split} {name}: there is no tar in {root}, nor from here")
+        tars += [
+            Tar(p, str(p.relative_to(root) if p.is_relative_to(root) else p), split) for p in below
+        ]
+    if not any(tar.split == "train" for tar in tars):
+        raise UserError(f"--val names the tars of val: name those of train by --train, in {root}")
+    return tars
 
 
 class _Reader:
     """Reads all tars of a source and finds out what their images are."""
 
-    def __init__(self, root: Path, tars: list[Tar], label_field: str | None) -> None:
+    def __init__(
+        self, root: Path, tars: list[Tar], label_field: str | None, left_out: Tally
+    ) -> None:
         self._root, self._tars, self._field = root, tars, label_field
+        self.left_out = left_out
         self.images = TarImages()
         self.groups: dict[Group, int] = {}
         self.labels: dict[Label, str] = {}
         self.problems: list[tuple[str, str]] = []
-        self.left_out = Tally()
         self.notes: list[str] = []
         self._roots: dict[str, list[str]] = {}
         self._told: set[int] = set()  # groups in no class folder, which are counted already
