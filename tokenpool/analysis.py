@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenpool.attention import AttentionRecord
 from tokenpool.clustering import reconstruction_error
 from tokenpool.methods import method as method_named
 from tokenpool.methods.base import Pooled, TokenSet
 from tokenpool.options import PoolOptions
 from tokenpool.pooling import check_model, options_of, pool, schedule_of
 from tokenpool.schedule import Schedule
-from tokenpool.vit import AttentionRecord, PooledBlock, SizedTokens
+from tokenpool.vit import PooledBlock
 
 __all__ = [
     "ErrorPoint",
@@ -235,19 +236,21 @@ def paired_errors(
     if schedule_of(model) is None:
         raise ValueError("the model is not pooled: there is nothing to compare with")
 
-    def compare(block: PooledBlock, x: Tensor | SizedTokens, given: TokenSet, own: Pooled) -> None:
+    def compare(block: PooledBlock, x: Tensor, given: TokenSet, own: Pooled) -> None:
         k = own.tokens.shape[1]
         if strategy.realise(given.tokens.shape[1], k, given.grid)[0] != k:
             raise ValueError(f"{rival} cannot make {k} tokens of {given.tokens.shape[1]}")
-        tokens, sizes = (x.tokens, x.sizes) if isinstance(x, SizedTokens) else (x, None)
+        prefix, sizes = block.plan.prefix, given.sizes
+        if sizes is not None:
+            sizes = F.pad(sizes, (prefix, 0), value=1.0)
         record = AttentionRecord(
             want_received=True,
             want_keys=True,
-            log_sizes=sizes.log() if sizes is not None and block.plan.proportional else None,
+            log_sizes=sizes.log() if sizes is not None and block.proportional else None,
+            sizes=sizes,
         )
-        block.attn(block.norm1(tokens), record=record)
+        block.attn(block.norm1(x), record=record)
         assert record.scores is not None and record.keys is not None
-        prefix = block.plan.prefix
         keys = record.keys[:, prefix:]
         features = keys if strategy.features(chosen) == "keys" else given.tokens
         same = given._replace(features=features, scores=record.scores[:, prefix:])

@@ -35,7 +35,13 @@ class PoolOptions:
         significance: the attention a token receives, from all queries ("received") or from the
             class token alone ("cls"), summed over heads.
         proportional_attention: add log(cluster size) to the attention logits, so that a cluster
-            counts as many keys. None: only for `tome`, as published.
+            counts as many keys. None: only for `tome`, as published, and in models whose head
+            reads patch tokens (averages or attends over them), so that there merging equal tokens
+            changes nothing.
+        size_weighted: where blocks hand cluster sizes on (as proportional attention and heads that
+            read patch tokens need them), let means, clustering and significance count a token as
+            many as it stands for. Where they do not, as in the paper's methods with a class token,
+            every token counts as one.
         cls_only_last: compute the last block's queries and MLP only for the tokens the head reads.
         position: pool after the whole "block" (the paper), or after its "attention" and before its
             MLP (ToMe as published).
@@ -50,6 +56,7 @@ class PoolOptions:
     representative: Representative | None = None
     significance: Significance = "received"
     proportional_attention: bool | None = None
+    size_weighted: bool = True
     cls_only_last: bool = False
     position: Position = "block"
     start: Start = "significance"

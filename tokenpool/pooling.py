@@ -8,6 +8,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from tokenpool.attention import ScoredAttention
+from tokenpool.dense_features import give_dense_features, take_dense_features
 from tokenpool.method_text import with_options
 from tokenpool.methods import method as method_named
 from tokenpool.methods.base import Grid, PoolingMethod
@@ -26,6 +28,11 @@ _ATTENTION_CHILDREN = {
 }  # fmt: skip
 
 
+_KINDS = (VisionTransformer, VisionTransformerDistilled)
+# Where torch.compile, data-parallel and timm's feature wrappers keep the model itself.
+_WRAPPERS = ("_orig_mod", "module", "model")
+
+
 def pool(
     model: nn.Module,
     schedule: Schedule | tuple[int, ...] | list[int] | str | None,
@@ -34,8 +41,15 @@ def pool(
 ) -> VisionTransformer:
     """Turn a timm `VisionTransformer` into its pooled form, in place, and give it back.
 
-    Weights and state-dict keys stay. A model that is pooled already is given the new schedule,
-    method and options. A layer whose count is that of the layer before is left as it is.
+    Weights, state-dict keys and hooks stay. A model that is pooled already is given the new
+    schedule, method and options. A layer whose count is that of the layer before is left as it is.
+
+    A head that reads the class token is given the k tokens left, so `forward_features` is
+    `[B, prefix + k, C]`. A head that reads patches (averages, takes the maximum of or attends over
+    them, or gives them all out) is given each merged token as often as it stands for a patch,
+    `[B, prefix + N, C]`: merging equal tokens changes nothing. Methods that drop tokens give the
+    k kept ones to either head. `forward_intermediates` and `get_intermediate_layers` give full
+    maps, with every patch in its place.
 
     Args:
         model: DeiT, distilled DeiT, DeiT-3, AugReg ViT and their like.
@@ -53,6 +67,7 @@ def pool(
         for index, block in enumerate(blocks):
             if isinstance(block, PooledBlock):
                 vit.blocks[index] = block.restore()
+        take_dense_features(model)
         return vit
     schedule = Schedule.parse(schedule) if isinstance(schedule, str) else Schedule(schedule)
     name, chosen = with_options(method, **options)
@@ -60,8 +75,11 @@ def pool(
     for index, (block, plan) in enumerate(zip(blocks, layers, strict=True)):
         if isinstance(block, PooledBlock):
             block.plan = plan
+            if not isinstance(block.attn, ScoredAttention):
+                block.attn = ScoredAttention(block.attn)
         else:
-            vit.blocks[index] = PooledBlock(block, plan)
+            vit.blocks[index] = PooledBlock(block, plan, model)
+    give_dense_features(model)
     return vit
 
 
@@ -153,31 +171,54 @@ def check_model(model: nn.Module) -> list[Any]:
         ValueError: for any other model, naming what is in the way.
     """
     name = type(model).__name__
-    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
+    if type(model) not in _KINDS:
+        inner = [a for a in _WRAPPERS if type(getattr(model, a, None)) in _KINDS]
+        advice = f"; pool its .{inner[0]}" if inner else ""
         raise ValueError(
             f"{name} cannot be pooled: only timm's VisionTransformer and its distilled form can"
+            f"{advice}"
         )
     vit: Any = model
     blocks = list(vit.blocks)
+    if not blocks:
+        raise ValueError(f"this {name} has no blocks: there is nothing to pool")
+    embed, grid = vit.patch_embed, getattr(vit.patch_embed, "grid_size", None)
+    if grid is None or grid[0] * grid[1] != embed.num_patches:
+        raise ValueError(
+            f"the {type(embed).__name__} of this {name} does not say which grid its patches form, "
+            "so it cannot be pooled"
+        )
     for index, block in enumerate(blocks, start=1):
-        if isinstance(block, PooledBlock):
-            continue
-        kinds: list[tuple[nn.Module, type, set[str]]] = [(block, Block, _BLOCK_CHILDREN)]
-        if type(block) is Block:
-            kinds.append((block.attn, Attention, _ATTENTION_CHILDREN))
-        for module, kind, known in kinds:
-            if type(module) is not kind:
-                raise ValueError(
-                    f"block {index} of this {name} is or holds a {type(module).__name__}, which "
-                    f"cannot be pooled: only timm's {kind.__name__} can"
-                )
-            strange = [child for child in module._modules if child not in known]
-            if strange:
-                raise ValueError(
-                    f"the {kind.__name__} of block {index} has a child {strange[0]!r} that this "
-                    "version of tokenpool does not know"
-                )
+        pooled = isinstance(block, PooledBlock)
+        place = f"block {index} of this {name}"
+        _check_module(block, PooledBlock if pooled else Block, _BLOCK_CHILDREN, place)
+        if not pooled or not isinstance(block.attn, ScoredAttention):
+            _check_module(block.attn, Attention, _ATTENTION_CHILDREN, place)
     return blocks
+
+
+def _check_module(module: nn.Module, kind: type, known: set[str], place: str) -> None:
+    """Refuse a module that a view could not stand for, since it would compute something else."""
+    if type(module) is not kind:
+        raise ValueError(
+            f"{place} is or holds a {type(module).__name__}, which cannot be pooled: only timm's "
+            f"{kind.__name__} can"
+        )
+    strange = [child for child in module._modules if child not in known]
+    if strange:
+        raise ValueError(
+            f"the {kind.__name__} of {place} has a child {strange[0]!r} that this version of "
+            "tokenpool does not know"
+        )
+    if "forward" in module.__dict__:
+        raise ValueError(
+            f"the {kind.__name__} of {place} has a forward of its own in place of timm's, which "
+            "pooling would pass over: take it away first"
+        )
+    if kind is not PooledBlock and module.__dict__.get("_compiled_call_impl") is not None:
+        raise ValueError(
+            f"the {kind.__name__} of {place} is compiled already: pool first, compile after"
+        )
 
 
 def head_reads(model: nn.Module) -> int:
@@ -200,5 +241,10 @@ def _check_options(model: nn.Module, strategy: PoolingMethod, options: PoolOptio
     scores = strategy.needs_scores(options)
     if scores and options.significance == "cls" and not vit.has_class_token:
         raise ValueError("significance 'cls' needs a class token, but this model has none")
+    if strategy.needs_grid and getattr(vit.patch_drop, "prob", 0.0):
+        raise ValueError(
+            f"{strategy.name} pools a whole grid of tokens, but this model's patch_drop leaves "
+            "some out in training: set patch_drop_rate to 0 or use another method"
+        )
     if options.generator is not None and not isinstance(options.generator, torch.Generator):
         raise ValueError(f"generator is a {type(options.generator).__name__}, not torch.Generator")

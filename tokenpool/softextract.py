@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenpool.attention import AttentionRecord
 from tokenpool.pooling import check_model, pool, schedule_of
 from tokenpool.schedule import Schedule
-from tokenpool.vit import AttentionRecord, PooledBlock
+from tokenpool.vit import PooledBlock
 
 __all__ = ["SoftExtractResult", "powerbert_schedule", "schedule_from_vectors"]
 

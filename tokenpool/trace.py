@@ -5,12 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from tokenpool.methods.base import Pooled, TokenSet
 from tokenpool.pooling import check_model
-from tokenpool.vit import LayerPlan, PooledBlock, nearest_kept
+from tokenpool.vit import LayerPlan, PooledBlock, nearest_kept, spread
 
 __all__ = ["PooledLayer", "Trace", "record", "trace", "unpool"]
 
@@ -41,10 +40,13 @@ class Trace:
     Attributes:
         prefix: class, distillation and register tokens in front of the patch tokens.
         layers: what each did.
+        spread: whether the model itself gives every patch its token again, after its last block,
+            as its head reads patches.
     """
 
     prefix: int
     layers: list[PooledLayer] = field(default_factory=list)
+    spread: bool = False
 
     def assignment(self, after: int | None = None) -> Tensor:
         """Where each original patch is `[B, N]`, after block `after` (from 0) or after the last.
@@ -75,7 +77,8 @@ def record(model: nn.Module, *, keep_tokens: bool = False) -> Iterator[Trace]:
     """
     blocks = check_model(model)
     vit: Any = model
-    found = Trace(vit.num_prefix_tokens)
+    pooled_blocks = [block for block in blocks if isinstance(block, PooledBlock)]
+    found = Trace(vit.num_prefix_tokens, spread=any(block.spreads for block in pooled_blocks))
 
     def observe(plan: LayerPlan, given: TokenSet, pooled: Pooled) -> None:
         if found.layers and plan.index <= found.layers[-1].block:
@@ -90,7 +93,6 @@ def record(model: nn.Module, *, keep_tokens: bool = False) -> Iterator[Trace]:
             )
         )
 
-    pooled_blocks = [block for block in blocks if isinstance(block, PooledBlock)]
     before = [block.observer for block in pooled_blocks]
     for block in pooled_blocks:
         block.observer = observe
@@ -102,7 +104,10 @@ def record(model: nn.Module, *, keep_tokens: bool = False) -> Iterator[Trace]:
 
 
 def trace(model: nn.Module, images: Tensor) -> tuple[Tensor, Trace]:
-    """`forward_features` of a pooled model `[B, prefix + k, C]`, and its trace."""
+    """`forward_features` of a pooled model, and its trace.
+
+    `[B, prefix + k, C]`, or `[B, prefix + N, C]` where the head reads patches (see `pool`).
+    """
     vit: Any = model
     with record(model) as found:
         tokens: Tensor = vit.forward_features(images)
@@ -114,7 +119,7 @@ def unpool(tokens: Tensor, trace: Trace) -> Tensor:
 
     Args:
         tokens: `[B, k, C]` patch tokens, or `[B, prefix + k, C]` with the prefix in front; k is
-            what the last traced layer kept.
+            what the last traced layer kept. What the model has un-pooled itself is given back.
         trace: of the pass that made them.
 
     Returns:
@@ -126,12 +131,12 @@ def unpool(tokens: Tensor, trace: Trace) -> Tensor:
     place = trace.assignment()
     kept = trace.layers[-1].kept
     count = tokens.shape[1] if tokens.dim() == 3 else -1
+    whole = place.shape[1]
+    if trace.spread and count in (whole, whole + trace.prefix) and len(tokens) == len(place):
+        return tokens
     if count not in (kept, kept + trace.prefix) or tokens.shape[0] != place.shape[0]:
         raise ValueError(
             f"the trace ends with {place.shape[0]} images of {kept} patch tokens (and "
             f"{trace.prefix} before them), but the tokens are {list(tokens.shape)}"
         )
-    prefix = count - kept
-    patches = tokens[:, prefix:]
-    spread = patches.gather(1, place.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-    return torch.cat((tokens[:, :prefix], spread), 1) if prefix else spread
+    return spread(tokens, place, count - kept)

@@ -1,58 +1,51 @@
-"""Pooled forms of timm's ViT block and attention, as views of the originals.
-
-A view is a module of its own that holds the very children, parameters and hooks of the block it
-stands for, so that weights, state-dict keys and the user's hooks stay what they were, and taking
-the view away restores the model.
-"""
+"""The pooled form of timm's ViT block, as a view of the original (see `tokenpool.attention`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from tokenpool.clustering import nearest
+from tokenpool.attention import AttentionRecord, ScoredAttention, View
+from tokenpool.clustering import gather_tokens, nearest
 from tokenpool.methods.base import Grid, Pooled, PoolingMethod, TokenSet
 from tokenpool.options import PoolOptions
 
-__all__ = ["LayerPlan", "PooledBlock", "ScoredAttention", "SizedTokens"]
+__all__ = ["LayerPlan", "PooledBlock", "SizedTokens"]
 
 
 class SizedTokens(NamedTuple):
-    """Tokens `[B, N, C]` with how many original tokens each stands for `[B, N]`.
+    """Tokens `[B, n, C]` with what is known of the original patch tokens they stand for.
 
-    Passed from block to block by the methods that weigh tokens by size, and only by those.
+    Passed from block to block where it is needed, and only there: hooks on blocks see the tokens
+    alone.
+
+    Attributes:
+        tokens: prefix and patch tokens.
+        sizes: how many original tokens each stands for `[B, n]`; None: one, or nobody counts.
+        place: which patch token stands for each original patch `[B, N]`; None: nobody asks.
+        keep: hand all this on from the last block too, instead of what the head reads.
     """
 
     tokens: Tensor
-    sizes: Tensor
+    sizes: Tensor | None = None
+    place: Tensor | None = None
+    keep: bool = False
+
+    def spread(self, prefix: int) -> Tensor:
+        """The tokens with every original patch's in its place, `[B, prefix + N, C]`."""
+        return self.tokens if self.place is None else spread(self.tokens, self.place, prefix)
 
 
 @dataclass
-class AttentionRecord:
-    """What a block wants of one attention call, and what it gets.
+class Carried:
+    """What goes with the tokens of one block: `SizedTokens` without them, written as it changes."""
 
-    Attributes:
-        want_received: ask for the attention each token receives from all queries.
-        want_cls: ask for the attention each token receives from the first (class) token.
-        want_keys: ask for the head-mean keys.
-        log_sizes: added to the logits of each key `[B, N]`, or None.
-        queries: compute only the first `queries` rows, or all if None.
-        scores: significance `[B, N]` of all tokens, once attended.
-        keys: `[B, N, head_dim]`, once attended.
-    """
-
-    want_received: bool = False
-    want_cls: bool = False
-    want_keys: bool = False
-    log_sizes: Tensor | None = None
-    queries: int | None = None
-    scores: Tensor | None = None
-    keys: Tensor | None = None
+    sizes: Tensor | None = None
+    place: Tensor | None = None
+    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,124 +74,6 @@ class LayerPlan:
     method: PoolingMethod
     options: PoolOptions
 
-    @property
-    def last(self) -> bool:
-        """Whether this is the last block."""
-        return self.index == self.depth - 1
-
-    @property
-    def proportional(self) -> bool:
-        """Whether log(size) is added to the attention logits."""
-        chosen = self.options.proportional_attention
-        return self.method.proportional if chosen is None else chosen
-
-    @property
-    def carries_sizes(self) -> bool:
-        """Whether blocks hand sizes on."""
-        return self.proportional or self.method.needs_sizes
-
-
-class View:
-    """What both views share: taking over a module's state and giving it back."""
-
-    def _take(self, origin: nn.Module) -> None:
-        # Shallow: children, parameters and hook dictionaries are the origin's own objects.
-        self.__dict__.update(origin.__dict__)
-        # In a tuple, so that nn.Module does not register it as a second child.
-        self.__dict__["_origin"] = (origin,)
-
-    @property
-    def origin(self) -> nn.Module:
-        """The module this is a view of."""
-        module: nn.Module = self.__dict__["_origin"][0]
-        return module
-
-    def _give_back(self, own: set[str]) -> nn.Module:
-        """The origin, with whatever was changed on the view since."""
-        origin = self.origin
-        for name, value in self.__dict__.items():
-            if name not in own and name != "_origin":
-                origin.__dict__[name] = value
-        return origin
-
-
-class ScoredAttention(View, nn.Module):
-    """timm's `Attention` that also tells its significance scores and keys when asked."""
-
-    # The origin's own, by `_take`.
-    num_heads: int
-    scale: float
-    fused_attn: bool
-    qkv: Any
-    q_norm: Any
-    k_norm: Any
-    attn_drop: Any
-    proj: Any
-    proj_drop: Any
-
-    def __init__(self, origin: Any) -> None:
-        nn.Module.__init__(self)
-        self._take(origin)
-
-    def restore(self) -> nn.Module:
-        """The attention this is a view of."""
-        return self._give_back(set())
-
-    def forward(
-        self,
-        x: Tensor,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        record: AttentionRecord | None = None,
-    ) -> Tensor:
-        """Attend `x [B, N, C]`; without a record exactly as the origin does."""
-        if record is None:
-            extra: dict[str, Any] = {"is_causal": True} if is_causal else {}
-            origin_forward: Any = Attention.forward
-            plain: Tensor = origin_forward(self, x, attn_mask=attn_mask, **extra)
-            return plain
-        q, k, v = self._project(x, record.queries)
-        bias = None
-        if record.log_sizes is not None:
-            bias = record.log_sizes[:, None, None, :].to(q.dtype)
-        if record.want_keys:
-            record.keys = k.detach().mean(1)
-        if record.want_cls:
-            record.scores = _attention(q[:, :, :1], k, self.scale, bias).detach().sum((1, 2))
-        if record.want_received:
-            out, record.scores = _attend_scored(
-                q, k, v, self.scale, bias, self.attn_drop.p if self.training else 0.0
-            )
-        elif self.fused_attn:
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=bias, dropout_p=self.attn_drop.p if self.training else 0.0
-            )
-        else:
-            out = self.attn_drop(_attention(q, k, self.scale, bias)) @ v
-        out = out.transpose(1, 2).flatten(2)
-        norm = getattr(self, "norm", None)
-        out = out if norm is None else norm(out)
-        gate = getattr(self, "gate", None)
-        if gate is not None:
-            out = out * gate(x[:, : out.shape[1]]).sigmoid()
-        return self.proj_drop(self.proj(out))
-
-    def _project(self, x: Tensor, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values `[B, H, n, head_dim]`; queries of the first rows alone if told."""
-        batch, tokens, _ = x.shape
-        heads = self.num_heads
-        if queries is None:
-            qkv = self.qkv(x).reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
-            q, k, v = qkv.unbind(0)
-        else:
-            width = self.qkv.weight.shape[0] // 3
-            w, b = self.qkv.weight, self.qkv.bias
-            q = F.linear(x[:, :queries], w[:width], None if b is None else b[:width])
-            kv = F.linear(x, w[width:], None if b is None else b[width:])
-            q = q.reshape(batch, queries, heads, -1).transpose(1, 2)
-            k, v = kv.reshape(batch, tokens, 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.q_norm(q), self.k_norm(k), v
-
 
 class PooledBlock(View, nn.Module):
     """timm's `Block` followed by a pooling layer."""
@@ -215,7 +90,7 @@ class PooledBlock(View, nn.Module):
     ls2: Any
     drop_path2: Any
 
-    def __init__(self, origin: Any, plan: LayerPlan) -> None:
+    def __init__(self, origin: Any, plan: LayerPlan, model: nn.Module) -> None:
         nn.Module.__init__(self)
         self._take(origin)
         modules = dict(origin._modules)
@@ -224,91 +99,172 @@ class PooledBlock(View, nn.Module):
         self.__dict__["plan"] = plan
         # Called with (plan, tokens, pooled) of every pooling while a trace is recorded.
         self.__dict__["observer"] = None
+        # Asked at each pass what its head reads, which may change; in a tuple, as the origin.
+        self.__dict__["_model"] = (model,)
 
     def restore(self) -> nn.Module:
         """The block this is a view of, with the children it has now."""
         attn = self._modules["attn"]
-        origin = self._give_back({"_modules", "plan", "observer"})
+        origin = self._give_back({"_modules", "plan", "observer", "_model"})
         for name, child in self._modules.items():
             origin._modules[name] = child
         if isinstance(attn, ScoredAttention):
             origin._modules["attn"] = attn.restore()
         return origin
 
+    @property
+    def last(self) -> bool:
+        """Whether the head comes next: the model may have lost blocks since it was pooled."""
+        return self.plan.index == len(self.__dict__["_model"][0].blocks) - 1
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the head reads patches, so that merged ones must be given back to it in full."""
+        reads: bool = self.__dict__["_model"][0].global_pool != "token"
+        return reads and self.plan.method.merges
+
+    @property
+    def proportional(self) -> bool:
+        """Whether log(size) is added to the attention logits."""
+        chosen = self.plan.options.proportional_attention
+        return self.plan.method.proportional or self.spreads if chosen is None else chosen
+
+    @property
+    def counts(self) -> bool:
+        """Whether means and clustering weigh tokens by how many they stand for."""
+        return self.plan.options.size_weighted or self.plan.method.needs_sizes
+
+    def __call__(self, x: Tensor | SizedTokens, *args: Any, **kwargs: Any) -> Any:
+        """Run block and hooks, which are given and give tokens alone, whatever goes with them."""
+        carried = Carried()
+        if isinstance(x, SizedTokens):
+            x, *rest = x
+            carried = Carried(*rest)
+        tokens = super().__call__(x, *args, carried=carried, **kwargs)
+        if carried.sizes is None and carried.place is None:
+            return tokens
+        return SizedTokens(tokens, carried.sizes, carried.place, carried.keep)
+
     def forward(
         self,
-        x: Tensor | SizedTokens,
+        x: Tensor,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
-    ) -> Tensor | SizedTokens:
-        """Run the block on `[B, prefix + N, C]` and pool the N patch tokens."""
-        tokens, sizes = (x.tokens, x.sizes) if isinstance(x, SizedTokens) else (x, None)
+        carried: Carried | None = None,
+    ) -> Tensor:
+        """Run the block on `[B, prefix + N, C]` and pool the N patch tokens.
+
+        Raises:
+            ValueError: for an attention mask, which cannot be applied to pooled tokens.
+        """
         plan = self.plan
-        patches = tokens.shape[1] - plan.prefix
+        carried = Carried() if carried is None else carried
+        patches = x.shape[1] - plan.prefix
         kept = min(plan.kept, patches)
-        read = plan.heads_read if plan.last and plan.options.cls_only_last else None
+        last = self.last and not carried.keep
+        read = plan.heads_read if last and plan.options.cls_only_last and not self.spreads else None
         pools = kept < patches and read is None
-        if not pools and sizes is None and read is None:
+        if pools or carried.sizes is not None or read is not None:
+            if attn_mask is not None or is_causal:
+                does = (
+                    f"pools {patches} tokens to {kept}"
+                    if read is None
+                    else "computes only the tokens its head reads"
+                )
+                raise ValueError(
+                    f"block {plan.index + 1} {does}: an attention mask over the original tokens "
+                    "cannot be applied to pooled ones"
+                )
+            x = self._pooled(x, carried, kept if pools else None, read)
+        else:
             # Nothing to add: the block itself, to the last bit.
             extra: dict[str, Any] = {"is_causal": True} if is_causal else {}
             origin_forward: Any = Block.forward
-            plain: Tensor = origin_forward(self, tokens, attn_mask=attn_mask, **extra)
-            return plain
-        if attn_mask is not None or is_causal:
+            x = origin_forward(self, x, attn_mask=attn_mask, **extra)
+        if last:
+            if carried.place is not None:
+                x = spread(x, carried.place, plan.prefix)
+            carried.sizes = carried.place = None
+        return x
+
+    def _pooled(
+        self, tokens: Tensor, carried: Carried, kept: int | None, read: int | None
+    ) -> Tensor:
+        """The block's work on sized tokens, the pooling (to `kept`, if told) within or after it."""
+        record = self._record(carried.sizes, kept is not None, read)
+        if not isinstance(self.attn, ScoredAttention):
             raise ValueError(
-                f"block {plan.index + 1} pools {patches} tokens to {kept}: an attention mask over "
-                "the original tokens cannot be applied to pooled ones"
+                f"the attention of block {self.plan.index + 1} was replaced after pooling: call "
+                "tp.pool again"
             )
-        record = self._record(sizes, pools, read)
         attended = self.attn(self.norm1(tokens), record=record)
         tokens = (tokens if read is None else tokens[:, :read]) + self.drop_path1(
             self.ls1(attended)
         )
-        early = plan.options.position == "attention"
-        if pools and early:
-            tokens, sizes = self._pool(tokens, sizes, kept, record)
+        early = self.plan.options.position == "attention"
+        if kept is not None and early:
+            tokens = self._pool(tokens, carried, kept, record)
         tokens = tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))
-        if pools and not early:
-            tokens, sizes = self._pool(tokens, sizes, kept, record)
-        return tokens if sizes is None or plan.last else SizedTokens(tokens, sizes)
+        if kept is not None and not early:
+            tokens = self._pool(tokens, carried, kept, record)
+        return tokens
 
     def _record(self, sizes: Tensor | None, pools: bool, read: int | None) -> AttentionRecord:
         """What this block needs from its attention."""
-        plan = self.plan
-        scores = pools and plan.method.needs_scores(plan.options)
+        method, options = self.plan.method, self.plan.options
+        scores = pools and method.needs_scores(options)
         return AttentionRecord(
-            want_received=scores and plan.options.significance == "received",
-            want_cls=scores and plan.options.significance == "cls",
-            want_keys=pools and plan.method.features(plan.options) == "keys",
-            log_sizes=sizes.log() if sizes is not None and plan.proportional else None,
+            want_received=scores and options.significance == "received",
+            want_cls=scores and options.significance == "cls",
+            want_keys=pools and method.features(options) == "keys",
+            log_sizes=sizes.log() if sizes is not None and self.proportional else None,
+            sizes=sizes if scores and self.counts else None,
             queries=read,
         )
 
-    def _pool(
-        self, tokens: Tensor, sizes: Tensor | None, kept: int, record: AttentionRecord
-    ) -> tuple[Tensor, Tensor | None]:
+    def _pool(self, tokens: Tensor, carried: Carried, kept: int, record: AttentionRecord) -> Tensor:
         """Pool the patch tokens; the prefix goes in front again."""
-        plan = self.plan
+        plan, method = self.plan, self.plan.method
         prefix = plan.prefix
         patch = tokens[:, prefix:]
+        batch, count = patch.shape[:2]
         features = patch.detach() if record.keys is None else record.keys[:, prefix:]
         scores = None if record.scores is None else record.scores[:, prefix:]
-        if plan.carries_sizes and sizes is None:
+        sizes, first = carried.sizes, carried.sizes is None
+        if first and (self.proportional or method.needs_sizes or self.spreads):
             sizes = torch.ones(tokens.shape[:2], dtype=torch.float32, device=tokens.device)
-        given = TokenSet(
-            patch, features, scores, None if sizes is None else sizes[:, prefix:], plan.grid
-        )
-        pooled = plan.method.reduce(given, kept, plan.options)
+        # Until something is pooled all count the same.
+        weights = None if sizes is None or first or not self.counts else sizes[:, prefix:]
+        if scores is not None and weights is not None and not self.proportional:
+            # What a token receives counts all it stands for, as in proportional attention.
+            scores = scores * weights
+        given = TokenSet(patch, features, scores, weights, plan.grid)
+        pooled = method.reduce(given, kept, plan.options)
         if self.observer is not None:
             self.observer(plan, given, pooled)
-        if prefix:
-            tokens = torch.cat((tokens[:, :prefix], pooled.tokens.to(tokens.dtype)), 1)
-        else:
-            tokens = pooled.tokens
+        if self.spreads and carried.place is None:
+            carried.place = torch.arange(count, device=tokens.device).expand(batch, -1)
+        if carried.place is not None:
+            now = pooled.assignment if method.merges else nearest_kept(given, pooled)
+            carried.place = now.gather(1, carried.place)
         if sizes is not None:
             merged = _merged_sizes(sizes[:, prefix:], pooled, kept)
-            sizes = torch.cat((sizes[:, :prefix], merged), 1)
-        return tokens, sizes
+            carried.sizes = torch.cat((sizes[:, :prefix], merged), 1)
+        if not prefix:
+            return pooled.tokens
+        return torch.cat((tokens[:, :prefix], pooled.tokens.to(tokens.dtype)), 1)
+
+
+def spread(tokens: Tensor, place: Tensor, prefix: int) -> Tensor:
+    """Give every original patch the token that stands for it.
+
+    Args:
+        tokens: `[B, prefix + k, C]`.
+        place: `[B, N]`, the patch token of 0..k-1 of each original one.
+        prefix: tokens in front that stay.
+    """
+    patches = gather_tokens(tokens[:, prefix:], place)
+    return torch.cat((tokens[:, :prefix], patches), 1) if prefix else patches
 
 
 def _merged_sizes(sizes: Tensor, pooled: Pooled, kept: int) -> Tensor:
@@ -317,29 +273,6 @@ def _merged_sizes(sizes: Tensor, pooled: Pooled, kept: int) -> Tensor:
     slot = torch.where(pooled.assignment < 0, kept, pooled.assignment)
     total = torch.zeros(sizes.shape[0], kept + 1, dtype=sizes.dtype, device=sizes.device)
     return total.scatter_add(1, slot, sizes)[:, :kept]
-
-
-def _attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    """Softmax attention `[B, H, n, N]`."""
-    logits = (q * scale) @ k.transpose(-2, -1)
-    return (logits if bias is None else logits + bias).softmax(dim=-1)
-
-
-def _attend_scored(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, dropout: float
-) -> tuple[Tensor, Tensor]:
-    """Attention output, and what each token receives summed over heads and queries `[B, N]`.
-
-    One softmax serves both. Outside autocast, which would keep the softmax in fp32 and cast back
-    and forth; the sum over queries is accumulated in fp32.
-    """
-    with torch.autocast(q.device.type, enabled=False):
-        v = v.to(q.dtype)
-        attention = _attention(q, k.to(q.dtype), scale, bias)
-        scores = attention.detach().sum((1, 2), dtype=torch.promote_types(q.dtype, torch.float32))
-        if dropout:
-            attention = F.dropout(attention, dropout)
-        return attention @ v, scores
 
 
 def nearest_kept(given: TokenSet, pooled: Pooled) -> Tensor:

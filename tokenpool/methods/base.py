@@ -18,8 +18,8 @@ class TokenSet(NamedTuple):
         tokens: `[B, N, C]`, differentiable.
         features: `[B, N, F]`, what is clustered: the tokens or the head-mean keys, detached.
         scores: significance `[B, N]`, or None if the method did not ask for it.
-        sizes: how many original tokens each token stands for `[B, N]`, or None where all are 1 or
-            nobody counts.
+        sizes: how many original tokens each token stands for `[B, N]`, to weigh means and errors
+            by, or None where all are 1 or nobody counts. `scores` count them already.
         grid: (rows, columns) of the N tokens, for methods that keep a grid, else None.
     """
 
@@ -49,13 +49,19 @@ class PoolingMethod(Protocol):
         name: as in `tp.METHODS`.
         summary: one line for tables and help.
         proportional: whether proportional attention is on unless an option says otherwise.
-        needs_sizes: whether it weighs tokens by how many original ones they stand for.
+        needs_sizes: whether it weighs tokens by how many original ones they stand for, whatever
+            the options say.
+        merges: whether a kept token stands for others, which count in an average and when tokens
+            are given back to their places; if not, the others are dropped and count for nothing.
+        needs_grid: whether it works on a whole grid of tokens and on nothing else.
     """
 
     name: str
     summary: str
     proportional: bool
     needs_sizes: bool
+    merges: bool
+    needs_grid: bool
 
     def needs_scores(self, options: PoolOptions) -> bool:
         """Whether the block has to compute the significance of its tokens."""
@@ -85,6 +91,8 @@ class Reducer:
     summary = ""
     proportional = False
     needs_sizes = False
+    merges = True
+    needs_grid = False
 
     def needs_scores(self, options: PoolOptions) -> bool:
         """Most methods rank or start from the significance."""

@@ -13,20 +13,29 @@ from tokenpool.clustering import (
     work_features,
 )
 from tokenpool.methods.base import Pooled, Reducer, TokenSet
-from tokenpool.methods.represent import cluster_means, medoids_near_means
+from tokenpool.methods.represent import cluster_means, mean_weights, medoids_near_means
 from tokenpool.options import PoolOptions
 
 __all__ = ["KMeans", "KMedoids"]
 
 
 class _Clusters(Reducer):
-    """What the four have in common: the features they may cluster, and the weights."""
+    """What the four have in common: the features they may cluster, and the weights.
+
+    The weights of the objective are the significance in the weighted forms; in the others how many
+    original tokens each token stands for, or 1 where nobody counts (as in the paper).
+    """
 
     kind = ""
 
     def __init__(self, *, weighted: bool) -> None:
         self.weighted = weighted
         self.name = ("w" if weighted else "") + self.kind
+
+    def needs_scores(self, options: PoolOptions) -> bool:
+        """To weigh tokens, or to start from the most significant ones."""
+        by_scores = self.weighted or options.representative == "weighted_mean"
+        return by_scores or options.start == "significance"
 
     def features(self, options: PoolOptions) -> str:
         """Tokens or keys, as the options say."""
@@ -37,25 +46,25 @@ class _Clusters(Reducer):
         matching = matching_macs(tokens, k, features) if options.start == "matching" else 0
         return tokens * tokens * features + matching
 
-    def _start(self, features: Tensor, scores: Tensor, k: int, options: PoolOptions) -> Tensor:
-        """The tokens `[B, k]` that clustering starts at."""
-        if options.start == "matching":
-            return matched_indices(features, k)
-        return top_indices(scores, k)
-
-    def _inputs(self, given: TokenSet) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Centred features, significance, and the weights if there are any."""
-        assert given.scores is not None
+    def _inputs(
+        self, given: TokenSet, k: int, options: PoolOptions
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Centred features, the tokens `[B, k]` to start at, and the weights if there are any."""
         features = work_features(given.features)
-        scores = given.scores.to(features.dtype)
-        return features, scores, scores if self.weighted else None
+        if options.start == "matching":
+            start = matched_indices(features, k)
+        else:
+            assert given.scores is not None
+            start = top_indices(given.scores.to(features.dtype), k)
+        weights = given.scores if self.weighted else given.sizes
+        return features, start, None if weights is None else weights.to(features.dtype)
 
 
 class KMedoids(_Clusters):
     """K-Medoids, by default from the k most significant tokens (arXiv 2110.03860).
 
-    Minimises Σᵢ wᵢ minⱼ ‖fᵢ − cⱼ‖² with every cⱼ one of the tokens; wᵢ is the significance, or 1
-    in the unweighted form. The medoids are kept as they are, at full width.
+    Minimises Σᵢ wᵢ minⱼ ‖fᵢ − cⱼ‖² with every cⱼ one of the tokens. The medoids are kept as they
+    are, at full width.
     """
 
     kind = "kmedoids"
@@ -64,20 +73,18 @@ class KMedoids(_Clusters):
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
         """Cluster, then keep the medoids (or take the means, if the options say so)."""
         with torch.no_grad():
-            features, scores, weights = self._inputs(given)
-            assignment, medoids = kernels.kmedoids(
-                features, self._start(features, scores, k, options), weights, options.iterations
-            )
+            features, start, weights = self._inputs(given, k, options)
+            assignment, medoids = kernels.kmedoids(features, start, weights, options.iterations)
         if options.representative in (None, "medoid"):
             return Pooled(gather_tokens(given.tokens, medoids), assignment)
-        of_means = scores if options.representative == "weighted_mean" else None
+        of_means = mean_weights(given, options.representative)
         return Pooled(cluster_means(given.tokens, assignment, k, of_means), assignment)
 
 
 class KMeans(_Clusters):
     """K-Means, by default from the k most significant tokens (arXiv 2110.03860).
 
-    Lloyd's algorithm on Σᵢ wᵢ minⱼ ‖fᵢ − cⱼ‖²; puts out the (weighted) means.
+    Lloyd's algorithm on Σᵢ wᵢ minⱼ ‖fᵢ − cⱼ‖²; puts out the means by the same weights.
     """
 
     kind = "kmeans"
@@ -88,14 +95,13 @@ class KMeans(_Clusters):
         own = "weighted_mean" if self.weighted else "mean"
         kept = options.representative or own
         with torch.no_grad():
-            features, scores, weights = self._inputs(given)
-            start = self._start(features, scores, k, options)
+            features, start, weights = self._inputs(given, k, options)
             assignment, members = kernels.kmeans(features, start, weights, options.iterations)
             if kept == "medoid":
-                medoids = medoids_near_means(features, assignment, start)
+                medoids = medoids_near_means(features, assignment, start, given.sizes)
         if kept == "medoid":
             return Pooled(gather_tokens(given.tokens, medoids), assignment)
         if kept == own:
             return Pooled(segment_means(given.tokens, members, start, weights), assignment)
-        of_means = scores if kept == "weighted_mean" else None
+        of_means = mean_weights(given, options.representative)
         return Pooled(segment_means(given.tokens, assignment, start, of_means), assignment)

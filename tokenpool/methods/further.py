@@ -6,7 +6,7 @@ from torch import Tensor
 from tokenpool.clustering import gather_tokens, top_indices, work_features
 from tokenpool.kernels import nearest_medoid, pairwise_distances
 from tokenpool.methods.base import Pooled, Reducer, TokenSet
-from tokenpool.methods.represent import cluster_means, medoids_near_means
+from tokenpool.methods.represent import cluster_means, mean_weights, medoids_near_means
 from tokenpool.options import PoolOptions
 
 __all__ = ["Agglomerative", "DensityPeaks", "density_peaks", "ward_labels"]
@@ -40,7 +40,10 @@ class DensityPeaks(Reducer):
             assignment = nearest_medoid(distances, peaks)
         if options.representative in (None, "medoid"):
             return Pooled(gather_tokens(given.tokens, peaks), assignment)
-        return Pooled(cluster_means(given.tokens, assignment, k, given.scores), assignment)
+        return Pooled(
+            cluster_means(given.tokens, assignment, k, mean_weights(given, options.representative)),
+            assignment,
+        )
 
     def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
         """N²·F for the distances."""
@@ -73,10 +76,13 @@ class Agglomerative(Reducer):
             if options.representative == "medoid":
                 # Ward leaves no cluster empty: no token has to stand in.
                 anywhere = assignment.new_zeros(assignment.shape[0], k)
-                medoids = medoids_near_means(features, assignment, anywhere)
+                medoids = medoids_near_means(features, assignment, anywhere, given.sizes)
         if options.representative == "medoid":
             return Pooled(gather_tokens(given.tokens, medoids), assignment)
-        return Pooled(cluster_means(given.tokens, assignment, k, given.scores), assignment)
+        return Pooled(
+            cluster_means(given.tokens, assignment, k, mean_weights(given, options.representative)),
+            assignment,
+        )
 
     def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
         """N²·F for the distances."""

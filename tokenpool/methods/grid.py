@@ -19,6 +19,7 @@ class GridPool(Reducer):
 
     name = "grid"
     summary = "averages the cells of a coarser token grid"
+    needs_grid = True
 
     def needs_scores(self, options: PoolOptions) -> bool:
         """Place alone decides."""
@@ -43,14 +44,15 @@ class GridPool(Reducer):
         x, grid = given.tokens, given.grid
         if grid is None or grid[0] * grid[1] != x.shape[1]:
             raise ValueError(
-                f"grid pooling was set up for a grid of {grid} but {x.shape[1]} tokens came"
+                f"grid pooling was set up for a grid of {grid} but {x.shape[1]} tokens came: call "
+                "tp.pool again after changing the input size"
             )
         _, coarse = self.realise(x.shape[1], k, grid)
         assert coarse is not None
         row = torch.arange(grid[0], device=x.device) * coarse[0] // grid[0]
         column = torch.arange(grid[1], device=x.device) * coarse[1] // grid[1]
         cell = (row.unsqueeze(1) * coarse[1] + column).flatten().expand(x.shape[0], -1)
-        return Pooled(cluster_means(x, cell, k, None), cell)
+        return Pooled(cluster_means(x, cell, k, given.sizes), cell)
 
 
 def _rank(rows: int, columns: int, grid: Grid) -> tuple[int, int]:

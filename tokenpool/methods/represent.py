@@ -1,12 +1,22 @@
-"""What stands for a cluster: its medoid, its mean, or its mean weighted by significance."""
+"""What stands for a cluster: its medoid, its mean, or its mean weighted by significance.
+
+Means and medoids are those of the original tokens, where it is known how many each stands for.
+"""
 
 import torch
 from torch import Tensor
 
 from tokenpool.clustering import gather_tokens, segment_means
 from tokenpool.kernels import segment_argmin
+from tokenpool.methods.base import TokenSet
+from tokenpool.options import Representative
 
-__all__ = ["cluster_means", "medoids_near_means"]
+__all__ = ["cluster_means", "mean_weights", "medoids_near_means"]
+
+
+def mean_weights(given: TokenSet, representative: Representative | None) -> Tensor | None:
+    """What a mean weighs tokens by: significance if it is asked for, else their sizes, if any."""
+    return given.scores if representative == "weighted_mean" else given.sizes
 
 
 def cluster_means(x: Tensor, assignment: Tensor, k: int, weights: Tensor | None) -> Tensor:
@@ -19,13 +29,15 @@ def cluster_means(x: Tensor, assignment: Tensor, k: int, weights: Tensor | None)
     return segment_means(x, assignment, first, weights)
 
 
-def medoids_near_means(features: Tensor, members: Tensor, start: Tensor) -> Tensor:
+def medoids_near_means(
+    features: Tensor, members: Tensor, start: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """The member nearest to the mean of its cluster `[B, k]`; `start [B, k]` for an empty one.
 
-    For squared L2 that is the member of least Σ_j d(c, j): the medoid.
+    For squared L2 that is the member of least Σ_j w_j·d(c, j): the medoid.
     """
     count = start.shape[1]
-    means = segment_means(features, members, start, None)
+    means = segment_means(features, members, start, weights)
     cost = (features - gather_tokens(means, members)).square().sum(-1)
     taken = torch.zeros_like(start).scatter(1, members, 1)
     return torch.where(taken > 0, segment_argmin(cost, members, count), start)

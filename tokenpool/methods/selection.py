@@ -10,7 +10,13 @@ from tokenpool.options import PoolOptions
 __all__ = ["Importance", "PowerBert", "Random"]
 
 
-class PowerBert(Reducer):
+class _Selection(Reducer):
+    """A token that is kept stands for itself alone, also in a head that averages over patches."""
+
+    merges = False
+
+
+class PowerBert(_Selection):
     """Keep the k tokens of highest significance (PoWER-BERT, arXiv 2001.08950)."""
 
     name = "powerbert"
@@ -22,7 +28,7 @@ class PowerBert(Reducer):
         return _keep(given, top_indices(given.scores.detach(), k))
 
 
-class Importance(Reducer):
+class Importance(_Selection):
     """Draw k tokens without replacement, with probability proportional to significance.
 
     Successive sampling as top k of log(score) + Gumbel noise (Efraimidis and Spirakis), one draw
@@ -40,7 +46,7 @@ class Importance(Reducer):
         return _keep(given, top_indices(keys, k))
 
 
-class Random(Reducer):
+class Random(_Selection):
     """Draw k tokens uniformly without replacement; takes `options.generator`."""
 
     name = "random"

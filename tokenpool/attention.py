@@ -1,0 +1,189 @@
+"""timm's attention, as a view of the original that also tells what pooling wants of it.
+
+A view is a module of its own that holds the very children, parameters and hooks of the module it
+stands for, so that weights, state-dict keys and the user's hooks stay what they were, and taking
+the view away restores the model.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from torch import Tensor, nn
+
+__all__ = ["AttentionRecord", "ScoredAttention", "View"]
+
+
+@dataclass
+class AttentionRecord:
+    """What a block wants of one attention call, and what it gets.
+
+    Attributes:
+        want_received: ask for the attention each token receives from all queries.
+        want_cls: ask for the attention each token receives from the first (class) token.
+        want_keys: ask for the head-mean keys.
+        log_sizes: added to the logits of each key `[B, N]`, or None.
+        sizes: how many queries each token counts as in what is received `[B, N]`, or None for one.
+        queries: compute only the first `queries` rows, or all if None.
+        scores: significance `[B, N]` of all tokens, once attended.
+        keys: `[B, N, head_dim]`, once attended.
+    """
+
+    want_received: bool = False
+    want_cls: bool = False
+    want_keys: bool = False
+    log_sizes: Tensor | None = None
+    sizes: Tensor | None = None
+    queries: int | None = None
+    scores: Tensor | None = None
+    keys: Tensor | None = None
+
+
+class View:
+    """What the views share: taking over a module's state and giving it back."""
+
+    def _take(self, origin: nn.Module) -> None:
+        # Shallow: children, parameters and hook dictionaries are the origin's own objects.
+        self.__dict__.update(origin.__dict__)
+        # In a tuple, so that nn.Module does not register it as a second child.
+        self.__dict__["_origin"] = (origin,)
+
+    @property
+    def origin(self) -> nn.Module:
+        """The module this is a view of."""
+        module: nn.Module = self.__dict__["_origin"][0]
+        return module
+
+    def _give_back(self, own: set[str]) -> nn.Module:
+        """The origin, with whatever was changed on the view since."""
+        origin = self.origin
+        for name, value in self.__dict__.items():
+            # A call compiled for the view would run the view.
+            if name not in own and name not in ("_origin", "_compiled_call_impl"):
+                origin.__dict__[name] = value
+        return origin
+
+
+class ScoredAttention(View, nn.Module):
+    """timm's `Attention` that also tells its significance scores and keys when asked."""
+
+    # The origin's own, by `_take`.
+    num_heads: int
+    scale: float
+    fused_attn: bool
+    qkv: Any
+    q_norm: Any
+    k_norm: Any
+    attn_drop: Any
+    proj: Any
+    proj_drop: Any
+
+    def __init__(self, origin: Any) -> None:
+        nn.Module.__init__(self)
+        self._take(origin)
+
+    def restore(self) -> nn.Module:
+        """The attention this is a view of."""
+        return self._give_back(set())
+
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        record: AttentionRecord | None = None,
+    ) -> Tensor:
+        """Attend `x [B, N, C]`; without a record exactly as the origin does."""
+        if record is None:
+            extra: dict[str, Any] = {"is_causal": True} if is_causal else {}
+            origin_forward: Any = Attention.forward
+            plain: Tensor = origin_forward(self, x, attn_mask=attn_mask, **extra)
+            return plain
+        q, k, v = self._project(x, record.queries)
+        bias = None
+        if record.log_sizes is not None:
+            bias = record.log_sizes[:, None, None, :].to(q.dtype)
+        if record.want_keys:
+            record.keys = k.detach().mean(1)
+        if record.want_cls:
+            record.scores = _attention(q[:, :, :1], k, self.scale, bias).detach().sum((1, 2))
+        if record.want_received:
+            out = self._attend_scored(q, k, v, bias, record)
+        elif self.fused_attn:
+            dropout = self.attn_drop.p if self.training else 0.0
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        else:
+            out = self.attn_drop(_attention(q, k, self.scale, bias)) @ v
+        out = out.transpose(1, 2).flatten(2)
+        norm = getattr(self, "norm", None)
+        out = out if norm is None else norm(out)
+        gate = getattr(self, "gate", None)
+        if gate is not None:
+            out = out * gate(x[:, : out.shape[1]]).sigmoid()
+        return self.proj_drop(self.proj(out))
+
+    def _project(self, x: Tensor, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, values `[B, H, n, head_dim]`; queries of the first rows alone if told."""
+        batch, tokens, _ = x.shape
+        if queries is None or not is_plain_linear(self.qkv):
+            # Called whole, whatever it is: a wrapped or replaced layer has no weight to take apart.
+            qkv = self.qkv(x)
+            head = qkv.shape[-1] // 3 // self.num_heads
+            qkv = qkv.reshape(batch, tokens, 3, self.num_heads, head).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv.unbind(0)
+            q = q if queries is None else q[:, :, :queries]
+        else:
+            w, b = self.qkv.weight, self.qkv.bias
+            width = w.shape[0] // 3
+            head = width // self.num_heads
+            q = F.linear(x[:, :queries], w[:width], None if b is None else b[:width])
+            kv = F.linear(x, w[width:], None if b is None else b[width:])
+            q = q.reshape(batch, queries, self.num_heads, head).transpose(1, 2)
+            kv = kv.reshape(batch, tokens, 2, self.num_heads, head).permute(2, 0, 3, 1, 4)
+            k, v = kv.unbind(0)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def _attend_scored(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, record: AttentionRecord
+    ) -> Tensor:
+        """Attention output; what each token receives of all heads and queries is recorded.
+
+        One softmax serves both. Outside autocast, which would keep the softmax in fp32 and cast
+        back and forth; the sum over queries is accumulated in fp32.
+        """
+        with torch.autocast(q.device.type, enabled=False):
+            v = v.to(q.dtype)
+            attention = _attention(q, k.to(q.dtype), self.scale, bias)
+            received, dtype = attention.detach(), torch.promote_types(q.dtype, torch.float32)
+            if record.sizes is None:
+                record.scores = received.sum((1, 2), dtype=dtype)
+            else:
+                by_query = received.sum(1, dtype=dtype)
+                record.scores = (by_query * record.sizes.unsqueeze(2)).sum(1)
+            return self.attn_drop(attention) @ v
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether calling the module is nothing but its weight and bias, so that rows may be taken."""
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and "forward" not in module.__dict__
+        and not any(
+            getattr(module, hooks)
+            for hooks in (
+                "_forward_hooks",
+                "_forward_pre_hooks",
+                "_backward_hooks",
+                "_backward_pre_hooks",
+            )
+        )
+    )
+
+
+def _attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    """Softmax attention `[B, H, n, N]`."""
+    logits = (q * scale) @ k.transpose(-2, -1)
+    return (logits if bias is None else logits + bias).softmax(dim=-1)
