@@ -35,6 +35,7 @@ _DATA_FOLDERS = (".", f"{DEVKIT}/data", DEVKIT, "devkit/data", "data", "devkit")
 _LEVELS = 5  # Kaggle's file lies beside ILSVRC/, the images in ILSVRC/Data/CLS-LOC/val/
 _LARGEST = 1 << 26  # bytes of any of these files
 _LARGEST_DEVKIT = 1 << 29
+_ILSVRC_TAR = re.compile(r"ilsvrc2012_img_(train|train_t3|val|test\w*)\.tar|n\d{8}\.tar")
 _WNID = re.compile(r"n\d{8}")
 _NEEDED = (
     f"put Kaggle's {SOLUTION}, or the devkit ({DEVKIT}.tar.gz, or unpacked: data/{NUMBERS} with "
@@ -74,8 +75,8 @@ class FlatVal:
         found = find_ground_truth(self._near)
         if found is None:
             raise UserError(
-                f"{self._where.rstrip(':')} holds images but no class folders, and their classes are not to be "
-                f"found: {_NEEDED}"
+                f"{self._where.rstrip(':')} holds images but no class folders, and their classes "
+                f"are not to be found: {_NEEDED}"
             )
         self.used = True
         return found
@@ -93,6 +94,11 @@ class FlatVal:
         """What is to be said of the ground truth that was used."""
         where = self._where.rstrip("/:")
         return [f"the classes in {where} are from {self.truth.origin}"] if self.used else []
+
+
+def is_ilsvrc_tar(path: str) -> bool:
+    """Whether a tar is one of ILSVRC's own, by its name."""
+    return _ILSVRC_TAR.fullmatch(path.rpartition("/")[2].lower()) is not None
 
 
 def leave_out_subsets(files: list[str], left_out: Tally) -> list[str]:

@@ -60,8 +60,8 @@ def tar_source(root: Path, files: list[str], options: PrepareOptions) -> Source:
     names, meanings = reader.labelled() if reader.labels else reader.laid_out()
     if len(names) == 1 and options.classes is None:
         raise UserError(
-            f"{root} has one class only, {names[0]!r}: give --class {shlex.quote(names[0])} if that "
-            "is meant, else --train TAR and --val TAR"
+            f"{root} has one class only, {names[0]!r}: give --class {shlex.quote(names[0])} if "
+            "that is meant, else --train TAR and --val TAR"
         )
     positions = chosen_classes(names, options.classes, str(root))
     chosen = {position: label for label, position in enumerate(positions)}
