@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,16 +12,34 @@ from numpy.typing import NDArray
 
 import tokenpool as tp
 from pipelines.config import DataConfig
-from pipelines.data.augment import normalize
 from pipelines.data.fetch import fetch
 from pipelines.data.loader import make_loader
+from pipelines.data.preprocessing import Preprocessing, data_preprocessing
+from pipelines.search.prefixes import run_schedules
 from pipelines.storage.copies import local_path
 from pipelines.train.evaluate import evaluate
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
-# Of each image, cross-entropy [n] float32 and whether it was told right [n] bool.
+# Of each image, its loss [n] float32 and whether it was told right [n] bool.
 ImageScores = tuple[NDArray[np.float32], NDArray[np.bool_]]
+# What a loss is: cross-entropy with the labels, or the divergence from the dense model.
+Measure = Literal["cross-entropy", "divergence"]
+Told = Callable[[int], None]
 _SHUFFLE_SEED = 0
+
+
+class Comparison(NamedTuple):
+    """A schedule's predictions beside the dense model's, image by image.
+
+    Attributes:
+        divergence: `[n]` KL from the dense model (nats).
+        agrees: `[n]` whether both name the same class.
+        right: `[n]` whether the pooled one names the true class.
+    """
+
+    divergence: NDArray[np.float32]
+    agrees: NDArray[np.bool_]
+    right: NDArray[np.bool_]
 
 
 class Scorer:
@@ -32,8 +51,8 @@ class Scorer:
         batch_size: images per forward pass.
         device: where the models run.
         num_threads: threads torch computes with; None leaves them as they are.
-        normalization: mean and standard deviation of each channel (of pixels in 0..1) that the
-            models want; None: those of the data, as the models we train.
+        preprocessing: what the models' images look like; None: as the data's own, as the models
+            we train.
         most_images: of a split, spread evenly over it; None for all.
     """
 
@@ -45,7 +64,7 @@ class Scorer:
         batch_size: int,
         device: str = "cpu",
         num_threads: int | None = 1,
-        normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+        preprocessing: Preprocessing | None = None,
         most_images: int | None = None,
     ) -> None:
         if num_threads is not None:
@@ -53,9 +72,7 @@ class Scorer:
         self._device = torch.device(device)
         self._data, self._batch_size, self._most_images = data, batch_size, most_images
         manifest = fetch(data.path, data.address)
-        if normalization is None:
-            normalization = manifest.mean, manifest.std
-        self._mean, self._std = normalization
+        self._preprocessing = preprocessing or data_preprocessing(manifest, data.image_size)
         self._models = {
             width: (tp.load(local_path(base)) if isinstance(base, str) else base)
             .eval()
@@ -63,7 +80,10 @@ class Scorer:
             for width, base in bases.items()
         }
         self._splits: dict[str, Batches] = {}
-        self._dense: dict[int, list[torch.Tensor]] = {}
+        # The dense models' log-probabilities: by width for the first images of the random order,
+        # and by width and split for the batches of a split.
+        self._dense: dict[int, torch.Tensor] = {}
+        self._dense_batches: dict[tuple[int, str], list[torch.Tensor]] = {}
         self._minival: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def score(
@@ -93,11 +113,14 @@ class Scorer:
         method: str,
         start: int,
         stop: int,
+        measure: Measure = "cross-entropy",
+        told: Told | None = None,
     ) -> list[ImageScores]:
         """What each schedule makes of single images of minival.
 
         The images are in a random order that is always the same, so that the first of them stand
-        for all, and differences between schedules are paired.
+        for all, and differences between schedules are paired. What schedules begin with in common
+        is computed once a batch (`run_schedules`).
 
         Args:
             width: which model.
@@ -105,26 +128,29 @@ class Scorer:
             method: of `tp.METHODS`.
             start: the first image in that order.
             stop: the one after the last.
+            measure: what the losses are; the divergence needs no labels, and varies less.
+            told: called with the number of images after every schedule of a batch.
         """
         images, labels = self._shuffled()
-        parts = list(
-            zip(
-                images[start:stop].split(self._batch_size),
-                labels[start:stop].split(self._batch_size),
-                strict=True,
-            )
-        )
+        stop = min(stop, len(labels))
         model = self._models[width]
-        found: list[ImageScores] = []
-        for schedule in schedules:
-            tp.pool(model, schedule, method=method)
-            losses, right = [], []
-            for some, wanted in parts:
-                logits = model(some).float()
-                losses.append(F.cross_entropy(logits, wanted, reduction="none").cpu())
-                right.append((logits.argmax(1) == wanted).cpu())
-            found.append((torch.cat(losses).numpy(), torch.cat(right).numpy()))
-        return found
+        losses = np.empty((len(schedules), stop - start), np.float32)
+        right = np.empty(losses.shape, np.bool_)
+        for begin in range(start, stop, self._batch_size):
+            part = slice(begin, min(begin + self._batch_size, stop))
+            dense = self._dense_until(width, part.stop)[part] if measure == "divergence" else None
+            column = slice(part.start - start, part.stop - start)
+            for place, logits in run_schedules(model, images[part], schedules, method):
+                logits = logits.float()
+                if dense is None:
+                    loss = F.cross_entropy(logits, labels[part], reduction="none")
+                else:
+                    loss = _divergence(logits.log_softmax(-1), dense)
+                losses[place, column] = loss.cpu().numpy()
+                right[place, column] = (logits.argmax(1) == labels[part]).cpu().numpy()
+                if told is not None:
+                    told(len(logits))
+        return list(zip(losses, right, strict=True))
 
     def divergence(
         self, width: int, schedules: Sequence[tuple[int, ...]], method: str, images: int
@@ -135,26 +161,36 @@ class Scorer:
             width: which model.
             schedules: how to pool it.
             method: of `tp.METHODS`.
-            images: of minival, spread evenly over it; all if there are fewer.
+            images: of minival, the first so many in random order; all if there are fewer.
         """
+        found = self.image_scores(width, schedules, method, 0, images, "divergence")
+        return [float(losses.mean(dtype=np.float64)) for losses, _ in found]
+
+    @torch.inference_mode()
+    def compare(
+        self, width: int, schedules: Sequence[tuple[int, ...]], method: str, split: str
+    ) -> list[Comparison]:
+        """Each schedule beside the dense model on a split, image by image in stored order."""
         model = self._models[width]
-        pixels = [x for x, _ in _spread(self._batches("minival"), images)]
-        if width not in self._dense:
+        found: list[list[Comparison]] = [[] for _ in schedules]
+        batches = self._batches(split)
+        if (width, split) not in self._dense_batches:
             tp.pool(model, None)
-            self._dense[width] = [_log_probabilities(model, batch) for batch in pixels]
-        found = []
-        for schedule in schedules:
-            tp.pool(model, schedule, method=method)
-            total = sum(
-                float(
-                    F.kl_div(
-                        _log_probabilities(model, batch), dense, reduction="sum", log_target=True
+            self._dense_batches[width, split] = [_log_probabilities(model, x) for x, _ in batches]
+        for (images, labels), dense in zip(batches, self._dense_batches[width, split], strict=True):
+            for place, logits in run_schedules(model, images, schedules, method):
+                told = logits.float().log_softmax(-1)
+                found[place].append(
+                    Comparison(
+                        _divergence(told, dense).cpu().numpy(),
+                        (told.argmax(1) == dense.argmax(1)).cpu().numpy(),
+                        (told.argmax(1).cpu() == labels).numpy(),
                     )
                 )
-                for batch, dense in zip(pixels, self._dense[width], strict=True)
-            )
-            found.append(total / sum(len(batch) for batch in pixels))
-        return found
+        return [
+            Comparison(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+            for parts in found
+        ]
 
     def evaluate_saved(self, path: str, split: str) -> dict[str, float]:
         """Top-1, top-5 and loss of a saved model on a split."""
@@ -171,18 +207,31 @@ class Scorer:
                 train=False,
                 image_size=self._data.image_size,
                 implementation=self._data.loader,
+                geometry=self._preprocessing.cut or "auto",
             )
             try:
                 raw = list(loader)
                 if self._most_images is not None:
                     raw = _spread(raw, self._most_images)
                 self._splits[split] = [
-                    (normalize(images.to(self._device), self._mean, self._std), labels)
-                    for images, labels in raw
+                    (self._preprocessing(images.to(self._device)), labels) for images, labels in raw
                 ]
             finally:
                 loader.close()
         return self._splits[split]
+
+    def _dense_until(self, width: int, stop: int) -> torch.Tensor:
+        """The dense model's log-probabilities for the first images of the random order."""
+        images, _ = self._shuffled()
+        known = self._dense.get(width)
+        done = 0 if known is None else len(known)
+        if done < stop:
+            model = tp.pool(self._models[width], None)
+            parts = [
+                _log_probabilities(model, x) for x in images[done:stop].split(self._batch_size)
+            ]
+            self._dense[width] = torch.cat(parts if known is None else [known, *parts])
+        return self._dense[width]
 
     def _shuffled(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Minival in random order; from then on its batches are views of it, held once."""
@@ -219,6 +268,11 @@ def _spread(batches: Batches, wanted: int) -> Batches:
             kept.append((images[chosen], labels[chosen]))
         begin += len(labels)
     return kept
+
+
+def _divergence(log_probabilities: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """KL `[n]` of predictions from the dense model's, both `[n, classes]` in logarithms."""
+    return F.kl_div(log_probabilities, dense, reduction="none", log_target=True).sum(1)
 
 
 @torch.inference_mode()

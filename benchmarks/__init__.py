@@ -1,0 +1,1 @@
+"""Speed, quality and search efficiency, measured; each module says how it is run."""

@@ -1,0 +1,41 @@
+"""Intervals of means, and of ratios of means, over the same images: by resampling the images."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["mean_interval", "ratio_interval"]
+
+_RESAMPLES, _LEVEL, _SEED = 4000, 0.95, 0
+
+Values = NDArray[np.floating]
+
+
+def mean_interval(values: Values) -> tuple[float, float]:
+    """95 % interval of the mean of `values [n]`."""
+    return _middle(_weights(len(values)) @ values.astype(np.float64))
+
+
+def ratio_interval(values: Values, others: Values) -> tuple[float, float, float]:
+    """mean(values) / mean(others) and its 95 % interval; both `[n]`, of the same images.
+
+    Paired: a draw of images is the same one for both, so that what makes an image hard for either
+    does not widen the interval.
+    """
+    above, below = values.astype(np.float64), others.astype(np.float64)
+    weights = _weights(len(above))
+    low, high = _middle((weights @ above) / (weights @ below))
+    return float(above.mean() / below.mean()), low, high
+
+
+def _weights(images: int) -> NDArray[np.float64]:
+    """`[resamples, images]`: how often each is drawn, over all; the same for all calls."""
+    rng = np.random.default_rng(_SEED)
+    drawn = rng.multinomial(images, np.full(images, 1 / images), size=_RESAMPLES)
+    return drawn / images
+
+
+def _middle(means: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return float(low), float(high)

