@@ -21,7 +21,9 @@ from pipelines.data.manifest import (
     SPLITS,
     Manifest,
     SplitManifest,
+    Summary,
 )
+from pipelines.data.names import storable
 from pipelines.data.options import PrepareOptions, options_hash
 from pipelines.data.shards import schema, shard_paths, write_durably
 from pipelines.data.sources.base import Source
@@ -61,33 +63,49 @@ def read_rows(folder: Path, num_shards: int) -> Rows:
     return Rows(columns, np.repeat(np.arange(len(counts)), counts))
 
 
-def find_rejected(rows: Rows, splits: np.ndarray) -> np.ndarray:
-    """Why each row is refused, "" for good ones.
+def find_rejected(rows: Rows, splits: np.ndarray, classes: list[str]) -> tuple[np.ndarray, int]:
+    """Why each row is refused, "" for good ones, and how many good ones are copies of others.
 
     Besides what reading found, an image whose source bytes occur in two splits is refused in all
     but the most protected of them (val before minival before train): a training image that is
-    also tested on makes the test worthless.
+    also tested on makes the test worthless. One that lies in two classes is refused in all of them:
+    which is right, nobody knows. Copies within a class of a split only weigh more.
 
     Args:
         rows: N rows.
         splits: [N] split of each.
+        classes: their names.
 
     Returns:
-        [N] object array of reasons.
+        ([N] object array of reasons, the number of copies).
     """
+    import pyarrow as pa
+
     reasons = rows["error"].astype(object)
     good = np.flatnonzero(reasons == "")
-    rank = {"val": 0, "minival": 1, "train": 2}
-    protected: dict[str, tuple[int, int]] = {}
-    for i in good.tolist():
-        digest, mine = rows["source_sha1"][i], rank[splits[i]]
-        if digest not in protected or mine < protected[digest][0]:
-            protected[digest] = (mine, i)
-    for i in good.tolist():
-        best, where = protected[rows["source_sha1"][i]]
-        if rank[splits[i]] > best:
-            reasons[i] = f"duplicate of {rows['name'][where]} in {splits[where]}"
-    return reasons
+    rank = np.select([splits[good] == "val", splits[good] == "minival"], [0, 1], 2)
+    digests = pa.array(rows["source_sha1"][good], pa.string()).dictionary_encode()
+    picture = np.asarray(digests.indices, np.int64)
+    labels = rows["label"][good]
+    order = np.lexsort((rank, picture))  # stable: the first of the most protected leads its group
+    begins = np.flatnonzero(np.diff(picture[order], prepend=-1))
+    lengths = np.diff(begins, append=len(order))
+    copies = 0
+    for begin, length in zip(
+        begins[lengths > 1].tolist(), lengths[lengths > 1].tolist(), strict=True
+    ):
+        group = order[begin : begin + length]
+        for i in group.tolist():
+            others = group[labels[group] != labels[i]]
+            if len(others):
+                name, label = rows["name"][good[others[0]]], classes[labels[others[0]]]
+                reasons[good[i]] = f"same picture as {name} of class {label}"
+            elif rank[i] > rank[group[0]]:
+                first = good[group[0]]
+                reasons[good[i]] = f"duplicate of {rows['name'][first]} in {splits[first]}"
+            elif i != group[0]:
+                copies += 1
+    return reasons, copies
 
 
 def find_absent_classes(
@@ -134,6 +152,7 @@ def assemble(
     splits: np.ndarray,
     folder: Path,
     rejected: int = 0,
+    summary: Summary | None = None,
 ) -> Manifest:
     """Write the betons, `index.parquet` and `manifest.json` of the given good rows to `folder`.
 
@@ -144,6 +163,7 @@ def assemble(
         splits: [N] split of each.
         folder: where shards lie (in `shards/`) and results go; the manifest comes last.
         rejected: how many images were refused, for the manifest.
+        summary: what became of the source, for the manifest.
     """
     parts: dict[str, SplitManifest] = {}
     pointers = np.zeros(len(rows), np.int64)
@@ -181,9 +201,9 @@ def assemble(
     side = int(rows["width"][0])
     square = bool((rows["width"] == side).all() and (rows["height"] == side).all())
     manifest = Manifest(
-        source=source.name,
+        source=storable(source.name),
         seed=options.seed,
-        classes=source.classes,
+        classes=[storable(name) for name in source.classes],
         image_size=side if square else None,
         max_width=int(rows["width"].max()),
         max_height=int(rows["height"].max()),
@@ -193,6 +213,7 @@ def assemble(
         rejected=rejected,
         options=options.content(),
         options_hash=options_hash(source.name, options),
+        summary=summary,
     )
     write_durably(folder / MANIFEST_NAME, [manifest.model_dump_json(indent=2).encode()])
     return manifest
@@ -299,7 +320,7 @@ def _write_index(
     import pyarrow as pa
     import pyarrow.parquet
 
-    classes = np.array(source.classes, dtype=object)
+    classes = np.array([storable(name) for name in source.classes], dtype=object)
     table = pa.table(
         {
             "split": pa.array(splits.tolist()).dictionary_encode(),

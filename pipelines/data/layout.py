@@ -89,7 +89,7 @@ def split_of_path(relative: str) -> Split:
         ValueError: its parts speak of different splits.
     """
     *folders, name = relative.split("/")
-    found = {split for folder in folders if (split := split_of_folder(folder))}
+    found: set[Split] = {split for folder in folders if (split := split_of_folder(folder))}
     found |= _splits(_words(name))
     if len(found) > 1:
         raise ValueError(f"{relative} speaks of {' and '.join(sorted(found))} at once")

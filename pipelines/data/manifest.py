@@ -31,6 +31,48 @@ class SplitManifest(BaseModel):
     counts: list[int] = Field(description="Samples of each class, in the order of `classes`.")
 
 
+class Group(BaseModel):
+    """Things left out or refused for one reason.
+
+    `first` is the name of one of them and `example` its reason in full; `option` would take them.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str
+    count: int
+    unit: str = "images"
+    first: str = ""
+    option: str = ""
+    example: str = ""
+
+
+class SplitSummary(BaseModel):
+    """Where a split came from (folders or files), what is in it, and what was converted how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    origins: list[str]
+    images: int
+    classes: int = Field(description="Classes with an image in this split.")
+    converted: dict[str, int] = Field(default_factory=dict)
+
+
+class Summary(BaseModel):
+    """What `prepare` made of a source: what was taken for what, and what was not taken."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str
+    classes: int
+    first_class: str
+    last_class: str
+    splits: dict[str, SplitSummary]
+    refused: list[Group] = Field(default_factory=list)
+    left_out: list[Group] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+
 class Manifest(BaseModel):
     """The contents of `manifest.json`.
 
@@ -54,6 +96,7 @@ class Manifest(BaseModel):
     rejected: int = 0
     options: dict[str, Any] = Field(default_factory=dict)
     options_hash: str = ""
+    summary: Summary | None = Field(default=None, description="None in data of earlier programs.")
 
     @property
     def num_classes(self) -> int:

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipelines.data.names import storable
 from pipelines.errors import UserError
-
 
 # Options added after the first manifests were written: only told where they are used.
 _LATER = frozenset({
     "source", "train_from", "val_from", "labels", "image_column", "label_column", "split_column",
+    "share_names",
 })  # fmt: skip
 
 
@@ -72,6 +73,10 @@ class PrepareOptions(BaseModel):
     image_column: str | None = Field(default=None, description="Column of the images.")
     label_column: str | None = Field(default=None, description="Column of the labels.")
     split_column: str | None = Field(default=None, description="Column of the splits.")
+    share_names: bool = Field(
+        default=False,
+        description="Parquet files without class names number classes as those with names do.",
+    )
     workers: int = Field(default=0, ge=0, description="Processes; 0: one per core.")
     address: str | None = Field(default=None, description="Ray cluster that writes the shards.")
     # glyphs only
@@ -95,9 +100,15 @@ class PrepareOptions(BaseModel):
 
     def content(self) -> dict[str, Any]:
         """The options that decide what is written, without those that only decide how."""
-        content = self.model_dump(mode="json", exclude={"workers", "address", "skip_bad"})
+        content = self.model_dump(exclude={"workers", "address", "skip_bad"})
         # Data that was prepared before there were these options is still the same data.
-        return {key: value for key, value in content.items() if key not in _LATER or value}
+        return {key: _storable(v) for key, v in content.items() if key not in _LATER or v}
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [storable(name) for name in value]
+    return storable(value) if isinstance(value, str) else value
 
 
 def parse_options(**values: Any) -> PrepareOptions:

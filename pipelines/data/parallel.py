@@ -34,6 +34,8 @@ def make_shards(
     mode: Mode,
     num_classes: int,
     workers: WorkerProcesses | None,
+    *,
+    keep: bool = True,
 ) -> Iterator[Task]:
     """Make every shard and put it in `folder`; yields each task as it is done.
 
@@ -44,22 +46,23 @@ def make_shards(
         mode: likewise.
         num_classes: labels beyond are refused.
         workers: from `workers_for` the same options.
+        keep: write the images' bytes too, not only the tables.
 
     Raises:
         UserError: a worker process was killed, or the Ray cluster failed.
         OSError: no space, and the like.
     """
     if options.address is not None:
-        yield from _on_ray(tasks, folder, options, mode, num_classes)
+        yield from _on_ray(tasks, folder, options, mode, num_classes, keep)
         return
     count = min(options.processes, len(tasks))
     if workers is None or count <= 1:
         for number, unit in tasks:
-            _make_and_write(folder, number, unit, options, mode, num_classes)
+            _make_and_write(folder, number, unit, options, mode, num_classes, keep)
             yield number, unit
         return
     calls = (
-        ((number, unit), (folder, number, unit, options, mode, num_classes))
+        ((number, unit), (folder, number, unit, options, mode, num_classes, keep))
         for number, unit in tasks
     )
     try:
@@ -73,9 +76,16 @@ def make_shards(
 
 
 def _make_and_write(
-    folder: Path, number: int, unit: Unit, options: PrepareOptions, mode: Mode, num_classes: int
+    folder: Path,
+    number: int,
+    unit: Unit,
+    options: PrepareOptions,
+    mode: Mode,
+    num_classes: int,
+    keep: bool,
 ) -> None:
-    write_shard(folder, number, *make_shard(unit, options, mode, num_classes))
+    data, table = make_shard(unit, options, mode, num_classes)
+    write_shard(folder, number, data if keep else None, table)
 
 
 def _on_ray(
@@ -84,6 +94,7 @@ def _on_ray(
     options: PrepareOptions,
     mode: Mode,
     num_classes: int,
+    keep: bool,
 ) -> Iterator[Task]:
     """Workers send bytes back and this process writes: OUT need not be on a shared disk."""
     import ray
@@ -96,7 +107,7 @@ def _on_ray(
     session = nullcontext() if ray.is_initialized() else ray_session(options.address)
     try:
         with session:
-            yield from _remotely(tasks, folder, options, mode, num_classes)
+            yield from _remotely(tasks, folder, options, mode, num_classes, keep)
     except ClusterError as error:
         raise UserError(" ".join(str(error).split()), exit_code=1) from None
     except ray.exceptions.RayError as error:
@@ -130,6 +141,7 @@ def _remotely(
     options: PrepareOptions,
     mode: Mode,
     num_classes: int,
+    keep: bool,
 ) -> Iterator[Task]:
     import ray
 
@@ -145,6 +157,8 @@ def _remotely(
             return
         ready, _ = ray.wait(list(running), num_returns=1)
         task = running.pop(ready[0])
-        write_shard(folder, task[0], *ray.get(ready[0]))
+        data, table = ray.get(ready[0])
+        write_shard(folder, task[0], data if keep else None, table)
+        del data
         del ready  # the object store keeps what is referred to
         yield task

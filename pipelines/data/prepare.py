@@ -1,23 +1,26 @@
 """`prepare`: from a source to a finished directory of betons, resumable, complete or absent."""
 
-import csv
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cluster.security.secrecy import redactor
 from pipelines.data.assemble import (
+    Rows,
     assemble,
     find_absent_classes,
     find_rejected,
@@ -29,15 +32,22 @@ from pipelines.data.manifest import (
     MANIFEST_NAME,
     REJECTED_NAME,
     Manifest,
+    Summary,
     load_manifest,
     verify_beton,
 )
 from pipelines.data.options import PrepareOptions, options_hash
 from pipelines.data.parallel import make_shards, workers_for
 from pipelines.data.processes import WorkerProcesses
+from pipelines.data.refusals import in_words, write_rejected
 from pipelines.data.shards import shard_paths, write_durably
 from pipelines.data.sources.base import Source
+from pipelines.data.sources.opening import canonical, open_source
+from pipelines.data.summary import summarize
 from pipelines.errors import UserError
+
+_SHARD_FORMAT = 2  # changes with what a shard's table holds
+_REMEDY = "mend them and type the same again, or add --skip-bad"
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +79,7 @@ def prepare(
     """
     out = Path(out)
     options = options or PrepareOptions()
-    shown = redactor().text(str(source))
-    if shown != str(source):  # it would stand in the manifest
-        raise UserError(
-            f"the source {shown} is given with a password, token or key: leave "
-            "it out, storage reads it from the environment or its own credentials files"
-        )
+    _refuse_secret(source)
     if out.is_dir() and (out / MANIFEST_NAME).exists():
         return _verify_finished(source, out, options)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -94,12 +99,21 @@ def prepare(
         raise UserError(f"{error.filename or partial}: {error.strerror}", exit_code=1) from None
 
 
+def _refuse_secret(source: str) -> None:
+    shown = redactor().text(source)
+    if shown != source:  # it would stand in the manifest
+        raise UserError(
+            f"the source {shown} is given with a password, token or key: leave "
+            "it out, storage reads it from the environment or its own credentials files"
+        )
+
+
 def _verify_finished(source: str, out: Path, options: PrepareOptions) -> Manifest:
     manifest = load_manifest(out)
     name = str(source)
-    if manifest.options_hash != options_hash(_canonical(name), options):
+    if manifest.options_hash != options_hash(canonical(name), options):
         before = {"source": manifest.source} | manifest.options
-        now = {"source": _canonical(name)} | options.content()
+        now = {"source": canonical(name)} | options.content()
         changed = [
             f"{key} was {before.get(key)}, is {now[key]}"
             for key in now
@@ -113,45 +127,6 @@ def _verify_finished(source: str, out: Path, options: PrepareOptions) -> Manifes
         verify_beton(out, split, manifest, use_cache=False)
     log.info("%s is complete: %d betons verified", out, len(manifest.splits))
     return manifest
-
-
-def _canonical(source: str) -> str:
-    """A source's name as the manifest has it: made-up ones by name, paths in full."""
-    if source in ("digits", "glyphs") or "://" in source:
-        return source
-    return str(Path(source).resolve())
-
-
-def open_source(source: str, options: PrepareOptions) -> Source:
-    """List a source.
-
-    Raises:
-        UserError: there is no such source, or it holds no images.
-    """
-    if source == "digits":
-        from pipelines.data.sources.digits import digits_source
-
-        return digits_source()
-    if source == "glyphs":
-        from pipelines.data.sources.glyphs import glyph_source
-
-        return glyph_source(options)
-    from pipelines.data.sources.parquet import list_parquet, parquet_source
-
-    if "://" not in source:
-        if not Path(source).exists():
-            raise UserError(
-                f"no source {source}: give digits, glyphs, a folder of class folders, or Parquet"
-            )
-        source = _canonical(source)
-    paths = list_parquet(source)
-    if paths:
-        return parquet_source(source, paths, options.classes)
-    if "://" in source or not Path(source).is_dir():
-        raise UserError(f"{source} holds no Parquet files")
-    from pipelines.data.sources.folder import folder_source
-
-    return folder_source(Path(source), options.classes)
 
 
 def _prepare(
@@ -172,34 +147,84 @@ def _prepare(
             raise UserError(f"{source_name} holds no images")
         _match_plan(partial, shards, source, options)
         _make_shards(source, options, shards, progress, workers)
-    rows = read_rows(shards, len(source.units))
-    splits = split_rows(rows, source, options)
-    reasons = find_rejected(rows, splits)
-    rejected = list(source.problems)
-    rejected += [(str(rows["name"][i]), str(reasons[i])) for i in (reasons != "").nonzero()[0]]
-    known = {reason for _, reason in source.problems}
-    absent = find_absent_classes(rows, splits, reasons, source.classes)
-    rejected += [(where, reason) for where, reason in absent if reason not in known]
-    if rejected:
-        _write_rejected(partial, rejected)
+    checked = _check(source, options, shards)
+    if checked.refused:
+        where = write_rejected(partial, checked.refused)
         if not options.skip_bad:
             # Shards with refused images are read anew next time: the files may be mended.
-            for number in sorted(set(rows.shard[rows["error"] != ""].tolist())):
+            for number in sorted(set(checked.rows.shard[checked.rows["error"] != ""].tolist())):
                 shard_paths(shards, number)[1].unlink()
-            raise UserError(
-                f"{len(rejected)} of {len(rows)} images refused, the first: "
-                f"{rejected[0][0]}: {rejected[0][1]}; all in {partial / REJECTED_NAME}: "
-                "mend them and type the same again, or add --skip-bad",
-                exit_code=1,
-            )
+            raise UserError(f"{checked.told()}; all in {where}: {_REMEDY}", exit_code=1)
     else:
         (partial / REJECTED_NAME).unlink(missing_ok=True)
-    good = reasons == ""
-    if not good.any():
-        raise UserError(f"{source_name} holds no usable image: see {partial / REJECTED_NAME}")
-    manifest = assemble(source, options, rows.keep(good), splits[good], partial, len(rejected))
+    if not checked.good.any():
+        raise UserError(f"{source_name} holds no usable image: {checked.told()}", exit_code=1)
+    rows, splits = checked.rows.keep(checked.good), checked.splits[checked.good]
+    manifest = assemble(
+        source, options, rows, splits, partial, len(checked.refused), checked.summary
+    )
     _publish(partial, out, options.processes)
     return manifest
+
+
+def rehearse(
+    source: str, options: PrepareOptions, *, progress: Progress | None = None
+) -> tuple[Summary, str]:
+    """What `prepare` would make of a source: all is read and checked, nothing is kept.
+
+    Returns:
+        (the summary, why it would end without a result: "" if it would not).
+
+    Raises:
+        UserError: as `prepare`, except for refused images.
+    """
+    _refuse_secret(source)
+    with (
+        tempfile.TemporaryDirectory(prefix="tokenpool-") as folder,
+        workers_for(options) as workers,
+    ):
+        listed = open_source(source, options)
+        if not listed.units:
+            raise UserError(f"{source} holds no images")
+        shards = Path(folder)
+        _make_shards(listed, options, shards, progress, workers, keep=False)
+        checked = _check(listed, options, shards)
+    stops = bool(checked.refused) and not options.skip_bad
+    why = f"{checked.told()}: {_REMEDY}" if stops or not checked.good.any() else ""
+    return checked.summary, why
+
+
+@dataclass
+class _Checked:
+    """What reading a source found: which rows are good, and what is said of them."""
+
+    rows: Rows
+    splits: np.ndarray
+    good: np.ndarray
+    refused: list[tuple[str, str]]
+    summary: Summary
+
+    def told(self) -> str:
+        if not self.refused:
+            return f"it has {len(self.rows)} images, none of them of the classes chosen"
+        groups = in_words(self.summary.refused)
+        return f"{len(self.refused)} of {len(self.rows)} images refused: {groups}"
+
+
+def _check(source: Source, options: PrepareOptions, shards: Path) -> _Checked:
+    rows = read_rows(shards, len(source.units))
+    splits = split_rows(rows, source, options)
+    reasons, copies = find_rejected(rows, splits, source.classes)
+    good = reasons == ""
+    refused = list(source.problems)
+    refused += [(str(rows["name"][i]), str(reasons[i])) for i in np.flatnonzero(~good)]
+    known = {reason for _, reason in source.problems}
+    absent = find_absent_classes(rows, splits, reasons, source.classes)
+    refused += [(where, reason) for where, reason in absent if reason not in known]
+    notes = [f"{copies:,} images are copies of others in their class and split"] if copies else []
+    kept = rows.keep(good)
+    summary = summarize(source, splits[good], kept["label"], kept["converted"], refused, notes)
+    return _Checked(rows, splits, good, refused, summary)
 
 
 def _assembled(source_name: str, partial: Path, options: PrepareOptions) -> Manifest | None:
@@ -210,7 +235,7 @@ def _assembled(source_name: str, partial: Path, options: PrepareOptions) -> Mani
             verify_beton(partial, split, manifest, use_cache=False)
     except UserError:
         return None
-    same = manifest.options_hash == options_hash(_canonical(source_name), options)
+    same = manifest.options_hash == options_hash(canonical(source_name), options)
     return manifest if same and (options.skip_bad or not manifest.rejected) else None
 
 
@@ -238,6 +263,7 @@ def _remove(path: Path) -> None:
 def _match_plan(partial: Path, shards: Path, source: Source, options: PrepareOptions) -> None:
     """Keep those of an earlier run's shards that these options would make from the same files."""
     plan = {
+        "format": _SHARD_FORMAT,
         "options": options_hash(source.name, options),
         "classes": source.classes,
         "units": [hashlib.sha256(repr(unit).encode()).hexdigest()[:32] for unit in source.units],
@@ -258,7 +284,7 @@ def _match_plan(partial: Path, shards: Path, source: Source, options: PrepareOpt
 def _discard_shards(shards: Path, before: Any, plan: dict[str, Any]) -> None:
     """Drop all shards if the options are others, else those whose files were replaced since."""
     comparable = isinstance(before, dict) and before.keys() == plan.keys()
-    if not comparable or any(before[key] != plan[key] for key in ("options", "classes")):
+    if not comparable or any(before[key] != plan[key] for key in ("format", "options", "classes")):
         shutil.rmtree(shards, ignore_errors=True)
         return
     for number, (was, now) in enumerate(zip_longest(before["units"], plan["units"])):
@@ -273,6 +299,8 @@ def _make_shards(
     shards: Path,
     progress: Progress | None,
     workers: WorkerProcesses | None,
+    *,
+    keep: bool = True,
 ) -> None:
     tasks = [
         (number, unit)
@@ -284,18 +312,11 @@ def _make_shards(
     if progress is not None:
         progress(done, total)
     mode = options.mode or source.default_mode
-    for _, unit in make_shards(tasks, shards, options, mode, len(source.classes), workers):
+    making = make_shards(tasks, shards, options, mode, len(source.classes), workers, keep=keep)
+    for _, unit in making:
         done += unit.num_samples
         if progress is not None:
             progress(done, total)
-
-
-def _write_rejected(partial: Path, rejected: list[tuple[str, str]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["source_name", "reason"])
-    writer.writerows(rejected)
-    write_durably(partial / REJECTED_NAME, [text.getvalue().encode()])
 
 
 @contextmanager

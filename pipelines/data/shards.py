@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.data.encode import encode
 from pipelines.data.images import RejectedImageError
+from pipelines.data.names import storable
 from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.base import Mode, Sample, Unit
 
@@ -75,9 +76,9 @@ def _encode_row(
     row: dict[str, Any] = dict.fromkeys(COLUMNS, 0) | {
         "split": sample.split,
         "label": sample.label,
-        "name": sample.name,
+        "name": storable(sample.name),
         "source_sha1": sha1,
-        "error": sample.error,
+        "error": storable(sample.error),
         "converted": "",
     }
     if not sample.error and not 0 <= sample.label < num_classes:
@@ -91,7 +92,7 @@ def _encode_row(
     try:
         encoded = encode(sample.data, options, as_jpg=as_jpg)
     except RejectedImageError as error:
-        row["error"] = str(error)
+        row["error"] = storable(str(error))
         return row, None
     row |= {
         "width": encoded.width,
@@ -111,10 +112,11 @@ def shard_paths(folder: Path, number: int) -> tuple[Path, Path]:
     return folder / f"{number:06d}.bin", folder / f"{number:06d}.parquet"
 
 
-def write_shard(folder: Path, number: int, data: bytes, table: bytes) -> None:
-    """Put a finished shard in place, its table last."""
+def write_shard(folder: Path, number: int, data: bytes | None, table: bytes) -> None:
+    """Put a finished shard in place, its table last; without data where only its rows matter."""
     for path, content in zip(shard_paths(folder, number), (data, table), strict=True):
-        write_durably(path, [content])
+        if content is not None:
+            write_durably(path, [content])
 
 
 def write_durably(path: Path, chunks: Iterator[bytes] | list[bytes]) -> None:

@@ -1,18 +1,20 @@
-"""An ImageNet-style directory: `train/CLASS/…` and `val/CLASS/…`, or `CLASS/…` alone."""
+"""A directory of class folders: `train/CLASS/…` and `val/CLASS/…`, `CLASS/…` alone, and kin."""
 
 import hashlib
-import os
-import stat
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pipelines.data.sources.base import Sample, Source
+from pipelines.data.class_choice import chosen_classes
+from pipelines.data.sources.base import LeftOut, Sample, Source
+from pipelines.data.sources.folder_layout import Layout, find_layout, given_layout, shown
+from pipelines.data.sources.folder_tree import Folder, Tree, scan
 from pipelines.errors import UserError
 
 _UNIT = 256
 _SMALLEST_UNIT = 32
-_VAL_NAMES = ("val", "valid", "validation")
 
 
 @dataclass(frozen=True)
@@ -43,52 +45,132 @@ class FolderUnit:
             yield Sample(relative, split, label, data, error)
 
 
-def folder_source(root: Path, classes: int | list[str] | None) -> Source:
+def folder_source(
+    root: Path,
+    classes: int | list[str] | None,
+    *,
+    train: str | None = None,
+    val: str | None = None,
+    tree: Tree | None = None,
+) -> Source:
     """List a directory of class folders.
-
-    Every file that is not hidden counts as an image, so that one which is not gets reported.
 
     Args:
         root: the directory.
         classes: the first so many classes by name, or the named ones; None: all.
+        train: the folder of the training images, below `root` or on its own; None: by its name.
+        val: likewise.
+        tree: `root` as it was scanned, if it was.
 
     Raises:
-        UserError: no class folders, or a named class is not there.
+        UserError: no class folders, what can be read in two ways, or a named class is not there.
     """
     root = root.resolve()
-    problems: list[tuple[str, str]] = []
-    if (root / "train").is_dir():
-        val = next((root / name for name in _VAL_NAMES if (root / name).is_dir()), None)
-        folders = {"train": root / "train"} | ({"val": val} if val else {})
+    trees = [tree or scan(root)]
+    top = trees[0].root
+    if train is None and val is None:
+        layout = find_layout(top, str(root))
     else:
-        folders = {"": root}
-    listed = {split: _subfolders(folder, root, problems) for split, folder in folders.items()}
-    found = sorted(set().union(*(set(names) for names in listed.values())))
-    if not found:
-        raise UserError(
-            f"{root} has no class folders: expected train/CLASS/IMAGE (and val/CLASS/IMAGE), "
-            "or CLASS/IMAGE"
+        train_folder, val_folder = (
+            None if given is None else _place(root, given, option, trees)
+            for given, option in ((train, "--train"), (val, "--val"))
         )
-    chosen = choose_classes(found, classes, str(root))
-    entries: list[tuple[str, int, str]] = []
-    stamps: list[tuple[int, int]] = []
-    for split, folder in folders.items():
+        layout = given_layout(top, train_folder, val_folder, str(root))
+    found = layout.names()
+    if len(found) == 1 and classes is None:
+        place = shown(next(iter(layout.roots.values()))[0])
+        raise UserError(
+            f"{root} has one class only, {found[0]!r} in {place}: give --class "
+            f"{shlex.quote(found[0])} if that is meant, else --train DIR and --val DIR, or a "
+            "table of labels (--labels FILE.csv)"
+        )
+    chosen = [found[i] for i in chosen_classes(found, classes, str(root))]
+    problems = [problem for part in trees for problem in part.problems]
+    files: list[tuple[str, int, tuple[str, int, int]]] = []
+    for split, folders in layout.classes.items():
         for label, name in enumerate(chosen):
-            files = _files(folder / name, root, problems) if name in listed[split] else []
-            if not files:
-                where = str(folder.relative_to(root) / name)
+            mine = folders[name].files() if name in folders else []
+            if not mine:
+                where = f"{layout.roots[split][0].path}/{name}".lstrip("/")
                 problems.append((where, no_images(name, split or "train")))
-            entries += [(split, label, file) for file, _, _ in files]
-            stamps += [(size, modified) for _, size, modified in files]
+            files += [(split, label, file) for file in mine]
     units = [
         FolderUnit(
             str(root),
-            tuple(entries[start:end]),
-            hashlib.sha256(repr(stamps[start:end]).encode()).hexdigest()[:16],
+            tuple((split, label, path) for split, label, (path, _, _) in files[start:end]),
+            _stamp([status for _, _, (_, *status) in files[start:end]]),
         )
-        for start, end in unit_bounds(len(entries))
+        for start, end in unit_bounds(len(files))
     ]
-    return Source(str(root), chosen, units, problems=problems)
+    return Source(
+        str(root),
+        chosen,
+        units,
+        problems=problems,
+        origins={split: [shown(f) for f in folders] for split, folders in layout.roots.items()},
+        left_out=_left_out(layout, set(chosen), trees),
+        notes=layout.notes + order_notes(found),
+    )
+
+
+def order_notes(classes: list[str]) -> list[str]:
+    """What to say of numbered classes, whose order as text is not that of their numbers."""
+    numbers = [int(name) for name in classes if name.isascii() and name.isdigit()]
+    if len(numbers) < len(classes) or numbers == sorted(numbers):
+        return []
+    return [f"classes are in the order of their names as text: {', '.join(classes[:4])}, …"]
+
+
+def _place(root: Path, given: str, option: str, trees: list[Tree]) -> Folder:
+    """The folder that an option names, which is walked if it lies elsewhere.
+
+    Raises:
+        UserError: it is not there.
+    """
+    path = next((p.resolve() for p in (root / given, Path(given)) if p.is_dir()), None)
+    if path is None:
+        raise UserError(f"{option} {given}: there is no such folder in {root}, nor from here")
+    if path.is_relative_to(root):
+        parts = path.relative_to(root).parts
+        folder: Folder | None = trees[0].root
+        for part in parts:
+            folder = folder.folders.get(part) if folder is not None else None
+        if folder is not None:
+            return folder
+    trees.append(scan(path, beside=True))
+    return trees[-1].root
+
+
+def _left_out(layout: Layout, chosen: set[str], trees: list[Tree]) -> list[LeftOut]:
+    """All that is not taken, whatever the reason."""
+    others = [
+        folder
+        for folders in layout.classes.values()
+        for name, folder in sorted(folders.items())
+        if name not in chosen
+    ]
+    of_others = sum(folder.num_images for folder in others)
+    tops = {id(top): top for tree in trees for top in (tree.root, *layout.roots.get("val", []))}
+    found = [entry for tree in trees for entry in tree.left_out]
+    found += layout.not_taken([top for top in tops.values() if top.parent is None])
+    if of_others:
+        found.append(
+            LeftOut("of classes that were not chosen", of_others, others[0].path, "images")
+        )
+    empty = [
+        folder.path
+        for roots in layout.roots.values()
+        for root in roots
+        for name, folder in sorted(root.folders.items())
+        if not folder.num_images and not any(name in names for names in layout.classes.values())
+    ]
+    if empty:
+        found.append(LeftOut("without an image", len(empty), empty[0], "folders"))
+    return found
+
+
+def _stamp(statuses: list[list[Any]]) -> str:
+    return hashlib.sha256(repr([tuple(s) for s in statuses]).encode()).hexdigest()[:16]
 
 
 def unit_bounds(count: int) -> list[tuple[int, int]]:
@@ -113,52 +195,5 @@ def no_images(name: str, split: str) -> str:
 
 
 def choose_classes(found: list[str], wanted: int | list[str] | None, where: str) -> list[str]:
-    """The classes to keep, sorted as found.
-
-    Raises:
-        UserError: more or other classes wanted than there are.
-    """
-    if wanted is None:
-        return found
-    if isinstance(wanted, int):
-        if not 1 <= wanted <= len(found):
-            raise UserError(f"--classes {wanted}: {where} has {len(found)} classes")
-        return found[:wanted]
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise UserError(f"--classes: {where} has no class {missing[0]!r}")
-    return [name for name in found if name in set(wanted)]
-
-
-def _subfolders(folder: Path, root: Path, problems: list[tuple[str, str]]) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    except OSError as error:
-        problems.append((str(folder.relative_to(root)), f"cannot be read: {error.strerror}"))
-        return []
-
-
-def _files(folder: Path, root: Path, problems: list[tuple[str, str]]) -> list[tuple[str, int, int]]:
-    """(path relative to root, bytes, time of change) of regular files below a folder, sorted."""
-
-    def report(error: OSError) -> None:
-        where = Path(error.filename or folder)
-        problems.append((str(where.relative_to(root)), f"cannot be read: {error.strerror}"))
-
-    found: list[tuple[str, int, int]] = []
-    for directory, _, names in os.walk(folder, onerror=report):
-        base = Path(directory).relative_to(root)
-        for name in names:
-            if name.startswith("."):
-                continue
-            try:
-                status = os.stat(os.path.join(directory, name))
-            except FileNotFoundError:
-                problems.append((str(base / name), "a link that leads nowhere"))
-            except OSError as error:
-                problems.append((str(base / name), f"cannot be read: {error.strerror}"))
-            else:
-                if stat.S_ISREG(status.st_mode):
-                    found.append((str(base / name), status.st_size, status.st_mtime_ns))
-    return sorted(found)
+    """The names of the classes to keep: see `chosen_classes`."""
+    return [found[i] for i in chosen_classes(found, wanted, where)]

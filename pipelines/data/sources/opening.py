@@ -1,0 +1,102 @@
+"""What kind of source a name or path is, and the source itself."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.data.names import printable
+from pipelines.data.options import PrepareOptions
+from pipelines.data.sources.base import LeftOut, Source
+from pipelines.data.sources.imagenet import is_ilsvrc_tar, label_flat_val
+from pipelines.data.sources.tar import refuse_compressed, tar_source
+from pipelines.data.sources.tar_members import COMPRESSED_ENDINGS
+from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.data.sources.folder_tree import Tree
+
+
+def canonical(source: str) -> str:
+    """A source's name as the manifest has it: made-up ones by name, paths in full."""
+    if source in ("digits", "glyphs") or "://" in source:
+        return source
+    return str(Path(source).resolve())
+
+
+def open_source(source: str, options: PrepareOptions) -> Source:
+    """List a source.
+
+    Raises:
+        UserError: there is no such source, or it holds no images.
+    """
+    if source == "digits":
+        from pipelines.data.sources.digits import digits_source
+
+        return digits_source()
+    if source == "glyphs":
+        from pipelines.data.sources.glyphs import glyph_source
+
+        return glyph_source(options)
+    if "://" in source:
+        return _parquet(source, options)
+    if not Path(source).exists():
+        raise UserError(
+            f"no source {printable(source)}: give digits, glyphs, a folder of class folders, tars, or "
+            "Parquet"
+        )
+    path = Path(canonical(source))
+    if path.is_file() and path.name.lower().endswith((".tar", *COMPRESSED_ENDINGS)):
+        return tar_source(path, [""], options)
+    return _directory(path, options) if path.is_dir() else _parquet(str(path), options)
+
+
+def _directory(root: Path, options: PrepareOptions) -> Source:
+    """A local directory: what kind it is of is told by what lies in it, not by its name."""
+    from pipelines.data.sources.folder import folder_source
+    from pipelines.data.sources.folder_tree import scan
+
+    tree = scan(root)
+    kind = options.source or _kind(tree, root, options)
+    if kind == "parquet":
+        return _parquet(str(root), options, tree)
+    if kind == "tar":
+        return tar_source(root, tree.shards["tar"], options)
+    if not tree.root.num_images:
+        refuse_compressed(root)
+    given = options.train_from is not None or options.val_from is not None
+    notes = [] if given else label_flat_val(root, tree)
+    source = folder_source(
+        root, options.classes, train=options.train_from, val=options.val_from, tree=tree
+    )
+    source.notes.extend(notes)
+    for shards in tree.shards.values():
+        if shards:
+            source.left_out.append(LeftOut("no images (shards)", len(shards), shards[0]))
+    return source
+
+
+def _kind(tree: "Tree", root: Path, options: PrepareOptions) -> str:
+    """Raises UserError where images in class folders, Parquet files and tars lie together."""
+    named = (options.train_from or "", options.val_from or "")
+    if any(name.lower().endswith(".tar") for name in named):
+        return "tar"
+    found = {kind: shards[0] for kind, shards in tree.shards.items() if shards}
+    classes = [folder for folder in tree.root.walk() if folder.images and folder is not tree.root]
+    if len(classes) > 1:
+        if all(is_ilsvrc_tar(tar) for tar in tree.shards["tar"]):
+            found.pop("tar", None)  # they stay beside what was unpacked from them
+        found["folder"] = f"{classes[0].path}/"
+    if len(found) > 1:
+        raise UserError(
+            f"{printable(root)} holds both {printable(' and '.join(found.values()))}: say which by "
+            + " or ".join(f"--source {kind}" for kind in found)
+        )
+    return next(iter(found), "folder")
+
+
+def _parquet(address: str, options: PrepareOptions, tree: "Tree | None" = None) -> Source:
+    from pipelines.data.sources.parquet import list_parquet, parquet_source
+
+    listing = list_parquet(address, tree)
+    if not listing.files:
+        raise UserError(f"{printable(address)} holds no Parquet files")
+    return parquet_source(address, options, listing)

@@ -1,0 +1,108 @@
+"""What became of a source, for a person to check at a glance; the same lies in the manifest."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pipelines.data.manifest import SPLITS, Group, SplitSummary, Summary
+from pipelines.data.names import printable, storable
+from pipelines.data.refusals import Refusal, group_refusals
+from pipelines.data.sources.base import LeftOut, Source
+
+_MOST = 12  # groups shown of a kind
+
+
+def summarize(
+    source: Source,
+    splits: np.ndarray,
+    labels: np.ndarray,
+    converted: np.ndarray,
+    refused: Sequence[Refusal],
+    notes: Sequence[str] = (),
+) -> Summary:
+    """Count.
+
+    Args:
+        source: what was listed.
+        splits: [N] split of each kept image.
+        labels: [N] class of each.
+        converted: [N] what was done to each, "" where its bytes were kept.
+        refused: what was not kept, and why.
+        notes: sentences beside the source's own.
+    """
+    parts = {}
+    for split in SPLITS:
+        mine = splits == split
+        if mine.any():
+            done, counts = np.unique(converted[mine].astype(str), return_counts=True)
+            by_kind = sorted(zip(counts.tolist(), done.tolist(), strict=True), reverse=True)
+            parts[split] = SplitSummary(
+                origins=_origins(source, split),
+                images=int(mine.sum()),
+                classes=len(np.unique(labels[mine])),
+                converted={str(kind): count for count, kind in by_kind if kind},
+            )
+    return Summary(
+        source=storable(source.name),
+        classes=len(source.classes),
+        first_class=storable(source.classes[0]),
+        last_class=storable(source.classes[-1]),
+        splits=parts,
+        refused=group_refusals(refused),
+        left_out=[_group(entry) for entry in source.left_out],
+        notes=[storable(note) for note in (*source.notes, *notes)],
+    )
+
+
+def _origins(source: Source, split: str) -> list[str]:
+    if split == "minival":
+        return ["taken out of train by the seed"]
+    if split == "val" and "val" not in source.origins:
+        return ["taken out of all images by the seed"]
+    found = source.origins.get(split, []) + (source.origins.get("", []) if split == "train" else [])
+    return [storable(origin) for origin in found] or [storable(source.name)]
+
+
+def _group(entry: LeftOut) -> Group:
+    return Group(
+        reason=storable(entry.reason),
+        count=entry.count,
+        unit=entry.unit,
+        first=storable(entry.first),
+    )
+
+
+def lines(summary: Summary) -> Iterator[str]:
+    """The summary, line by line."""
+    first, last = printable(summary.first_class), printable(summary.last_class)
+    yield f"{printable(summary.source)}: {summary.classes:,} classes, {first} … {last}"
+    for split, part in summary.splits.items():
+        kept = f"{part.images:,} images"
+        if part.classes < summary.classes:
+            kept += f" of {part.classes:,} classes"
+        yield f"  {split:8}{kept}, {_from(part.origins)}"
+        if part.converted:
+            done = [f"{count:,} {printable(how)}" for how, count in part.converted.items()]
+            yield f"  {'':8}converted: {_some(done)}"
+    for title, groups in (("left out", summary.left_out), ("refused", summary.refused)):
+        for group in groups[:_MOST]:
+            example = f", {printable(group.first)}" if group.first else ""
+            option = f" (taken with {group.option})" if group.option else ""
+            why = f"{printable(group.reason)}{example}{option}"
+            yield f"  {title}: {group.count:,} {group.unit}: {why}"
+        if rest := groups[_MOST:]:
+            yield f"  {title}: {sum(group.count for group in rest):,} for {len(rest)} other reasons"
+    for note in summary.notes:
+        yield f"  note: {printable(note)}"
+
+
+def _from(origins: list[str]) -> str:
+    shown = [printable(origin) for origin in origins]
+    if len(shown) == 1 and shown[0].startswith("taken out"):
+        return shown[0]
+    more = f", … ({len(shown):,} in all)" if len(shown) > 3 else ""
+    return f"from {', '.join(shown[:3])}{more}"
+
+
+def _some(texts: list[str]) -> str:
+    return ", ".join(texts[:_MOST]) + (", …" if len(texts) > _MOST else "")
