@@ -190,7 +190,7 @@ def check_model(model: nn.Module) -> list[Any]:
         )
     for index, block in enumerate(blocks, start=1):
         pooled = isinstance(block, PooledBlock)
-        place = f"block {index} of this {name}"
+        place = f"block {index}"
         _check_module(block, PooledBlock if pooled else Block, _BLOCK_CHILDREN, place)
         if not pooled or not isinstance(block.attn, ScoredAttention):
             _check_module(block.attn, Attention, _ATTENTION_CHILDREN, place)
