@@ -40,8 +40,8 @@ def open_source(source: str, options: PrepareOptions) -> Source:
         return _parquet(source, options)
     if not Path(source).exists():
         raise UserError(
-            f"no source {printable(source)}: give digits, glyphs, a folder of class folders, tars, or "
-            "Parquet"
+            f"no source {printable(source)}: give digits, glyphs, a folder of class folders, tars, "
+            "or Parquet"
         )
     path = Path(canonical(source))
     if path.is_file() and path.name.lower().endswith((".tar", *COMPRESSED_ENDINGS)):
