@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.console import Screen
+from pipelines.errors import UserError
 from pipelines.remote import Open, refuse_open_cluster
 
 if TYPE_CHECKING:
@@ -27,6 +29,14 @@ class Mode(StrEnum):
     proportion = "proportion"
 
 
+class SourceKind(StrEnum):
+    """How a source is read."""
+
+    folder = "folder"
+    parquet = "parquet"
+    tar = "tar"
+
+
 class Side(StrEnum):
     """Which side `--resolution` limits."""
 
@@ -38,8 +48,8 @@ def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="digits, glyphs, a folder train/CLASS/IMAGE (and val/CLASS/IMAGE), "
-            "or Parquet shards with image and label (a path or any fsspec address)."
+            help="digits, glyphs, a folder train/CLASS/IMAGE (and val/CLASS/IMAGE), tar files, "
+            "or Parquet shards (a path or any fsspec address). docs/data.md tells all layouts."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Directory to make.")],
@@ -50,10 +60,26 @@ def prepare(
         ),
     ] = None,
     val: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="Share of all images for val, where the source has no val. Default: by source."
+            help="Share of all images for val, where the source has no val. Default: by source. "
+            "Or the folder or file of the val images."
         ),
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or file of the training images, below SOURCE or on its own; '.' takes all "
+            "folders of SOURCE as classes. Default: by name."
+        ),
+    ] = None,
+    kind: Annotated[
+        SourceKind | None,
+        typer.Option("--source", help="What to read, where SOURCE holds several kinds."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="CSV file of image and class, for images that lie in no class folders."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides the splits, and what glyphs look like.")] = 0,
     resolution: Annotated[
@@ -73,19 +99,30 @@ def prepare(
     ] = False,
     classes: Annotated[
         str | None,
-        typer.Option(help="The first so many classes (a number), or names with commas."),
+        typer.Option(
+            help="The first so many classes (a number), or names with commas between them; a "
+            "name may hold commas itself where that can be read in one way only."
+        ),
+    ] = None,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class", help="One class by its name, whatever is in it; give it once for each."
+        ),
     ] = None,
     image_column: Annotated[
         str | None,
-        typer.Option(help="Parquet: the column of images. Default: by metadata or name."),
+        typer.Option(help="Parquet, --labels: the column of images. Default: by metadata or name."),
     ] = None,
     label_column: Annotated[
         str | None,
-        typer.Option(help="Parquet: the column of labels. Default: by metadata or name."),
+        typer.Option(help="Parquet, --labels: the column of labels. Default: by metadata or name."),
     ] = None,
     split_column: Annotated[
         str | None,
-        typer.Option(help="Parquet: the column that says train, val or test. Default: by path."),
+        typer.Option(
+            help="Parquet, --labels: the column that says train, val or test. Default: by path."
+        ),
     ] = None,
     share_names: Annotated[
         bool,
@@ -115,23 +152,41 @@ def prepare(
     glyph_scale: Annotated[
         float, typer.Option(help="glyphs: character height over image side, 0.2 to 0.8.")
     ] = 0.62,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Read and check everything, say what would be made, write nothing."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the manifest (--dry-run: the summary) as JSON.")
+    ] = False,
 ) -> None:
     """Turn images into FFCV betons with a manifest, checking every image.
 
     Typed again on a finished OUT it verifies the checksums and changes nothing; a run that was
-    stopped goes on where it was. OUT appears complete or not at all. Refused images are listed in
+    stopped goes on where it was. OUT appears complete or not at all. At the end it says what was
+    taken for what, what was converted and what was left out. Refused images are listed in
     rejected.csv with the reason.
     """
     from rich.console import Console
 
+    from pipelines.data.class_choice import read_classes
+    from pipelines.data.names import printable
     from pipelines.data.options import parse_options
     from pipelines.data.prepare import prepare as run
+    from pipelines.data.prepare import rehearse
+    from pipelines.data.summary import lines
 
     refuse_open_cluster(address, i_know_this_is_open)
+    share, val_from = _share_or_place(val)
     options = parse_options(
         minival=minival,
-        val=val,
+        val=share,
+        train_from=train,
+        val_from=val_from,
+        source=kind.value if kind else None,
+        labels=labels,
         seed=seed,
         resolution=resolution,
         resolution_side=resolution_side.value,
@@ -139,7 +194,7 @@ def prepare(
         proportion=proportion,
         quality=quality,
         reencode=reencode,
-        classes=_classes(classes),
+        classes=read_classes(classes, class_ or []),
         image_column=image_column,
         label_column=label_column,
         split_column=split_column,
@@ -155,8 +210,20 @@ def prepare(
         variation=variation,
         glyph_scale=glyph_scale,
     )
-    finished = (out / "manifest.json").exists()
+    screen = Screen(Console(highlight=False, emoji=False))
     console = Console(stderr=True, highlight=False)
+    if dry_run:
+        with _Progress(console) as progress:
+            summary, why = rehearse(source, options, progress=progress.update)
+        if as_json:
+            sys.stdout.write(json.dumps(summary.model_dump(mode="json"), indent=2) + "\n")
+        else:
+            for line in lines(summary):
+                screen.say(line)
+        if why:
+            raise UserError(why, exit_code=1)
+        return
+    finished = (out / "manifest.json").exists()
     with _Progress(console) as progress:
         manifest = run(source, out, options, progress=progress.update)
     if as_json:
@@ -164,22 +231,19 @@ def prepare(
         return
     parts = ", ".join(f"{name} {split.samples:,}" for name, split in manifest.splits.items())
     state = "is complete and verified" if finished else "prepared"
-    Console().print(
-        f"{out} {state}: {parts} images of {manifest.num_classes} classes",
-        highlight=False,
-        soft_wrap=True,
-    )
+    for line in lines(manifest.summary) if manifest.summary else ():
+        screen.say(line)
+    screen.say(f"{printable(out)} {state}: {parts} images of {manifest.num_classes} classes")
     if manifest.rejected:
-        where = out / "rejected.csv"
-        Console().print(f"{manifest.rejected} refused: {where}", highlight=False, soft_wrap=True)
+        screen.say(f"{manifest.rejected} refused: {printable(out / 'rejected.csv')}")
 
 
-def _classes(text: str | None) -> int | list[str] | None:
-    if text is None:
-        return None
-    if text.isdigit():
-        return int(text)
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _share_or_place(text: str | None) -> tuple[float | None, str | None]:
+    """`--val` as a share of the images, or as a folder or file."""
+    try:
+        return (None if text is None else float(text)), None
+    except ValueError:
+        return None, text
 
 
 class _Progress:

@@ -141,9 +141,10 @@ def _splits_first(top: Folder, speaking: dict[Split, list[Folder]], where: str) 
     others = [f for name, f in top.holding.items() if not split_of_folder(name)]
     confirmed = [*speaking["val"], *speaking["test"]]
     if others and not any(common & set(_class_root(folder).holding) for folder in confirmed):
+        train = speaking["train"][0]
         raise UserError(
-            f"{where}: {shown(speaking['train'][0])} holds class folders, yet lies beside "
-            f"{_list(others)}: give --train {_argument(speaking['train'][0])} if it is the training "
+            f"{where}: {shown(train)} holds class folders, yet lies beside "
+            f"{_list(others)}: give --train {_argument(train)} if it is the training "
             f"split, or --train {_argument(top)} if all are classes"
         )
     found = {split: dict(root.holding) for split, root in roots.items()}
