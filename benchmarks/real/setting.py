@@ -8,23 +8,20 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 import tokenpool as tp
 from benchmarks.real.cliparts import make_folder
 from benchmarks.real.dinov2 import backbone, dense_features, fit_head, state_from_onnx
 from benchmarks.real.downloads import fetch_pictures, fetch_weights
-from pipelines.data.augment import normalize
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
+from pipelines.data.preprocessing import Preprocessing, preprocessing_of
 from pipelines.errors import UserError
 
-__all__ = ["NORMALIZATION", "SIZES", "model_for", "prepared_set"]
+__all__ = ["SIZES", "model_for", "open_split", "prepared_set"]
 
 SIZES = (224, 112)
-# What DINOv2 was trained with.
-NORMALIZATION = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 # So that squeeze has 256 pictures to look at; heads are fitted to the rest of train.
 _MINIVAL = 0.16
 _BATCH = 32
@@ -77,28 +74,32 @@ def model_for(cache: Path, prepared: Path, image_size: int, say: Say) -> Path:
     if path.is_dir():
         return path
     model = backbone(state_from_onnx(fetch_weights(cache)), image_size)
-    classes = len(load_manifest(prepared).classes)
-    total = load_manifest(prepared).splits["train"].samples
-    say(f"features of {total} training pictures at {image_size} px")
-    features, labels = dense_features(model, open_split(prepared, "train", image_size))
+    manifest = load_manifest(prepared)
+    wanted = preprocessing_of(model, manifest)
+    say(f"features of {manifest.splits['train'].samples} training pictures; {wanted}")
+    features, labels = dense_features(model, open_split(prepared, "train", wanted))
     fit_head(model, features, labels)
-    if model.num_classes != classes:
+    if model.num_classes != len(manifest.classes):
         raise UserError(f"{prepared} has classes without a training picture", exit_code=1)
+    model.pretrained_cfg["label_names"] = list(manifest.classes)
     return tp.save(model, path)
 
 
-def open_split(prepared: Path, split: str, image_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised pictures and labels, in batches, in stored order."""
+def open_split(
+    prepared: Path, split: str, wanted: Preprocessing
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures as a model wants them, and labels, in batches, in stored order."""
     loader = make_loader(
         prepared,
         split,
         batch_size=_BATCH,
         train=False,
-        image_size=image_size,
+        image_size=wanted.size[0],
         num_threads=len(os.sched_getaffinity(0)),
+        geometry=wanted.cut or "auto",
     )
     try:
         for images, labels in loader:
-            yield normalize(images, *NORMALIZATION), labels
+            yield wanted(images), labels
     finally:
         loader.close()

@@ -35,11 +35,13 @@ class Comparison(NamedTuple):
         divergence: `[n]` KL from the dense model (nats).
         agrees: `[n]` whether both name the same class.
         right: `[n]` whether the pooled one names the true class.
+        dense_right: `[n]` whether the dense one does.
     """
 
     divergence: NDArray[np.float32]
     agrees: NDArray[np.bool_]
     right: NDArray[np.bool_]
+    dense_right: NDArray[np.bool_]
 
 
 class Scorer:
@@ -185,12 +187,21 @@ class Scorer:
                         _divergence(told, dense).cpu().numpy(),
                         (told.argmax(1) == dense.argmax(1)).cpu().numpy(),
                         (told.argmax(1).cpu() == labels).numpy(),
+                        (dense.argmax(1).cpu() == labels).numpy(),
                     )
                 )
         return [
             Comparison(*(np.concatenate(part) for part in zip(*parts, strict=True)))
             for parts in found
         ]
+
+    @torch.inference_mode()
+    def predictions(self, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The dense model's class of each image of minival, and the true one."""
+        model = tp.pool(self._models[width], None)
+        batches = self._batches("minival")
+        predicted = torch.cat([model(images).argmax(1).cpu() for images, _ in batches])
+        return predicted.numpy(), torch.cat([labels.cpu() for _, labels in batches]).numpy()
 
     def evaluate_saved(self, path: str, split: str) -> dict[str, float]:
         """Top-1, top-5 and loss of a saved model on a split."""

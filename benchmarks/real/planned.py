@@ -1,0 +1,52 @@
+"""What our planner makes of a calibration: the schedule it expects least damage of at a cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import tokenpool as tp
+from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
+from pipelines.search.scorer import Scorer
+from tune_spaces.space import ScheduleSpace
+
+__all__ = ["planned_schedule"]
+
+_PROBE_COUNTS, _IMAGES = 6, 64
+
+
+def planned_schedule(
+    scorer: Scorer, spec: tp.VitSpec, method: str, target: float, folder: Path
+) -> tp.Schedule | None:
+    """Planned on minival, within a target of MACs; None for a method that cannot be planned.
+
+    Args:
+        scorer: holds the model and the pictures.
+        spec: of the model.
+        method: of `tp.METHODS`, with its options as text.
+        target: the most it may cost.
+        folder: where calibrations are kept, one a method.
+    """
+    space = ScheduleSpace(
+        spec.depth,
+        spec.patches,
+        [spec.width],
+        lambda width, schedule: tp.vit_macs(spec, schedule, method).gmacs,
+        step=4 if spec.patches >= 100 else 1,
+        max_gmacs=target / 1e9,
+    )
+    counts = probe_counts(space, _PROBE_COUNTS)
+    needed = probes(space.depth, counts)
+    path = folder / f"{hashlib.sha256(method.encode()).hexdigest()[:16]}.json"
+    if path.exists():
+        found = json.loads(path.read_text())["divergence"]
+    else:
+        found = scorer.divergence(spec.width, needed, method, _IMAGES)
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"method": method, "divergence": found}))
+    table = damage_table(space.depth, counts, dict(zip(needed, found, strict=True)))
+    planned = plan(space, spec, method, table, seeds=64, bins=16)
+    if not planned:
+        return None
+    return max(planned, key=lambda entry: entry[0].gmacs)[0].schedule
