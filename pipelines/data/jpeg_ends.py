@@ -60,53 +60,76 @@ def check_whole(data: bytes, width: int, height: int, *, cmyk: bool, several: bo
         CutJpegError: pixels are missing.
         turbojpeg.BrokenJpegError: pixels are wrong; the message is libjpeg-turbo's.
     """
-    mended, repair, arithmetic = data, "", False
-    if several or not data.endswith(_END):
-        mended, arithmetic = _up_to_the_end(data)
-        repair = TAIL_LEFT_OFF if len(mended) < len(data) else MARKER_ADDED
+    if data.endswith(_END) and not several:
+        try:
+            return WholeJpeg(data, turbojpeg.decode(data, width, height, cmyk=cmyk))
+        except turbojpeg.BrokenJpegError:
+            pass  # its end is looked at below
+    scans = _find_scans(data)
+    kept, extra = data[: scans.end], 0
     try:
-        return WholeJpeg(mended, _decode(mended, width, height, cmyk), repair)
+        pixels = turbojpeg.decode(kept + _END, width, height, cmyk=cmyk)
     except turbojpeg.BrokenJpegError as error:
         message = str(error)
-    if "premature end of data segment" in message or "Premature end of JPEG" in message:
+        if "premature end of data segment" in message:
+            raise CutJpegError(CUT) from None
+        after = _AFTER_LAST.search(message)
+        if after is None and _HARMLESS.search(message):
+            return WholeJpeg(data, None)
+        if after is None or scans.arithmetic:
+            raise
+        extra = int(after[1])
+    else:
+        if scans.marked:
+            left_off = TAIL_LEFT_OFF if scans.end + len(_END) < len(data) else ""
+            return WholeJpeg(kept + _END, pixels, left_off)
+    end, pixels = _cut_tail(kept, extra, width, height, cmyk)
+    # Encoders fill the last byte with ones. Pixels that end in zeros, with zeros after them, were
+    # read from the block of a file that was allotted whole and never filled.
+    if data[end - 1 : end + 1] == b"\0\0":
         raise CutJpegError(CUT)
-    if (after := _AFTER_LAST.search(message)) is not None and not arithmetic:
-        return _without_tail(mended, int(after[1]), width, height, cmyk)
-    if _HARMLESS.search(message):
-        return WholeJpeg(data, None)
-    raise turbojpeg.BrokenJpegError(message)
+    repair = MARKER_ADDED if end == len(data) else TAIL_LEFT_OFF
+    return WholeJpeg(data[:end] + _END, pixels, repair)
 
 
-def _decode(data: bytes, width: int, height: int, cmyk: bool) -> np.ndarray:
-    return turbojpeg.decode(data, width, height, cmyk=cmyk)
-
-
-def _without_tail(data: bytes, extra: int, width: int, height: int, cmyk: bool) -> WholeJpeg:
-    """Drop what lies between the last pixel's bytes and the end marker.
+def _cut_tail(
+    kept: bytes, extra: int, width: int, height: int, cmyk: bool
+) -> tuple[int, np.ndarray]:
+    """How many bytes the last pixel's scan takes, and all pixels.
 
     Args:
-        data: ends with the marker.
-        extra: bytes that libjpeg counted there; it may have read a few more without a word.
+        kept: a file without its end marker.
+        extra: bytes at its end that libjpeg passed over; it may have read a few more ahead.
+        width: pixels.
+        height: likewise.
+        cmyk: it has four components.
     """
-    high = len(data) - len(_END) - extra
-    low = high - _LOOKAHEAD - 1  # too few bytes, or not tried
-    pixels = _decode(data[:high] + _END, width, height, cmyk)
-    while high - low > 1:
-        middle = (low + high) // 2
+    enough = len(kept) - extra
+    too_few = enough - _LOOKAHEAD - 1
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
         try:
-            pixels = _decode(data[:middle] + _END, width, height, cmyk)
-            high = middle
-        except turbojpeg.BrokenJpegError:
-            low = middle
-    # Encoders fill the last byte with ones. Pixels that end in zeros were read from the padding
-    # of a file that was allotted whole and never filled.
-    if data[high - 2 : high] == b"\0\0":
-        raise CutJpegError(CUT)
-    return WholeJpeg(data[:high] + _END, pixels, TAIL_LEFT_OFF)
+            turbojpeg.decode(kept[:middle] + _END, width, height, cmyk=cmyk)
+            enough = middle
+        except turbojpeg.BrokenJpegError as error:
+            if _AFTER_LAST.search(str(error)):
+                enough = middle
+            else:
+                too_few = middle
+    return enough, turbojpeg.decode(kept[:enough] + _END, width, height, cmyk=cmyk)
 
 
-def _up_to_the_end(data: bytes) -> tuple[bytes, bool]:
-    """A JPEG up to its first picture's last scan and an end marker; whether it is arithmetic.
+@dataclass(frozen=True)
+class _Scans:
+    """Where a JPEG's scans end, whether an end marker is there, and how they are coded."""
+
+    end: int
+    marked: bool
+    arithmetic: bool
+
+
+def _find_scans(data: bytes) -> _Scans:
+    """Read the first picture's segments.
 
     Raises:
         CutJpegError: there is no end marker and scans are missing, or cannot be known to be whole.
@@ -117,9 +140,7 @@ def _up_to_the_end(data: bytes) -> tuple[bytes, bool]:
         if code == 0xFF:
             at += 1
             continue
-        if code == 0xD9:
-            return data[: at + 2], coding >= 0xC9
-        if code == 0xD8:
+        if code in (0xD8, 0xD9):
             break
         body = data[at + 4 : at + 2 + int.from_bytes(data[at + 2 : at + 4])]
         at += 4 + len(body)
@@ -130,15 +151,15 @@ def _up_to_the_end(data: bytes) -> tuple[bytes, bool]:
             _strike_out(missing, body, progressive=coding in (0xC2, 0xCA))
             found = _MARKER.search(data, at)
             at = found.start() if found else len(data)
-            whole = not any(missing.values())
-            if whole and data[at : at + 2] != _END:
+            if not any(missing.values()):
                 break
-    if data[at : at + 2] == _END:
-        return data[: at + 2], coding >= 0xC9
+    marked = data[at : at + 2] == _END
+    if not marked and any(missing.values()) and data.endswith(_END):
+        at, marked = len(data) - len(_END), True  # lost in odd headers: the decoder will judge
     # An arithmetic decoder never lacks bits, so nothing tells a whole scan from half of one.
-    if any(missing.values()) or coding >= 0xC9:
+    if not marked and (any(missing.values()) or coding >= 0xC9):
         raise CutJpegError(CUT)
-    return data[:at] + _END, False
+    return _Scans(at, marked, coding >= 0xC9)
 
 
 def _strike_out(missing: dict[int, set[int]], scan: bytes, *, progressive: bool) -> None:

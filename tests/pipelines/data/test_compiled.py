@@ -80,9 +80,9 @@ def test_any_box_of_any_kind_of_jpeg(kind, width, height, seed):
 @pytest.mark.parametrize("flip", [False, True])
 def test_crops_of_the_size_asked_for_are_the_whole_pictures_pixels(tmp_path, flip):
     """Through the loop over a batch: libjpeg's crops and FFCV's whole pictures are one."""
-    folder = tmp_path / "source" / "train" / "only"
-    folder.mkdir(parents=True)
     for i, kind in enumerate(KINDS):
+        folder = tmp_path / "source" / "train" / ("first" if i < 3 else "second")
+        folder.mkdir(parents=True, exist_ok=True)
         options = dict(kind)
         image = photo(i, 90, 70).convert("L") if options.pop("grey", False) else photo(i, 90, 70)
         (folder / f"{i}.jpg").write_bytes(jpeg(image, **options))
