@@ -14,10 +14,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.commands.folders import check_writable
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pipelines.data.preprocessing import Preprocessing
 
 _METHODS = "kmeans,kmedoids,wkmedoids,powerbert,random,grid,tome"
 
@@ -40,16 +43,24 @@ def analyze(
     ] = None,
     methods: Annotated[str, typer.Option(help="For the error curves, comma-separated.")] = _METHODS,
     maps: Annotated[int, typer.Option(min=1, help="Images to draw token maps on.")] = 4,
+    arch: Annotated[
+        str | None, typer.Option(help="timm's name of the model that plain weights are of.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Cost breakdown, low-pass and redundancy measurements, reconstruction error, token maps."""
     import tokenpool as tp  # here, as torch takes seconds
+    from pipelines.data.manifest import load_manifest
+    from pipelines.data.preprocessing import preprocessing_of
+    from pipelines.train.open_model import open_model
     from tokenpool import analysis, plots
 
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give another --out folder")
-    vit = open_model(model)
-    side = vit.patch_embed.img_size[0]
+    check_writable(out)
+    vit = open_model(model, arch)
+    view = preprocessing_of(vit, load_manifest(data))
+    Console(stderr=True).print(str(view), markup=False, highlight=False, soft_wrap=True)
     try:
         own = tp.schedule_of(vit)
         depth, patches = len(vit.blocks), vit.patch_embed.num_patches
@@ -66,7 +77,7 @@ def analyze(
     except ValueError as error:
         raise UserError(str(error)) from None
     pooled = tp.macs(vit)
-    batches = list(open_batches(data, split, side, batch_size, images))
+    batches = list(open_batches(data, split, view, batch_size, images))
     pixels = [x for x, _ in batches]
     low_pass = analysis.low_pass(vit, pixels)
     grid = tuple(vit.patch_embed.grid_size)
@@ -104,53 +115,45 @@ def analyze(
     _print(dense, pooled, chosen, own, low_pass, out)
 
 
-def open_model(model: str) -> Any:
-    """A saved model by its folder, or a pretrained timm model by its name, in evaluation mode.
-
-    Raises:
-        UserError: if it is neither.
-    """
-    import timm
-
-    import tokenpool as tp
-
-    if Path(model).exists():
-        try:
-            return tp.load(model)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-    if not timm.is_model(model):
-        raise UserError(f"{model!r} is neither a folder with a saved model nor a timm model's name")
-    try:
-        found = timm.create_model(model, pretrained=True).eval()
-        tp.schedule_of(found)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    except Exception as error:  # timm and its hub client raise many kinds when a download fails
-        raise UserError(
-            f"the weights of {model!r} cannot be had ({type(error).__name__}): save them with "
-            "tokenpool.save on a machine that can, and give the folder",
-            exit_code=1,
-        ) from None
-    return found
-
-
 def open_batches(
-    data: Path, split: str, side: int, batch_size: int, images: int, *, train: bool = False
+    data: Path,
+    split: str,
+    view: Preprocessing | int,
+    batch_size: int,
+    images: int,
+    *,
+    train: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised batches and labels of the first `images` images of a prepared split."""
-    from pipelines.data.augment import normalize
+    """Normalised batches and labels of the first `images` images of a prepared split.
+
+    Args:
+        data: a prepared folder.
+        split: of it.
+        view: what the model's images look like; a side in pixels takes them as the data's own.
+        batch_size: images of a batch.
+        images: how many in all.
+        train: shuffled and cropped as in training.
+    """
     from pipelines.data.loader import make_loader
     from pipelines.data.manifest import load_manifest
+    from pipelines.data.preprocessing import data_preprocessing
 
-    manifest = load_manifest(data)
-    loader = make_loader(data, split, batch_size=batch_size, train=train, image_size=side)
+    if isinstance(view, int):
+        view = data_preprocessing(load_manifest(data), view)
+    loader = make_loader(
+        data,
+        split,
+        batch_size=batch_size,
+        train=train,
+        image_size=view.size[0],
+        geometry="auto" if train or view.cut is None else view.cut,
+    )
     left = images
     try:
         for pixels, labels in loader:
             if left <= 0:
                 break
-            yield normalize(pixels[:left], manifest.mean, manifest.std), labels[:left]
+            yield view(pixels[:left]), labels[:left]
             left -= len(labels)
     finally:
         loader.close()

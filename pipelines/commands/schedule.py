@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 from rich.table import Table
 
-from pipelines.commands.analyze import open_batches, open_model
+from pipelines.commands.analyze import open_batches
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pipelines.data.preprocessing import Preprocessing
 
 app = typer.Typer(help="Find a schedule for one model.", no_args_is_help=True)
 
@@ -41,18 +43,40 @@ def powerbert(
         float, typer.Option(help="Of the model's weights meanwhile; 0 freezes them.")
     ] = 0.0,
     split: Annotated[str, typer.Option(help="train, minival or val.")] = "train",
+    arch: Annotated[
+        str | None, typer.Option(help="timm's name of the model that plain weights are of.")
+    ] = None,
+    class_map: Annotated[
+        Path | None,
+        typer.Option(help="File of the data's class names in the model's order (docs/weights.md)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train soft-extract vectors under a sparsity penalty and print the schedule: one run per λ."""
     import torch
 
     import tokenpool as tp
+    from pipelines.data.manifest import load_manifest
+    from pipelines.data.preprocessing import preprocessing_of
+    from pipelines.train.class_order import match_classes, reorder_head
+    from pipelines.train.open_model import open_model
 
-    vit = open_model(model)
+    vit = open_model(model, arch)
+    manifest = load_manifest(data)
+    view = preprocessing_of(vit, manifest)
+    if vit.num_classes != len(manifest.classes):
+        raise UserError(
+            f"the model has {vit.num_classes} classes but {data} has {len(manifest.classes)}: give "
+            "data it was trained on"
+        )
+    order, note = match_classes(vit, manifest.classes, class_map)
+    if order is not None:
+        reorder_head(vit, order, manifest.classes)
     weights = {name: value.clone() for name, value in vit.state_dict().items()}
-    side = vit.patch_embed.img_size[0]
     rows = []
     console = Console(stderr=True)
+    for line in (str(view), note):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for value in penalty or [1e-4]:
         vit.load_state_dict(weights)
         torch.manual_seed(0)
@@ -68,7 +92,7 @@ def powerbert(
             try:
                 found = tp.powerbert_schedule(
                     vit,
-                    _batches(data, split, side, batch_size, steps),
+                    _batches(data, split, view, batch_size, steps),
                     value,
                     learning_rate=learning_rate,
                     model_learning_rate=model_learning_rate,
@@ -104,13 +128,13 @@ def powerbert(
 
 
 def _batches(
-    data: Path, split: str, side: int, batch_size: int, steps: int
+    data: Path, split: str, view: Preprocessing, batch_size: int, steps: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """`steps` training batches, over as many epochs as that takes."""
     given = 0
     while given < steps:
         before = given
-        for batch in open_batches(data, split, side, batch_size, 2**62, train=True):
+        for batch in open_batches(data, split, view, batch_size, 2**62, train=True):
             yield batch
             given += 1
             if given == steps:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.commands.folders import check_new_folder
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +20,10 @@ _ROWS = 12
 
 
 def squeeze(
-    model: Annotated[str, typer.Argument(help="A saved model's folder, or a timm name.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A saved model's folder, a file of weights, a timm or hub name."),
+    ],
     data: Annotated[Path, typer.Argument(help="A folder that `tokenpool prepare` made.")],
     max_gmacs: Annotated[float | None, typer.Option(help="The most an image may cost.")] = None,
     rate: Annotated[
@@ -33,34 +38,51 @@ def squeeze(
     out: Annotated[Path, typer.Option(help="Folder the best model is saved in.")] = Path(
         "squeezed"
     ),
+    arch: Annotated[
+        str | None, typer.Option(help="timm's name of the model that plain weights are of.")
+    ] = None,
+    class_map: Annotated[
+        Path | None,
+        typer.Option(help="File of the data's class names in the model's order (docs/weights.md)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make one trained model cheaper without training it: finds a schedule within a bound."""
-    if out.exists():
-        raise UserError(f"{out} exists: give another --out folder, or remove it")
+    check_new_folder(out)
     # Imported only now: torch takes seconds.
     import torch
     from rich.console import Console
 
-    import tokenpool as tp
-    from pipelines.commands.analyze import open_model
     from pipelines.console import Screen
     from pipelines.search.squeeze import SqueezeOptions, bound
     from pipelines.search.squeeze import squeeze as run
+    from pipelines.train.open_model import open_model
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("there is no CUDA device: use --device cpu")
-    vit = open_model(model)
+    vit = open_model(model, arch)
     options = SqueezeOptions(
-        bound(vit, max_gmacs, rate), method, schedules, images, batch_size, device, seed
+        bound(vit, max_gmacs, rate), method, schedules, images, batch_size, device, seed, class_map
     )
     screen = Screen(Console(stderr=as_json, highlight=False))
     found = run(vit, data, options, screen)
-    tp.save(vit.cpu(), out)
+    saved = _saved(vit, out)
     if as_json:
-        typer.echo(json.dumps({**asdict(found), "method": method, "out": str(out)}))
-        return
-    _print(found, screen, options.max_gmacs, out)
+        typer.echo(json.dumps({**asdict(found), "method": method, "out": str(saved)}))
+    else:
+        _print(found, screen, options.max_gmacs, saved)
+    if saved != out:
+        raise UserError(f"{out} cannot be written any more: the model is in {saved}", exit_code=1)
+
+
+def _saved(model: Any, out: Path) -> Path:
+    """Where the model is saved: `out`, or where that fails a temporary folder."""
+    import tokenpool as tp
+
+    try:
+        return tp.save(model.cpu(), out)
+    except OSError:  # the disk filled up, or went away, while we worked
+        return tp.save(model, Path(tempfile.mkdtemp(prefix="tokenpool-squeezed-")) / "model")
 
 
 def _print(found: Squeezed, screen: object, max_gmacs: float, out: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,18 @@ from typing import Any
 import timm
 
 import tokenpool as tp
-from pipelines.data.manifest import load_manifest
+from pipelines.data.fetch import fetch
+from pipelines.data.manifest import MANIFEST_NAME
 from pipelines.errors import UserError
 from pipelines.storage.copies import local_path
 from pipelines.storage.store import ObjectStore
 from pipelines.train.model import build_model
-from pipelines.train.normalization import renormalize
+from pipelines.train.normalization import adopt
 from pipelines.train.spec import TrainJob
+from pipelines.train.weights import is_named
+from tokenpool.storage import read_header
+
+logger = logging.getLogger(__name__)
 
 
 def save_loaded(job: TrainJob, source: str) -> str:
@@ -38,12 +43,10 @@ def save_loaded(job: TrainJob, source: str) -> str:
             f"{source} knows {classes} classes, the data has {job.model.num_classes}: give a "
             "checkpoint trained on this data, or leave it out to train one"
         )
-    model: Any = build_model(job.model_copy(update={"init": source}))
-    if timm.is_model(source):
-        published = timm.get_pretrained_cfg(source)
-        manifest = load_manifest(job.data.path)
-        if published is not None:
-            renormalize(model, (published.mean, published.std), (manifest.mean, manifest.std))
+    model: Any = build_model(job.model_copy(update={"init": source}), head="own")
+    if job.data.address is not None or (job.data.path / MANIFEST_NAME).is_file():
+        for note in adopt(model, fetch(job.data.path, job.data.address), head=True):
+            logger.warning("%s: %s", source, note)
     if job.address is None:
         return str(tp.save(model, job.directory / "loaded"))
     store = ObjectStore(job.address).child("loaded")
@@ -55,8 +58,10 @@ def save_loaded(job: TrainJob, source: str) -> str:
 
 def _classes(source: str) -> int | None:
     """How many classes a checkpoint is for, as far as it says so itself."""
-    header = local_path(source) / "model.json"
-    if header.is_file():
-        return int(json.loads(header.read_text())["architecture"]["num_classes"])
+    if not is_named(source) and (local_path(source) / "model.json").is_file():
+        try:
+            return int(read_header(local_path(source))["architecture"]["num_classes"])
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{source}: {error}") from None
     published = timm.get_pretrained_cfg(source) if timm.is_model(source) else None
     return None if published is None else int(published.num_classes)

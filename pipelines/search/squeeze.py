@@ -10,13 +10,18 @@ from typing import Any
 import tokenpool as tp
 from pipelines.config import DataConfig
 from pipelines.console import Screen
-from pipelines.data.manifest import load_manifest
+from pipelines.data.manifest import Manifest, load_manifest
+from pipelines.data.preprocessing import Preprocessing, own_preprocessing, preprocessing_of
 from pipelines.errors import UserError
 from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
+from pipelines.search.chance import check_above_chance
 from pipelines.search.plan import check_method
 from pipelines.search.scorer import Scorer
 from pipelines.search.stages.screen import as_scored, due
 from pipelines.search.state import ScreenedSchedule
+from pipelines.train.class_order import match_classes, reorder_head
+from tokenpool.architecture import describe
+from tokenpool.preprocessing import written_config
 from tune_spaces.evolution import select
 from tune_spaces.space import ScheduleSpace
 
@@ -41,6 +46,7 @@ class SqueezeOptions:
         batch_size: images per forward pass.
         device: where the model runs.
         seed: of the evolution.
+        class_map: file of the data's class names in the model's order, where that is another.
     """
 
     max_gmacs: float
@@ -50,6 +56,7 @@ class SqueezeOptions:
     batch_size: int = 64
     device: str = "cpu"
     seed: int = 0
+    class_map: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,14 @@ class Squeezed:
         front: schedules that no other beats in both cost and loss, by ascending cost.
         best: of the front, the one of least loss.
         images: how many images the scores are from.
+        notes: what was assumed or changed, each for one line.
     """
 
     dense: ScreenedSchedule
     front: list[ScreenedSchedule]
     best: ScreenedSchedule
     images: int
+    notes: tuple[str, ...] = ()
 
 
 def squeeze(model: Any, data: Path, options: SqueezeOptions, screen: Screen) -> Squeezed:
@@ -79,10 +88,20 @@ def squeeze(model: Any, data: Path, options: SqueezeOptions, screen: Screen) -> 
         screen: where progress is reported.
 
     Raises:
-        UserError: the data does not fit the model, or nothing is within the bound.
+        UserError: the model cannot be saved, the data does not fit it, it is at chance, or nothing
+            is within the bound.
     """
     check_method(options.method)
+    check_savable(model)
+    manifest = load_manifest(data)
     _check_classes(model, data)
+    preprocessing = preprocessing_of(model, manifest)
+    order, note = match_classes(model, manifest.classes, options.class_map)
+    notes = (str(preprocessing), note)
+    for line in notes:
+        screen.say(line)
+    if order is not None:
+        reorder_head(model, order, manifest.classes)
     tp.pool(model, None)
     spec = tp.vit_spec(model)
     space = _make_space(spec, options)
@@ -92,9 +111,11 @@ def squeeze(model: Any, data: Path, options: SqueezeOptions, screen: Screen) -> 
         batch_size=options.batch_size,
         device=options.device,
         num_threads=None,
-        normalization=_normalization(model),
+        preprocessing=preprocessing,
         most_images=options.images,
     )
+    predicted, labels = scorer.predictions(spec.width)
+    check_above_chance(predicted, labels, manifest.classes)
     counts = probe_counts(space, _PROBE_COUNTS)
     needed = probes(space.depth, counts)
     divergence: dict[tuple[int, ...], float] = {}
@@ -130,13 +151,26 @@ def squeeze(model: Any, data: Path, options: SqueezeOptions, screen: Screen) -> 
     front = _front(screened)
     best = min(front, key=lambda row: row.loss)
     tp.pool(model, best.schedule, options.method)
-    total = load_manifest(data).splits["minival"].samples
+    _keep_preprocessing(model, manifest, preprocessing)
+    total = manifest.splits["minival"].samples
     return Squeezed(
         ScreenedSchedule(spec.width, dense, dense_gmacs, top1, loss),
         front,
         best,
         min(options.images, total),
+        notes,
     )
+
+
+def _keep_preprocessing(model: Any, manifest: Manifest, used: Preprocessing) -> None:
+    """What the model was scored with is what it will want, also where that was assumed."""
+    found = own_preprocessing(manifest, used.size[0]) | {"mean": used.mean, "std": used.std}
+    if used.cut is not None:
+        for name in ("crop_pct", "crop_mode", "interpolation"):
+            found[name] = getattr(used.cut, name)
+    config = dict(getattr(model, "pretrained_cfg", None) or {}) | found
+    config["input_size"] = (len(used.mean), *used.size)
+    model.pretrained_cfg = model.default_cfg = config
 
 
 def bound(model: Any, max_gmacs: float | None, rate: float | None) -> float:
@@ -180,12 +214,17 @@ def _check_classes(model: Any, data: Path) -> None:
         )
 
 
-def _normalization(model: Any) -> tuple[Sequence[float], Sequence[float]] | None:
-    """What a pretrained timm model wants; None for one of ours, which wants its data's own."""
-    published = getattr(model, "pretrained_cfg", None) or {}
-    if not published.get("architecture"):
-        return None
-    return published["mean"], published["std"]
+def check_savable(model: Any) -> None:
+    """Refuses a model that could not be saved, before anything is done with it.
+
+    Raises:
+        UserError: it cannot be pooled or described, or its `pretrained_cfg` makes no sense.
+    """
+    try:
+        describe(model)
+        written_config(model)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _front(screened: Sequence[ScreenedSchedule]) -> list[ScreenedSchedule]:

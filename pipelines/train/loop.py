@@ -31,6 +31,7 @@ from pipelines.train.metrics import EpochMeter, GpuMeter
 from pipelines.train.microbatch import first_micro_batch, halved
 from pipelines.train.model import build_model, build_teacher
 from pipelines.train.nonfinite import gave_up
+from pipelines.train.normalization import adopt
 from pipelines.train.optim import learning_rate
 from pipelines.train.reporter import Reporter
 from pipelines.train.resume import deciding_settings
@@ -83,8 +84,15 @@ class _Training:
                 f"{len(manifest.classes)}"
             )
         self.mean, self.std = manifest.mean, manifest.std
-        model = build_model(job).to(self.device)
-        self.teacher = build_teacher(job, self.device, (manifest.mean, manifest.std))
+        model = build_model(job)
+        notes = adopt(model, manifest, head=False)
+        if job.init is not None:
+            for note in notes:
+                logger.info("%s: %s", job.init, note)
+        model = model.to(self.device)
+        self.teacher = build_teacher(
+            job, self.device, (manifest.mean, manifest.std), manifest.classes
+        )
         self.ema = ModelEmaV3(model, decay=self.train.ema_decay) if self.train.ema_decay else None
         if self.train.compile:
             model.compile()  # in place: the names of the weights stay

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
@@ -14,13 +14,21 @@ from torch import Tensor, nn
 import tokenpool as tp
 from pipelines.errors import UserError
 from pipelines.storage.copies import local_path
+from pipelines.train.class_order import match_classes
 from pipelines.train.init import init_from_scratch
+from pipelines.train.open_model import open_model
 from pipelines.train.spec import TrainJob
-from pipelines.train.weights import load_into, pretrained
+from pipelines.train.weights import is_named, load_into
+
+logger = logging.getLogger(__name__)
 
 
-def build_model(job: TrainJob) -> VisionTransformer:
+def build_model(job: TrainJob, *, head: Literal["any", "own"] = "any") -> VisionTransformer:
     """A DeiT, pooled where the job has a schedule.
+
+    Args:
+        job: the job.
+        head: whether weights to start from may have a head for other classes ("any").
 
     Raises:
         UserError: the weights to start from are not there or do not fit.
@@ -37,7 +45,7 @@ def build_model(job: TrainJob) -> VisionTransformer:
     )
     init_from_scratch(model)  # also for the head, where the weights to start from have another
     if job.init is not None:
-        load_into(model, job.init)
+        load_into(model, job.init, head=head)
     if job.schedule is not None:
         model = tp.pool(model, job.schedule, method=job.method)
     if job.train.checkpoint_activations:
@@ -55,12 +63,16 @@ class Teacher(nn.Module):
         model: gives logits.
         given: what the student's images were normalised with.
         known: what the model's own images were.
+        order: which of its classes each of the student's is; None: the same.
     """
 
     scale: Tensor
     shift: Tensor
+    order: Tensor | None
 
-    def __init__(self, model: nn.Module, given: Colours, known: Colours) -> None:
+    def __init__(
+        self, model: nn.Module, given: Colours, known: Colours, order: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         mean, std, own_mean, own_std = (
@@ -68,6 +80,8 @@ class Teacher(nn.Module):
         )
         self.register_buffer("scale", std / own_std)
         self.register_buffer("shift", (mean - own_mean) / own_std)
+        moved = order is not None and list(order) != list(range(len(order)))
+        self.register_buffer("order", torch.tensor(list(order or ())) if moved else None)
         # Where it has a position embedding it takes images of one size alone.
         self.size: tuple[int, int] | None = getattr(
             getattr(model, "patch_embed", None), "img_size", None
@@ -79,20 +93,23 @@ class Teacher(nn.Module):
         if self.size is not None and images.shape[-2:] != tuple(self.size):
             images = F.interpolate(images, tuple(self.size), mode="bicubic", antialias=True)
         logits: Tensor = self.model(images)
-        return logits
+        return logits if self.order is None else logits[:, self.order]
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in evaluation mode."""
         return self
 
 
-def build_teacher(job: TrainJob, device: torch.device, given: Colours) -> Teacher | None:
+def build_teacher(
+    job: TrainJob, device: torch.device, given: Colours, classes: Sequence[str] | None = None
+) -> Teacher | None:
     """The model a job learns from; None without distillation.
 
     Args:
         job: the job.
         device: where its model is.
         given: what its images are normalised with.
+        classes: what the data calls its classes.
 
     Raises:
         UserError: there is no such model, or it knows other classes.
@@ -100,26 +117,32 @@ def build_teacher(job: TrainJob, device: torch.device, given: Colours) -> Teache
     distill = job.train.distill
     if distill is None:
         return None
-    model: nn.Module
-    known = given
-    folder = local_path(distill.teacher)
-    if folder.is_dir():
-        try:
-            model = tp.load(folder)
-        except ValueError as error:
-            raise UserError(f"teacher: {error}") from None
-    elif timm.is_model(distill.teacher):
-        model = pretrained(distill.teacher)
-        config: Any = model.pretrained_cfg
-        known = (config["mean"], config["std"])
-    else:
+    if not is_named(distill.teacher) and not local_path(distill.teacher).exists():
         raise UserError(
             f"no teacher {distill.teacher}: give a saved model's folder or the name of a timm model"
         )
-    classes = getattr(model, "num_classes", job.model.num_classes)
-    if classes != job.model.num_classes:
+    try:
+        model = open_model(distill.teacher, pooled=False)
+    except UserError as error:
+        raise UserError(f"teacher: {error}", exit_code=error.exit_code) from None
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = config.get("mean"), config.get("std")
+    known = given if mean is None or std is None else (tuple(mean), tuple(std))
+    if getattr(model, "in_chans", 3) != 3 or len(known[0]) != 3:
         raise UserError(
-            f"teacher {distill.teacher} knows {classes} classes, the data has "
-            f"{job.model.num_classes}"
+            f"teacher {distill.teacher} takes images of {getattr(model, 'in_chans', len(known[0]))}"
+            " channels, the data has 3"
         )
-    return Teacher(model, given, known).to(device)
+    found = getattr(model, "num_classes", job.model.num_classes)
+    if found != job.model.num_classes:
+        raise UserError(
+            f"teacher {distill.teacher} knows {found} classes, the data has {job.model.num_classes}"
+        )
+    order = None
+    if classes is not None:
+        try:
+            order, note = match_classes(model, classes)
+        except UserError as error:
+            raise UserError(f"teacher {distill.teacher}: {error}") from None
+        logger.info("teacher %s: %s", distill.teacher, note)
+    return Teacher(model, given, known, order).to(device)

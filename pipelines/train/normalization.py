@@ -1,4 +1,4 @@
-"""A model that was trained on images normalised in one way, made to take them in another."""
+"""A model that comes from elsewhere made one of this data: its colours, its order of classes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from pipelines.data.manifest import Manifest
+from pipelines.data.preprocessing import own_preprocessing
+from pipelines.errors import UserError
+from pipelines.train.class_order import match_classes, reorder_head
+from tokenpool.preprocessing import class_names
 
 Colours = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation per channel
 
@@ -26,7 +32,65 @@ def renormalize(model: Any, known: Colours, given: Colours) -> None:
         for colours in (given, known)
     )
     projection = model.patch_embed.proj
+    if projection.bias is None:
+        raise UserError(
+            "a model whose patch embedding has no bias cannot take images normalised otherwise"
+        )
     weight = projection.weight.double()  # [width, channels, patch, patch]
     shift = ((mean - own_mean) / own_std).view(1, -1, 1, 1)
     projection.bias += (weight * shift).sum(dim=(1, 2, 3)).to(projection.bias.dtype)
     projection.weight.copy_(weight * (std / own_std).view(1, -1, 1, 1))
+
+
+def adopt(model: Any, manifest: Manifest, *, head: bool) -> list[str]:
+    """Makes a model with weights from elsewhere take the data's images and name its classes.
+
+    Its patch embedding is changed for the data's colours, its head is put into the data's order,
+    both exactly; from then on `pretrained_cfg` says what models that are trained here say.
+
+    Args:
+        model: a timm ViT of as many classes as the data, with the `pretrained_cfg` of its source.
+        manifest: of the data.
+        head: whether the head is used as it is, so that classes must be the data's; else one of
+            other names is trained anew anyway.
+
+    Returns:
+        What was changed or assumed, each for one line.
+
+    Raises:
+        UserError: the model's classes are known and are others.
+    """
+    said = getattr(model, "pretrained_cfg", None) or {}
+    own = own_preprocessing(manifest, model.patch_embed.img_size[0])
+    notes = []
+    mean, std = said.get("mean"), said.get("std")
+    if mean is None or std is None:
+        notes.append("it does not say how its images were normalised: assumed as the data's")
+    elif (tuple(mean), tuple(std)) != (own["mean"], own["std"]):
+        renormalize(model, (mean, std), (manifest.mean, manifest.std))
+        notes.append(
+            f"made for images normalised by mean {_numbers(mean)} and std {_numbers(std)}: its "
+            "patch embedding now takes the data's, with the same logits"
+        )
+    cut = {key: said[key] for key in ("crop_pct", "crop_mode", "interpolation") if key in said}
+    if cut and any(own[key] != value for key, value in cut.items()):
+        notes.append(
+            f"its own cut of images ({', '.join(f'{k} {v}' for k, v in cut.items())}) is not used: "
+            f"all models see the data's (crop_pct {own['crop_pct']:.4g}, {own['interpolation']})"
+        )
+    if head or class_names(model) is not None:
+        try:
+            order, note = match_classes(model, manifest.classes)
+        except UserError:
+            if head:
+                raise
+        else:
+            notes.append(note)
+            if order is not None:
+                reorder_head(model, order, manifest.classes)
+    model.pretrained_cfg = model.default_cfg = own
+    return notes
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"

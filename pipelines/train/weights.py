@@ -6,12 +6,13 @@ Every caller (init, checkpoint, teacher, squeeze, analyze) opens its source here
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import tokenpool as tp
@@ -197,7 +198,9 @@ def _adapted(model: VisionTransformer, found: Source, notes: list[str]) -> dict[
         state = fit_positions(state, model, notes, found.architecture)
         # They are on the model's grid now; timm would guess at the one they came from.
         done = {} if "register_tokens" in state else {"pos_embed": state.pop("pos_embed", None)}
-        state = dict(checkpoint_filter_fn(state, model))
+        # Each family of timm's has one of its own, by this name.
+        family: Any = sys.modules[type(model).__module__]
+        state = dict(family.checkpoint_filter_fn(state, model))
         return state | {name: value for name, value in done.items() if value is not None}
     except Exception as error:  # timm assumes its own shapes and fails in many ways on others
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
