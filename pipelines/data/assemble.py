@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -25,42 +24,13 @@ from pipelines.data.manifest import (
 )
 from pipelines.data.names import storable
 from pipelines.data.options import PrepareOptions, options_hash
-from pipelines.data.shards import schema, shard_paths, write_durably
+from pipelines.data.shard_rows import Rows, coded, hexadecimal, in_chunks
+from pipelines.data.shards import shard_paths, write_durably
 from pipelines.data.sources.base import Source
 from pipelines.data.sources.folder import no_images
 from pipelines.data.splits import assign_splits
 
 _PIECE_BYTES = 1 << 22
-
-
-@dataclass
-class Rows:
-    """All shards' rows in source order, by column; `shard` says which shard holds the bytes."""
-
-    columns: dict[str, np.ndarray]
-    shard: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.shard)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.columns[name]
-
-    def keep(self, mask: np.ndarray) -> "Rows":
-        """Only the rows where `mask` [N] is true."""
-        return Rows({k: v[mask] for k, v in self.columns.items()}, self.shard[mask])
-
-
-def read_rows(folder: Path, num_shards: int) -> Rows:
-    """Load every shard's table."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    tables = [pq.read_table(shard_paths(folder, i)[1]) for i in range(num_shards)]
-    merged = pa.concat_tables(tables) if tables else schema().empty_table()
-    columns = {name: merged[name].to_numpy(zero_copy_only=False) for name in merged.column_names}
-    counts = [len(table) for table in tables]
-    return Rows(columns, np.repeat(np.arange(len(counts)), counts))
 
 
 def find_rejected(rows: Rows, splits: np.ndarray, classes: list[str]) -> tuple[np.ndarray, int]:
@@ -79,13 +49,10 @@ def find_rejected(rows: Rows, splits: np.ndarray, classes: list[str]) -> tuple[n
     Returns:
         ([N] object array of reasons, the number of copies).
     """
-    import pyarrow as pa
-
-    reasons = rows["error"].astype(object)
+    reasons = rows["error"].copy()
     good = np.flatnonzero(reasons == "")
     rank = np.select([splits[good] == "val", splits[good] == "minival"], [0, 1], 2)
-    digests = pa.array(rows["source_sha1"][good], pa.string()).dictionary_encode()
-    picture = np.asarray(digests.indices, np.int64)
+    _, picture = np.unique(rows["source_sha1"][good], return_inverse=True)
     labels = rows["label"][good]
     order = np.lexsort((rank, picture))  # stable: the first of the most protected leads its group
     begins = np.flatnonzero(np.diff(picture[order], prepend=-1))
@@ -95,15 +62,17 @@ def find_rejected(rows: Rows, splits: np.ndarray, classes: list[str]) -> tuple[n
         begins[lengths > 1].tolist(), lengths[lengths > 1].tolist(), strict=True
     ):
         group = order[begin : begin + length]
+        first = group[0]
+        others = group[labels[group] != labels[first]]
         for i in group.tolist():
-            others = group[labels[group] != labels[i]]
             if len(others):
-                name, label = rows["name"][good[others[0]]], classes[labels[others[0]]]
-                reasons[good[i]] = f"same picture as {name} of class {label}"
-            elif rank[i] > rank[group[0]]:
-                first = good[group[0]]
-                reasons[good[i]] = f"duplicate of {rows['name'][first]} in {splits[first]}"
-            elif i != group[0]:
+                other = good[others[0] if labels[i] == labels[first] else first]
+                label = classes[rows["label"][other]]
+                reasons[good[i]] = f"same picture as {rows.name(other)} of class {label}"
+            elif rank[i] > rank[first]:
+                where = splits[good[first]]
+                reasons[good[i]] = f"duplicate of {rows.name(good[first])} in {where}"
+            elif i != first:
                 copies += 1
     return reasons, copies
 
@@ -172,21 +141,21 @@ def assemble(
         chosen = np.flatnonzero(splits == split)
         if not len(chosen):
             continue
-        selected = rows.keep(splits == split)
-        pointers[chosen], page_size, table_start = lay_out(selected["size"])
+        sizes = rows["size"][chosen]
+        pointers[chosen], page_size, table_start = lay_out(sizes)
         in_split[chosen] = np.arange(len(chosen))
         path = folder / f"{split}.beton"
         table = BetonTable(
             path,
-            selected["mode"].astype(np.uint8),
-            selected["width"],
-            selected["height"],
+            rows["mode"][chosen],
+            rows["width"][chosen],
+            rows["height"][chosen],
             pointers[chosen],
-            selected["size"],
-            selected["label"],
+            sizes,
+            rows["label"][chosen],
         )
         with closing(_HashingFile(path, options.processes)) as written:
-            runs = _runs(folder, selected, pointers[chosen])
+            runs = _runs(folder, rows.shard[chosen], rows["offset"][chosen], sizes, table.pointer)
             write_beton(written.write, table, page_size, table_start, runs)
             sha256 = written.finish()
         parts[split] = SplitManifest(
@@ -194,10 +163,10 @@ def assemble(
             sha256=sha256,
             size_bytes=path.stat().st_size,
             samples=len(chosen),
-            counts=np.bincount(selected["label"], minlength=len(source.classes)).tolist(),
+            counts=np.bincount(table.label, minlength=len(source.classes)).tolist(),
         )
     _write_index(rows, splits, in_split, pointers, source, folder)
-    mean, std = _mean_std(rows.keep(splits == "train"))
+    mean, std = _mean_std(rows, splits == "train")
     side = int(rows["width"][0])
     square = bool((rows["width"] == side).all() and (rows["height"] == side).all())
     manifest = Manifest(
@@ -281,7 +250,9 @@ class _HashingFile:
         self._file.close()
 
 
-def _runs(folder: Path, rows: Rows, pointers: np.ndarray) -> Iterator[tuple[int, bytes]]:
+def _runs(
+    folder: Path, shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, pointers: np.ndarray
+) -> Iterator[tuple[int, bytes]]:
     """(pointer, bytes) of as many rows at a time as lie together in shard and beton alike.
 
     Rows are in shard order, so one file is open at a time.
@@ -289,7 +260,6 @@ def _runs(folder: Path, rows: Rows, pointers: np.ndarray) -> Iterator[tuple[int,
     Raises:
         ValueError: a shard is shorter than its table says.
     """
-    shards, offsets, sizes = rows.shard, rows["offset"], rows["size"]
     apart = (
         (shards[1:] != shards[:-1])
         | (offsets[1:] != offsets[:-1] + sizes[:-1])
@@ -297,8 +267,7 @@ def _runs(folder: Path, rows: Rows, pointers: np.ndarray) -> Iterator[tuple[int,
     )
     begins = np.concatenate([[0], 1 + np.flatnonzero(apart)])
     lengths = np.add.reduceat(sizes, begins)
-    columns = (shards[begins], offsets[begins], lengths, pointers[begins])
-    runs = zip(*(column.tolist() for column in columns), strict=True)
+    runs = in_chunks(shards[begins], offsets[begins], lengths, pointers[begins])
     for shard, in_shard in groupby(runs, key=itemgetter(0)):
         path = shard_paths(folder / "shards", shard)[0]
         with path.open("rb", buffering=0) as file:
@@ -320,33 +289,34 @@ def _write_index(
     import pyarrow as pa
     import pyarrow.parquet
 
-    classes = np.array([storable(name) for name in source.classes], dtype=object)
+    classes = [storable(name) for name in source.classes]
+    codes = np.select([splits == split for split in SPLITS], list(range(len(SPLITS))))
     table = pa.table(
         {
-            "split": pa.array(splits.tolist()).dictionary_encode(),
+            "split": coded(codes, list(SPLITS)),
             "position": in_split,
             "label": rows["label"],
-            "class": pa.array(classes[rows["label"]].tolist(), pa.string()).dictionary_encode(),
-            "source_name": pa.array(rows["name"].tolist(), pa.string()),
-            "source_sha1": pa.array(rows["source_sha1"].tolist(), pa.string()),
-            "width": rows["width"].astype(np.int32),
-            "height": rows["height"].astype(np.int32),
+            "class": coded(rows["label"], classes),
+            "source_name": rows.names.cast(pa.string()),
+            "source_sha1": hexadecimal(rows["source_sha1"]),
+            "width": rows["width"],
+            "height": rows["height"],
             "offset": pointers,
             "size": rows["size"],
         }
     )
     sink = io.BytesIO()
     pa.parquet.write_table(table, sink, compression="zstd")
-    write_durably(folder / INDEX_NAME, [sink.getvalue()])
+    write_durably(folder / INDEX_NAME, [sink.getbuffer()])
 
 
 def _mean_std(
-    rows: Rows,
+    rows: Rows, chosen: np.ndarray
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Per channel over all pixels, as fractions of 255."""
-    pixels = float((rows["width"] * rows["height"]).sum())
-    mean = np.array([rows[f"sum_{c}"].sum() for c in "rgb"]) / pixels
-    square = np.array([rows[f"square_{c}"].sum() for c in "rgb"]) / pixels
+    """Per channel over all pixels of the chosen rows, as fractions of 255."""
+    pixels = float((rows["width"][chosen].astype(np.int64) * rows["height"][chosen]).sum())
+    mean = np.array([rows[f"sum_{c}"][chosen].sum() for c in "rgb"]) / pixels
+    square = np.array([rows[f"square_{c}"][chosen].sum() for c in "rgb"]) / pixels
     std = np.sqrt(np.maximum(square - mean**2, 0.0))
     # A constant channel has no deviation to divide by.
     std = np.where(std > 0, std, 255.0)

@@ -169,9 +169,11 @@ def write_beton(
     rows["f0"]["mode"], rows["f0"]["data_ptr"] = samples.mode, samples.pointer
     rows["f0"]["width"], rows["f0"]["height"] = samples.width, samples.height
     rows["f1"] = samples.label
-    head = header.tobytes() + fields.tobytes() + rows.tobytes()
-    write(head)
-    position = len(head)
+    position = 0
+    for part in (header, fields, rows):
+        write(part.tobytes())
+        position += part.nbytes
+    del rows
     for pointer, blob in data:
         position += _pad(write, pointer - position)
         write(blob)

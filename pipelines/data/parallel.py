@@ -1,7 +1,7 @@
 """Shards made by all cores, or by a Ray cluster; one result after the other, as they finish."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,8 @@ def workers_for(options: PrepareOptions) -> Iterator[WorkerProcesses | None]:
 
 
 def make_shards(
-    tasks: list[Task],
+    numbers: list[int],
+    units: Sequence[Unit],
     folder: Path,
     options: PrepareOptions,
     mode: Mode,
@@ -36,11 +37,12 @@ def make_shards(
     workers: WorkerProcesses | None,
     *,
     keep: bool = True,
-) -> Iterator[Task]:
-    """Make every shard and put it in `folder`; yields each task as it is done.
+) -> Iterator[int]:
+    """Make shards and put them in `folder`; yields the number of each as it is done.
 
     Args:
-        tasks: numbers of shards and what they are made of.
+        numbers: which shards.
+        units: what all shards are made of; each is asked for when it is its turn.
         folder: where they go.
         options: how they are encoded.
         mode: likewise.
@@ -52,18 +54,18 @@ def make_shards(
         UserError: a worker process was killed, or the Ray cluster failed.
         OSError: no space, and the like.
     """
+    tasks = ((number, units[number]) for number in numbers)
     if options.address is not None:
         yield from _on_ray(tasks, folder, options, mode, num_classes, keep)
         return
-    count = min(options.processes, len(tasks))
+    count = min(options.processes, len(numbers))
     if workers is None or count <= 1:
         for number, unit in tasks:
             _make_and_write(folder, number, unit, options, mode, num_classes, keep)
-            yield number, unit
+            yield number
         return
     calls = (
-        ((number, unit), (folder, number, unit, options, mode, num_classes, keep))
-        for number, unit in tasks
+        (number, (folder, number, unit, options, mode, num_classes, keep)) for number, unit in tasks
     )
     try:
         yield from workers.run(count, _make_and_write, calls)
@@ -89,13 +91,13 @@ def _make_and_write(
 
 
 def _on_ray(
-    tasks: list[Task],
+    tasks: Iterator[Task],
     folder: Path,
     options: PrepareOptions,
     mode: Mode,
     num_classes: int,
     keep: bool,
-) -> Iterator[Task]:
+) -> Iterator[int]:
     """Workers send bytes back and this process writes: OUT need not be on a shared disk."""
     import ray
 
@@ -136,22 +138,21 @@ def _knock(address: str) -> None:
 
 
 def _remotely(
-    tasks: list[Task],
+    tasks: Iterator[Task],
     folder: Path,
     options: PrepareOptions,
     mode: Mode,
     num_classes: int,
     keep: bool,
-) -> Iterator[Task]:
+) -> Iterator[int]:
     import ray
 
     remote = ray.remote(num_cpus=1, max_retries=3)(make_shard)
     # Twice as many as fit, so that no core waits; more would fill the object store.
     ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting = iter(tasks)
     running: dict[ray.ObjectRef, Task] = {}
     while True:
-        for task in islice(waiting, ahead - len(running)):
+        for task in islice(tasks, ahead - len(running)):
             running[remote.remote(task[1], options, mode, num_classes)] = task
         if not running:
             return
@@ -161,4 +162,4 @@ def _remotely(
         write_shard(folder, task[0], data if keep else None, table)
         del data
         del ready  # the object store keeps what is referred to
-        yield task
+        yield task[0]

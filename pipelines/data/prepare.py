@@ -19,14 +19,7 @@ from typing import Any
 import numpy as np
 
 from cluster.security.secrecy import redactor
-from pipelines.data.assemble import (
-    Rows,
-    assemble,
-    find_absent_classes,
-    find_rejected,
-    read_rows,
-    split_rows,
-)
+from pipelines.data.assemble import assemble, find_absent_classes, find_rejected, split_rows
 from pipelines.data.compiled import native_available
 from pipelines.data.manifest import (
     MANIFEST_NAME,
@@ -40,13 +33,14 @@ from pipelines.data.options import PrepareOptions, options_hash
 from pipelines.data.parallel import make_shards, workers_for
 from pipelines.data.processes import WorkerProcesses
 from pipelines.data.refusals import in_words, write_rejected
+from pipelines.data.shard_rows import Rows, read_rows
 from pipelines.data.shards import shard_paths, write_durably
 from pipelines.data.sources.base import Source
 from pipelines.data.sources.opening import canonical, open_source
 from pipelines.data.summary import summarize
 from pipelines.errors import UserError
 
-_SHARD_FORMAT = 2  # changes with what a shard's table holds
+_SHARD_FORMAT = 3  # changes with what a shard's table holds
 _REMEDY = "mend them and type the same again, or add --skip-bad"
 
 log = logging.getLogger(__name__)
@@ -217,7 +211,7 @@ def _check(source: Source, options: PrepareOptions, shards: Path) -> _Checked:
     reasons, copies = find_rejected(rows, splits, source.classes)
     good = reasons == ""
     refused = list(source.problems)
-    refused += [(str(rows["name"][i]), str(reasons[i])) for i in np.flatnonzero(~good)]
+    refused += [(rows.name(i), str(reasons[i])) for i in np.flatnonzero(~good)]
     known = {reason for _, reason in source.problems}
     absent = find_absent_classes(rows, splits, reasons, source.classes)
     refused += [(where, reason) for where, reason in absent if reason not in known]
@@ -302,19 +296,16 @@ def _make_shards(
     *,
     keep: bool = True,
 ) -> None:
-    tasks = [
-        (number, unit)
-        for number, unit in enumerate(source.units)
-        if not shard_paths(shards, number)[1].exists()
-    ]
-    total = sum(unit.num_samples for unit in source.units)
-    done = total - sum(unit.num_samples for _, unit in tasks)
+    sizes = [unit.num_samples for unit in source.units]
+    numbers = [n for n in range(len(sizes)) if not shard_paths(shards, n)[1].exists()]
+    total = sum(sizes)
+    done = total - sum(sizes[number] for number in numbers)
     if progress is not None:
         progress(done, total)
     mode = options.mode or source.default_mode
-    making = make_shards(tasks, shards, options, mode, len(source.classes), workers, keep=keep)
-    for _, unit in making:
-        done += unit.num_samples
+    units, count = source.units, len(source.classes)
+    for number in make_shards(numbers, units, shards, options, mode, count, workers, keep=keep):
+        done += sizes[number]
         if progress is not None:
             progress(done, total)
 

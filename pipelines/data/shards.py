@@ -7,7 +7,7 @@ shard is complete when its table is there, for that is renamed into place last.
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from pipelines.data.sources.base import Mode, Sample, Unit
 
 if TYPE_CHECKING:
     import pyarrow
+
+DIGEST_BYTES = hashlib.sha1(usedforsecurity=False).digest_size
 
 COLUMNS = (
     "split", "label", "name", "source_sha1", "width", "height", "mode", "size", "offset",
@@ -33,7 +35,7 @@ def schema() -> "pyarrow.Schema":
     kinds = dict.fromkeys(COLUMNS, pa.int64()) | {
         "split": pa.string(),
         "name": pa.string(),
-        "source_sha1": pa.string(),
+        "source_sha1": pa.binary(DIGEST_BYTES),
         "error": pa.string(),
         "converted": pa.string(),
         **{f"{kind}_{channel}": pa.float64() for kind in ("sum", "square") for channel in "rgb"},
@@ -72,7 +74,7 @@ def _encode_row(
     sample: Sample, options: PrepareOptions, mode: Mode, num_classes: int
 ) -> tuple[dict[str, Any], bytes | None]:
     raw = sample.data if isinstance(sample.data, bytes) else sample.data.tobytes()
-    sha1 = hashlib.sha1(raw, usedforsecurity=False).hexdigest()
+    sha1 = hashlib.sha1(raw, usedforsecurity=False).digest()
     row: dict[str, Any] = dict.fromkeys(COLUMNS, 0) | {
         "split": sample.split,
         "label": sample.label,
@@ -87,7 +89,7 @@ def _encode_row(
         return row, None
     # By content and not by place, so that the choice survives any change of sharding.
     as_jpg = mode == "jpg" or (
-        mode == "proportion" and int(sha1[:8], 16) / 2**32 < options.proportion
+        mode == "proportion" and int.from_bytes(sha1[:4]) / 2**32 < options.proportion
     )
     try:
         encoded = encode(sample.data, options, as_jpg=as_jpg)
@@ -119,7 +121,7 @@ def write_shard(folder: Path, number: int, data: bytes | None, table: bytes) -> 
             write_durably(path, [content])
 
 
-def write_durably(path: Path, chunks: Iterator[bytes] | list[bytes]) -> None:
+def write_durably(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """Write aside, fsync, rename: after it, `path` is whole or as it was before."""
     aside = path.with_name(path.name + ".partial")
     try:

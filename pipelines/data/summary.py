@@ -1,5 +1,6 @@
 """What became of a source, for a person to check at a glance; the same lies in the manifest."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -34,13 +35,13 @@ def summarize(
     for split in SPLITS:
         mine = splits == split
         if mine.any():
-            done, counts = np.unique(converted[mine].astype(str), return_counts=True)
-            by_kind = sorted(zip(counts.tolist(), done.tolist(), strict=True), reverse=True)
+            counts = Counter(converted[mine].tolist())
+            by_kind = sorted(((many, str(kind)) for kind, many in counts.items()), reverse=True)
             parts[split] = SplitSummary(
                 origins=_origins(source, split),
                 images=int(mine.sum()),
                 classes=len(np.unique(labels[mine])),
-                converted={str(kind): count for count, kind in by_kind if kind},
+                converted={kind: many for many, kind in by_kind if kind},
             )
     return Summary(
         source=storable(source.name),
@@ -75,11 +76,12 @@ def _group(entry: LeftOut) -> Group:
 def lines(summary: Summary) -> Iterator[str]:
     """The summary, line by line."""
     first, last = printable(summary.first_class), printable(summary.last_class)
-    yield f"{printable(summary.source)}: {summary.classes:,} classes, {first} … {last}"
+    names = first if summary.classes == 1 else f"{first} … {last}"
+    yield f"{printable(summary.source)}: {_many(summary.classes, 'classes')}, {names}"
     for split, part in summary.splits.items():
-        kept = f"{part.images:,} images"
+        kept = _many(part.images, "images")
         if part.classes < summary.classes:
-            kept += f" of {part.classes:,} classes"
+            kept += f" of {_many(part.classes, 'classes')}"
         yield f"  {split:8}{kept}, {_from(part.origins)}"
         if part.converted:
             done = [f"{count:,} {printable(how)}" for how, count in part.converted.items()]
@@ -89,11 +91,17 @@ def lines(summary: Summary) -> Iterator[str]:
             example = f", {printable(group.first)}" if group.first else ""
             option = f" (taken with {group.option})" if group.option else ""
             why = f"{printable(group.reason)}{example}{option}"
-            yield f"  {title}: {group.count:,} {group.unit}: {why}"
+            yield f"  {title}: {_many(group.count, group.unit)}: {why}"
         if rest := groups[_MOST:]:
             yield f"  {title}: {sum(group.count for group in rest):,} for {len(rest)} other reasons"
     for note in summary.notes:
         yield f"  note: {printable(note)}"
+
+
+def _many(count: int, unit: str) -> str:
+    """`1 class`, `2 images`."""
+    ending = "es" if unit.endswith("sses") else "s"
+    return f"{count:,} {unit.removesuffix(ending) if count == 1 else unit}"
 
 
 def _from(origins: list[str]) -> str:

@@ -1,0 +1,120 @@
+"""All shards' tables as columns, small enough for a million images in one process."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines.data.shards import DIGEST_BYTES, schema, shard_paths
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_TEXTS = ("split", "error", "converted")  # few different ones: each is held once
+_SMALL = {"width": np.int32, "height": np.int32, "mode": np.uint8}
+_CHUNK = 1 << 16
+
+
+@dataclass
+class Rows:
+    """All shards' rows in source order, by column; `shard` says which shard holds the bytes.
+
+    `names` [N] are the samples' names and `columns` the rest of a shard's table, [N] each; texts
+    are objects, and `source_sha1` has the digests themselves, of 20 bytes.
+    """
+
+    columns: dict[str, np.ndarray]
+    shard: np.ndarray
+    names: "pa.Array"
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+    def name(self, row: int) -> str:
+        """The name of one sample."""
+        return str(self.names[int(row)].as_py())
+
+    def keep(self, mask: np.ndarray) -> "Rows":
+        """Only the rows where `mask` [N] is true."""
+        if mask.all():
+            return self
+        import pyarrow as pa
+
+        columns = {name: column[mask] for name, column in self.columns.items()}
+        return Rows(columns, self.shard[mask], self.names.filter(pa.array(mask)))
+
+
+def read_rows(folder: Path, num_shards: int) -> Rows:
+    """Load every shard's table.
+
+    Args:
+        folder: where they lie.
+        num_shards: their tables are numbered from 0.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pieces: dict[str, list[np.ndarray]] = {name: [] for name in schema().names if name != "name"}
+    names: list[pa.Array] = []
+    counts: list[int] = []
+    known: dict[str, str] = {}
+    for i in range(num_shards):
+        table = pq.read_table(shard_paths(folder, i)[1], use_threads=False)
+        counts.append(len(table))
+        names += table["name"].cast(pa.large_string()).chunks
+        for name, column in pieces.items():
+            column.append(_compact(name, table[name].combine_chunks(), known))
+    columns = {}
+    for name in list(pieces):  # one column at a time is held twice
+        columns[name] = _joined(name, pieces.pop(name))
+    every = pa.chunked_array(names, pa.large_string()).combine_chunks()
+    shards = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    return Rows(columns, shards, every)
+
+
+def _compact(name: str, column: "pa.Array", known: dict[str, str]) -> np.ndarray:
+    if name == "source_sha1":
+        data = column.buffers()[1]
+        assert data is not None
+        return np.frombuffer(data, f"S{DIGEST_BYTES}", len(column), column.offset * DIGEST_BYTES)
+    if name in _TEXTS:
+        coded = column.dictionary_encode()
+        texts = [known.setdefault(text, text) for text in coded.dictionary.to_pylist()]
+        return np.array(texts, dtype=object)[coded.indices.to_numpy()]
+    numbers: np.ndarray = column.to_numpy()
+    return numbers.astype(_SMALL.get(name, numbers.dtype))
+
+
+def _joined(name: str, pieces: list[np.ndarray]) -> np.ndarray:
+    if pieces:
+        return np.concatenate(pieces)
+    kinds = dict.fromkeys(_TEXTS, object) | {"source_sha1": f"S{DIGEST_BYTES}"} | _SMALL
+    return np.zeros(0, kinds.get(name, np.int64))
+
+
+def in_chunks(*columns: np.ndarray) -> Iterator[tuple[int, ...]]:
+    """Rows of several columns [N] as Python numbers, without all of them at once."""
+    for start in range(0, len(columns[0]), _CHUNK):
+        yield from zip(*(c[start : start + _CHUNK].tolist() for c in columns), strict=True)
+
+
+def hexadecimal(digests: np.ndarray) -> "pa.Array":
+    """The digests [N] as text."""
+    import pyarrow as pa
+
+    text = digests.tobytes().hex().encode()
+    ends = np.arange(len(digests) + 1, dtype=np.int64) * (2 * DIGEST_BYTES)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(text)]
+    return pa.Array.from_buffers(pa.large_string(), len(digests), buffers).cast(pa.string())
+
+
+def coded(codes: np.ndarray, texts: list[str]) -> "pa.Array":
+    """Texts by their positions [N] in a list."""
+    import pyarrow as pa
+
+    return pa.DictionaryArray.from_arrays(codes.astype(np.int32), pa.array(texts, pa.string()))
