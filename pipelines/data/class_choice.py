@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipelines.data.names import printable
 from pipelines.errors import UserError
 
 
@@ -68,7 +69,8 @@ def _joined(parts: list[str], names: set[str], where: str) -> list[str]:
         readings[start] = readings[start][:2]
     if len(readings[0]) > 1:
         raise UserError(
-            f"--classes: {', '.join(parts)} can be read as {readings[0][0]} or {readings[0][1]}: "
+            f"--classes: {printable(', '.join(parts))} can be read as {readings[0][0]} or "
+            f"{readings[0][1]}: "
             "name each by --class NAME"
         )
     if not readings[0]:

@@ -8,13 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.class_choice import chosen_classes
+from pipelines.data.names import printable
 from pipelines.data.sources.base import LeftOut, Sample, Source
-from pipelines.data.sources.folder_layout import Layout, find_layout, given_layout, shown
+from pipelines.data.sources.folder_layout import (
+    Layout,
+    find_layout,
+    given_layout,
+    labels_option,
+    shown,
+)
 from pipelines.data.sources.folder_tree import Folder, Tree, scan
 from pipelines.errors import UserError
 
 _UNIT = 256
 _SMALLEST_UNIT = 32
+
+
+Labelled = tuple[str, int, tuple[str, int, int]]
+"""(split, label, (path relative to the root, bytes, time of change)) of a file."""
 
 
 @dataclass(frozen=True)
@@ -66,46 +77,42 @@ def folder_source(
         UserError: no class folders, what can be read in two ways, or a named class is not there.
     """
     root = root.resolve()
+    where = printable(root)
     trees = [tree or scan(root)]
     top = trees[0].root
     if train is None and val is None:
-        layout = find_layout(top, str(root))
+        layout = find_layout(top, where, trees[0].tables)
     else:
         train_folder, val_folder = (
-            None if given is None else _place(root, given, option, trees)
+            None if given is None else folder_at(root, given, option, trees)
             for given, option in ((train, "--train"), (val, "--val"))
         )
-        layout = given_layout(top, train_folder, val_folder, str(root))
+        layout = given_layout(top, train_folder, val_folder, where, trees[0].tables)
+    if layout.tests and "val" not in layout.classes:
+        test = shlex.quote(printable(layout.tests[0].path))
+        layout.notes.append(f"val is taken out of train; --val {test} would take the test split")
     found = layout.names()
     if len(found) == 1 and classes is None:
         place = shown(next(iter(layout.roots.values()))[0])
         raise UserError(
-            f"{root} has one class only, {found[0]!r} in {place}: give --class "
-            f"{shlex.quote(found[0])} if that is meant, else --train DIR and --val DIR, or a "
-            "table of labels (--labels FILE.csv)"
+            f"{where} has one class only, {printable(found[0])!r} in {place}: give --class "
+            f"{shlex.quote(printable(found[0]))} if that is meant, else --train DIR and --val DIR, "
+            f"or a table of labels ({labels_option(trees[0].tables)})"
         )
-    chosen = [found[i] for i in chosen_classes(found, classes, str(root))]
+    chosen = [found[i] for i in chosen_classes(found, classes, where)]
     problems = [problem for part in trees for problem in part.problems]
-    files: list[tuple[str, int, tuple[str, int, int]]] = []
+    files: list[Labelled] = []
     for split, folders in layout.classes.items():
         for label, name in enumerate(chosen):
             mine = folders[name].files() if name in folders else []
             if not mine:
-                where = f"{layout.roots[split][0].path}/{name}".lstrip("/")
-                problems.append((where, no_images(name, split or "train")))
+                missing = f"{layout.roots[split][0].path}/{name}".lstrip("/")
+                problems.append((missing, no_images(name, split or "train")))
             files += [(split, label, file) for file in mine]
-    units = [
-        FolderUnit(
-            str(root),
-            tuple((split, label, path) for split, label, (path, _, _) in files[start:end]),
-            _stamp([status for _, _, (_, *status) in files[start:end]]),
-        )
-        for start, end in unit_bounds(len(files))
-    ]
     return Source(
         str(root),
         chosen,
-        units,
+        folder_units(root, files),
         problems=problems,
         origins={split: [shown(f) for f in folders] for split, folders in layout.roots.items()},
         left_out=_left_out(layout, set(chosen), trees),
@@ -121,7 +128,7 @@ def order_notes(classes: list[str]) -> list[str]:
     return [f"classes are in the order of their names as text: {', '.join(classes[:4])}, …"]
 
 
-def _place(root: Path, given: str, option: str, trees: list[Tree]) -> Folder:
+def folder_at(root: Path, given: str, option: str, trees: list[Tree]) -> Folder:
     """The folder that an option names, which is walked if it lies elsewhere.
 
     Raises:
@@ -129,7 +136,9 @@ def _place(root: Path, given: str, option: str, trees: list[Tree]) -> Folder:
     """
     path = next((p.resolve() for p in (root / given, Path(given)) if p.is_dir()), None)
     if path is None:
-        raise UserError(f"{option} {given}: there is no such folder in {root}, nor from here")
+        raise UserError(
+            f"{option} {printable(given)}: no such folder in {printable(root)}, nor from here"
+        )
     if path.is_relative_to(root):
         parts = path.relative_to(root).parts
         folder: Folder | None = trees[0].root
@@ -173,6 +182,18 @@ def _stamp(statuses: list[list[Any]]) -> str:
     return hashlib.sha256(repr([tuple(s) for s in statuses]).encode()).hexdigest()[:16]
 
 
+def folder_units(root: Path, files: list[Labelled]) -> list[FolderUnit]:
+    """Deal files out to units, in order."""
+    return [
+        FolderUnit(
+            str(root),
+            tuple((split, label, path) for split, label, (path, _, _) in files[start:end]),
+            _stamp([status for _, _, (_, *status) in files[start:end]]),
+        )
+        for start, end in unit_bounds(len(files))
+    ]
+
+
 def unit_bounds(count: int) -> list[tuple[int, int]]:
     """(first, end) of each unit of `count` files; the last units are smaller.
 
@@ -192,8 +213,3 @@ def unit_bounds(count: int) -> list[tuple[int, int]]:
 def no_images(name: str, split: str) -> str:
     """Why a class is reported that a split lacks."""
     return f"class {name} has no images in {split}"
-
-
-def choose_classes(found: list[str], wanted: int | list[str] | None, where: str) -> list[str]:
-    """The names of the classes to keep: see `chosen_classes`."""
-    return [found[i] for i in chosen_classes(found, wanted, where)]

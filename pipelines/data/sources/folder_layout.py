@@ -3,11 +3,13 @@
 Only names and where the images lie count, never how many there are.
 """
 
+import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.data.layout import Split, split_of_folder
+from pipelines.data.names import printable
 from pipelines.data.sources.base import LeftOut
 from pipelines.data.sources.folder_tree import Folder
 from pipelines.errors import UserError
@@ -52,10 +54,12 @@ class Layout:
 
 def shown(folder: Folder) -> str:
     """A folder as it is named to the user."""
-    return f"{folder.path}/" if folder.path else "./"
+    return f"{printable(folder.path)}/" if folder.path else "./"
 
 
-def given_layout(tree: Folder, train: Folder | None, val: Folder | None, where: str) -> Layout:
+def given_layout(
+    tree: Folder, train: Folder | None, val: Folder | None, where: str, tables: Sequence[str] = ()
+) -> Layout:
     """The layout where the user names the folder of train, of val, or both.
 
     Args:
@@ -63,10 +67,11 @@ def given_layout(tree: Folder, train: Folder | None, val: Folder | None, where: 
         train: whose folders are classes; None: what `find_layout` makes of the rest.
         val: likewise; None: a folder beside `train` that is called val, if there is one.
         where: the source, for messages.
+        tables: CSV files in it, for messages.
     """
     if val is not None and train is None:
         _take_out(val)
-        rest = find_layout(tree, where)
+        rest = find_layout(tree, where, tables)
         classes = rest.classes.get("train") or rest.classes.get("") or {}
         layout = Layout({"train": classes}, {"train": rest.roots.get("train") or [tree]})
         layout.tests, layout.notes = rest.tests, rest.notes
@@ -85,8 +90,13 @@ def given_layout(tree: Folder, train: Folder | None, val: Folder | None, where: 
     return layout
 
 
-def find_layout(tree: Folder, where: str) -> Layout:
+def find_layout(tree: Folder, where: str, tables: Sequence[str] = ()) -> Layout:
     """What the folders' names say.
+
+    Args:
+        tree: all of the source.
+        where: the source, for messages.
+        tables: CSV files in it, for messages.
 
     Raises:
         UserError: no class folders, one class only, or what can be read in two ways; the message
@@ -97,22 +107,25 @@ def find_layout(tree: Folder, where: str) -> Layout:
         top = inner
     speaking = _speaking(top)
     if not any(speaking.values()):
-        layout = _class_first(top, where) or _flat(top, where)
+        layout = _class_first(top, where) or _flat(top, where, tables)
     elif (named := _class_called_so(top)) is not None:
         if split_of_folder(_name(named)) != "train":
             raise UserError(
                 f"{where}: {shown(named)} lies beside class folders and holds images: give "
-                f"--train {_argument(top)} if it is a class too, else name the others by --class"
+                f"--train {_argument(top)} if it is a class too, with --class for each of the "
+                "others if it is not"
             )
-        layout = _flat(top, where)
+        layout = _flat(top, where, tables)
         layout.notes.append(f"{shown(named)} is taken for a class, as are the folders beside it")
     else:
-        layout = _splits_first(top, speaking, where)
+        layout = _splits_first(top, speaking, where, tables)
     _check_common(layout, where)
     return layout
 
 
-def _splits_first(top: Folder, speaking: dict[Split, list[Folder]], where: str) -> Layout:
+def _splits_first(
+    top: Folder, speaking: dict[Split, list[Folder]], where: str, tables: Sequence[str]
+) -> Layout:
     """train/CLASS, with val/CLASS or without."""
     for split, folders in speaking.items():
         if len(folders) > 1 and split != "test":
@@ -134,7 +147,7 @@ def _splits_first(top: Folder, speaking: dict[Split, list[Folder]], where: str) 
             classes = f", or --train {_argument(top)} if it is a class" if split == "train" else ""
             raise UserError(
                 f"{where}: {shown(root)} holds {root.num_images} images but no class folders: "
-                f"make them, or give --labels FILE.csv or another --{split} DIR{classes}"
+                f"make them, or give {labels_option(tables)} or another --{split} DIR{classes}"
             )
         _check_no_splits_within(root, where)
     common = set(roots["train"].holding)
@@ -179,14 +192,14 @@ def _class_first(top: Folder, where: str) -> Layout | None:
     return layout
 
 
-def _flat(top: Folder, where: str) -> Layout:
+def _flat(top: Folder, where: str, tables: Sequence[str]) -> Layout:
     """CLASS/IMAGE, split by the seed."""
     if not top.holding:
         raise UserError(
             f"{where} has no class folders"
             + (f", only {top.num_images} images" if top.num_images else "")
             + ": expected train/CLASS/IMAGE (and val/CLASS/IMAGE), CLASS/IMAGE, or a table of "
-            "labels (--labels FILE.csv)"
+            f"labels ({labels_option(tables)})"
         )
     return Layout({"": dict(top.holding)}, {"": [top]})
 
@@ -243,6 +256,11 @@ def _wrapped(folder: Folder) -> Folder | None:
     return inner[0] if len(inner[0].holding) > 1 or _wrapped(inner[0]) is not None else None
 
 
+def labels_option(tables: Sequence[str]) -> str:
+    """How to name a table of labels that lies there, or some table."""
+    return f"--labels {shlex.quote(tables[0]) if len(tables) == 1 else 'FILE.csv'}"
+
+
 def _take_out(folder: Folder) -> None:
     """Take a folder out of the tree above it, so that its images count there no more."""
     above = folder.parent
@@ -267,7 +285,7 @@ def _name(folder: Folder) -> str:
 
 
 def _argument(folder: Folder) -> str:
-    return folder.path or "."
+    return shlex.quote(printable(folder.path) or ".")
 
 
 def _list(folders: list[Folder]) -> str:
@@ -275,7 +293,7 @@ def _list(folders: list[Folder]) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    return _joined(iter(sorted(names))) or "none"
+    return _joined(printable(name) for name in sorted(names)) or "none"
 
 
 def _joined(texts: Iterator[str]) -> str:

@@ -23,6 +23,7 @@ _PICTURE = re.compile(
     re.DOTALL,
 )
 _MOST_LINKS = 3  # linked folders within one another that are followed
+TABLE_SUFFIXES = (".csv", ".tsv")
 _SHARDS = {".parquet": "parquet", ".tar": "tar"}
 
 
@@ -72,14 +73,15 @@ class Folder:
 class Tree:
     """A directory that was walked.
 
-    `shards` are the paths, relative to the root, of "parquet" and "tar" files. `problems` are
-    (name, reason) of what should have been read and could not be.
+    `shards` are the paths, relative to the root, of "parquet" and "tar" files, `tables` those of
+    CSV files. `problems` are (name, reason) of what should have been read and could not be.
     """
 
     root: Folder
     shards: dict[str, list[str]]
     left_out: list[LeftOut]
     problems: list[tuple[str, str]]
+    tables: list[str] = field(default_factory=list)
 
 
 def scan(root: Path, *, beside: bool = False) -> Tree:
@@ -104,7 +106,7 @@ def scan(root: Path, *, beside: bool = False) -> Tree:
         if folder.parent is not None:
             folder.parent.num_images += folder.num_images
     shards = {kind: sorted(walk.shards[kind]) for kind in walk.shards}
-    return Tree(top, shards, walk.left_out.told(), sorted(walk.problems))
+    return Tree(top, shards, walk.left_out.told(), sorted(walk.problems), walk.tables)
 
 
 class _Walk:
@@ -112,6 +114,7 @@ class _Walk:
         self._base = base
         self.left_out = Tally()
         self.problems: list[tuple[str, str]] = []
+        self.tables: list[str] = []
         self.shards: dict[str, list[str]] = {kind: [] for kind in _SHARDS.values()}
 
     def read(self, folder: Folder) -> list[Folder]:
@@ -155,6 +158,9 @@ class _Walk:
             folder.images.append((entry.name, status.st_size, status.st_mtime_ns))
         elif suffix in _SHARDS:
             self.shards[_SHARDS[suffix]].append(path)
+        elif suffix in TABLE_SUFFIXES:
+            self.tables.append(path)
+            self.left_out(path, f"no images ({suffix})")
         elif self._is_picture(path):
             folder.images.append((entry.name, status.st_size, status.st_mtime_ns))
         else:

@@ -28,6 +28,9 @@ def open_source(source: str, options: PrepareOptions) -> Source:
     Raises:
         UserError: there is no such source, or it holds no images.
     """
+    local = "://" not in source and source not in ("digits", "glyphs")
+    if options.labels is not None and not (local and Path(source).is_dir()):
+        raise UserError("--labels is for a local folder of images: leave it out, or give one")
     if source == "digits":
         from pipelines.data.sources.digits import digits_source
 
@@ -53,8 +56,11 @@ def _directory(root: Path, options: PrepareOptions) -> Source:
     """A local directory: what kind it is of is told by what lies in it, not by its name."""
     from pipelines.data.sources.folder import folder_source
     from pipelines.data.sources.folder_tree import scan
+    from pipelines.data.sources.labelled import labelled_source
 
     tree = scan(root)
+    if options.labels is not None:
+        return labelled_source(root, options, tree)
     kind = options.source or _kind(tree, root, options)
     if kind == "parquet":
         return _parquet(str(root), options, tree)

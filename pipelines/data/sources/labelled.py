@@ -1,0 +1,235 @@
+"""Images beside a table of labels: a CSV file that names each image and its class."""
+
+import csv
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.data.class_choice import chosen_classes
+from pipelines.data.layout import Split, split_of_folder
+from pipelines.data.names import printable
+from pipelines.data.options import PrepareOptions
+from pipelines.data.sources.base import Source, Tally
+from pipelines.data.sources.folder import Labelled, folder_at, folder_units
+from pipelines.data.sources.folder_tree import IMAGE_SUFFIXES, Tree
+from pipelines.errors import UserError
+
+IMAGE_COLUMNS = (
+    "image", "filename", "file_name", "file", "path", "filepath", "image_path", "image_name",
+    "image_id", "img", "id", "name",
+)  # fmt: skip
+LABEL_COLUMNS = ("label", "class", "category", "target", "label_name", "class_name")
+SPLIT_COLUMNS = ("split", "set", "partition", "subset")
+"""Names of columns, in any case, the first that is there; others are named by an option."""
+
+Row = tuple[str, str, str]
+"""(image, label, split) as the table has them."""
+
+
+def labelled_source(root: Path, options: PrepareOptions, tree: Tree) -> Source:
+    """List the images that a table names; it names them with or without folder and ending.
+
+    Classes are in the order of their names as text, or of their numbers where all are whole ones.
+
+    Args:
+        root: the source's directory.
+        options: `labels` is the table, below `root` or from here.
+        tree: `root` as it was scanned.
+
+    Raises:
+        UserError: no such table or column, a name that several images have, or no image at all.
+    """
+    table = (
+        next((p for p in (root / options.labels, Path(options.labels)) if p.is_file()), None)
+        if options.labels
+        else None
+    )
+    if table is None:
+        raise UserError(
+            f"--labels {options.labels}: no such file in {printable(root)}, nor from here"
+        )
+    left_out, where = Tally(), printable(table)
+    trees = [tree]
+    places = {
+        split: folder_at(root, given, option, trees)
+        for split, given, option in (
+            ("train", options.train_from, "--train"),
+            ("val", options.val_from, "--val"),
+        )
+        if given is not None
+    }
+    files = {file[0]: file for top in trees for file in top.root.files()}
+    inside = {split: {path for path, _, _ in folder.files()} for split, folder in places.items()}
+    if "train" in places:  # what lies elsewhere is not spoken of
+        known = set().union(*inside.values())
+        for path in files.keys() - known:
+            left_out(path, "images outside --train and --val")
+        files = {path: file for path, file in files.items() if path in known}
+    index = _Index(files)
+    problems: list[tuple[str, str]] = []
+    taken: dict[str, tuple[str, Split]] = {}
+    for name, label, written in read_table(table, options):
+        path = index.find(name, table.parent, root)
+        if path is None:
+            problems.append((name, f"named in {table.name}, but there is no such image"))
+            continue
+        split = _split(written, path, table) if not inside else _given(path, inside)
+        if not label:
+            left_out(path, "without a label in the table")
+        elif taken.setdefault(path, (label, split)) != (label, split):
+            problems.append((path, f"has two labels in {table.name}: {taken[path][0]} and {label}"))
+    for path in files:
+        if path not in taken:
+            left_out(path, f"images that {table.name} does not name")
+        elif taken[path][1] == "test":
+            left_out(path, "images of the test split")
+    found = _order({label for label, split in taken.values() if split != "test"})
+    if not found:
+        raise UserError(
+            f"{where} names no image in {printable(root)}: is --image-column the right one?"
+        )
+    if len(found) == 1 and options.classes is None:
+        raise UserError(
+            f"{where} has one class only, {printable(found[0])!r}: is --label-column "
+            f"right? If it is, give --class {shlex.quote(printable(found[0]))}"
+        )
+    chosen = [found[i] for i in chosen_classes(found, options.classes, str(root))]
+    number = {name: i for i, name in enumerate(chosen)}
+    listed: list[Labelled] = []
+    origins: dict[str, list[str]] = {}
+    for path, (label, split) in taken.items():
+        if split == "test":
+            continue
+        if label not in number:
+            left_out(path, "images of classes that were not chosen")
+            continue
+        listed.append((split, number[label], files[path]))
+        origins.setdefault(split, [str(table)])
+    return Source(
+        str(root),
+        chosen,
+        folder_units(root, sorted(listed)),
+        problems=[problem for top in trees for problem in top.problems] + problems,
+        origins=origins,
+        left_out=[entry for top in trees for entry in top.left_out] + left_out.told(),
+    )
+
+
+def read_table(table: Path, options: PrepareOptions) -> Iterator[Row]:
+    """The rows of a CSV file with a line of column names; comma, semicolon or tab.
+
+    Raises:
+        UserError: it is no such table, or which columns are meant cannot be told.
+    """
+    try:
+        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            rows = csv.reader(file, delimiter=max(",;\t", key=first.count))
+            header = [name.strip() for name in next(rows, [])]
+            image, label, split = _columns(header, table, options)
+            for row in rows:
+                if len(row) > max(image, label, split):
+                    yield row[image].strip(), row[label].strip(), row[split] if split >= 0 else ""
+                elif any(row):
+                    raise UserError(f"{printable(table)}, line {rows.line_num}: too few columns")
+    except (OSError, csv.Error) as error:
+        raise UserError(
+            f"{printable(table)} cannot be read as a table: {error}", exit_code=1
+        ) from None
+
+
+def _columns(header: list[str], table: Path, options: PrepareOptions) -> tuple[int, int, int]:
+    """Positions of image, label and split (-1: none)."""
+    lower = [name.lower() for name in header]
+    found: list[int] = []
+    for given, known, option in (
+        (options.image_column, IMAGE_COLUMNS, "--image-column"),
+        (options.label_column, LABEL_COLUMNS, "--label-column"),
+        (options.split_column, SPLIT_COLUMNS, "--split-column"),
+    ):
+        if given is not None:
+            if given not in header:
+                raise UserError(
+                    f"{printable(table)} has no column {given!r}, only {', '.join(header)}"
+                )
+            found.append(header.index(given))
+            continue
+        found.append(next((lower.index(name) for name in known if name in lower), -1))
+        if found[-1] < 0 and option != "--split-column" and len(header) == 2:
+            found[-1] = len(found) - 1  # the image stands first
+        if found[-1] < 0 and option != "--split-column":
+            raise UserError(
+                f"{printable(table)} has the columns {', '.join(header)}: give {option} NAME"
+            )
+    image, label, split = found
+    if image == label:
+        raise UserError(
+            f"{table}: {header[image]!r} cannot be image and label: give --label-column"
+        )
+    if header[image].lower().endswith(tuple(IMAGE_SUFFIXES)):
+        raise UserError(
+            f"{printable(table)} begins with {header[image]!r}: put a line of column names first"
+        )
+    return image, label, split
+
+
+class _Index:
+    """Images by what a table may call them."""
+
+    def __init__(self, files: dict[str, tuple[str, int, int]]) -> None:
+        self._files = files
+        self._by_name: dict[str, list[str]] = {}
+        for path in files:
+            name = path.rpartition("/")[2]
+            for key in {name, _stem(name)}:
+                self._by_name.setdefault(key, []).append(path)
+
+    def find(self, written: str, beside: Path, root: Path) -> str | None:
+        """The path of the image that is meant; None if there is none.
+
+        Raises:
+            UserError: there are several.
+        """
+        path = written.replace("\\", "/").removeprefix("./").lstrip("/")
+        near = f"{beside.relative_to(root)}/{path}" if beside.is_relative_to(root) else path
+        for candidate in (path, near.removeprefix("./")):
+            if candidate in self._files:
+                return candidate
+        same = self._by_name.get(path.rpartition("/")[2], [])
+        ends = [
+            p for p in same if f"/{p}".endswith(f"/{path}") or f"/{_stem(p)}".endswith(f"/{path}")
+        ]
+        if len(ends) > 1:
+            raise UserError(
+                f"the table's {written!r} may be {ends[0]} or {ends[1]}: say by --train DIR (and "
+                "--val DIR) in which folder the images lie"
+            )
+        return ends[0] if ends else None
+
+
+def _stem(name: str) -> str:
+    """A name without the ending of an image."""
+    start, dot, ending = name.rpartition(".")
+    return start if f"{dot}{ending}".lower() in IMAGE_SUFFIXES else name
+
+
+def _split(written: str, path: str, table: Path) -> Split:
+    """The split that the table's column says, else that of the folders the image is in."""
+    if not written.strip():
+        folders = path.split("/")[:-1]
+        return next((split for name in folders if (split := split_of_folder(name))), "")
+    split = split_of_folder(written.strip())
+    if not split:
+        raise UserError(f"{printable(table)}: {written!r} is no split: train, val or test")
+    return split
+
+
+def _given(path: str, inside: dict[str, set[str]]) -> Split:
+    return "val" if path in inside.get("val", ()) else "train"
+
+
+def _order(names: set[str]) -> list[str]:
+    if all(name.isascii() and name.removeprefix("-").isdigit() for name in names):
+        return sorted(names, key=int)
+    return sorted(names)
