@@ -93,7 +93,8 @@ def parquet_source(
     if empty:
         left_out.append(LeftOut("without rows", len(empty), empty[0]))
     if not files:
-        return Source(address, [], [], problems=problems, left_out=left_out)
+        first = problems[0][0] if problems else empty[0] or address
+        raise UserError(f"{address}: no file has any rows, such as {first}", exit_code=1)
     by_rows = column_splits(
         address,
         {file.name: (file.split, file.columns.split, file.texts) for file in files},
@@ -146,13 +147,15 @@ def _inspect(
     with open_file(address, path) as file:
         reader = open_reader(file)
         metadata = reader.metadata
-        if metadata.num_rows == 0 and metadata.num_columns:
+        if metadata.num_columns == 0:
+            raise OSError("it has no columns")
+        if metadata.num_rows == 0:
             return None
         columns = find_columns(reader.schema_arrow, options, shown)
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         labels = FileLabels(shown, columns.label_kind, columns.names)
         if columns.label_kind == "text":
-            texts = frozenset(text for text in _values(reader, columns.label) if text is not None)
+            texts = frozenset(str(text) for text in _values(reader, columns.label) if text)
             labels = replace(labels, texts=texts)
         elif not labels.declared and not isinstance(options.classes, int):
             labels = replace(labels, largest=_largest(reader, columns.label))
@@ -202,8 +205,8 @@ def _check_label_columns(address: str, files: list[_File]) -> None:
         tied = all(f.labels.declared or f.labels.kind == "text" for f in (first, file))
         if file.columns.label != first.columns.label and not tied:
             raise UserError(
-                f"{address}: the labels of {first.name} are in its column {first.columns.label}, "
-                f"those of {file.name} in {file.columns.label}: rename one"
+                f"{address}: the labels of {first.labels.file} are in its column "
+                f"{first.columns.label}, those of {file.labels.file} in {file.columns.label}: rename one"
             )
 
 

@@ -264,8 +264,7 @@ def _choose(
         )
     columns = ", ".join(f"{name} ({_shown(schema, name)})" for name in schema.names[:20])
     raise UserError(
-        f"{file} has no column {default!r}, only {columns or 'no columns at all'}: "
-        f"name one with {remedy} ({wanted})"
+        f"{file} has no column {default!r}, only {columns}: name one with {remedy} ({wanted})"
     )
 
 
@@ -290,7 +289,7 @@ def _by_name(role: str, fit: Sequence[str], schema: "pa.Schema") -> list[str]:
 def _require(schema: "pa.Schema", name: str, file: str, remedy: str) -> None:
     count = len(schema.get_all_field_indices(name))
     if count == 0:
-        columns = ", ".join(schema.names[:20]) or "no columns at all"
+        columns = ", ".join(schema.names[:20])
         raise UserError(f"{file} has no column {name!r}, only {columns}: name one with {remedy}")
     if count > 1:
         raise UserError(f"{file} has {count} columns called {name!r}: rename all but one")

@@ -65,7 +65,7 @@ class LabelLookup:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return None, "no label"
         if self.count is None:
-            return self._chosen(value) if isinstance(value, str) else (None, "no label")
+            return self._chosen(value) if isinstance(value, str) and value else (None, "no label")
         number = whole(value)
         if number is None:
             return None, f"label {value} is not a whole number"
@@ -206,6 +206,8 @@ def _check_bare(
     if share_names and alike:
         return
     where = f"{source}: {named[0].file} has class names and {bare[0].file} bare numbers"
+    if () in lists:
+        raise UserError(f"{where}: write the names, as text, into both")
     if share_names:
         raise UserError(f"{where}, and the files with names do not all number alike")
     raise UserError(

@@ -200,6 +200,4 @@ def _compare(
             f"{source}: {file} is of {split} by its path, but its column {column} says "
             f"{others[0]!r} of {values[others[0]]} rows: {ask}"
         )
-    raise UserError(
-        f"{source}: {file or 'its'} column {column} says {others[0]!r} of some rows: {ask}"
-    )
+    raise UserError(f"{source}: {file}: column {column} says {others[0]!r} of some rows: {ask}")
