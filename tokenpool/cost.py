@@ -2,17 +2,19 @@
 
 Per block with N tokens in all and width d: 4·N·d² for queries, keys, values and the output
 projection, 2·N²·d for the two attention products, 2·N·d·h for the MLP (`shared/paper.md`, cost
-model). Clustering is what the method says it multiplies. Bias, norms and softmax are not counted,
-as in the papers.
+model); where other layers stand in these places, what they multiply (`tokenpool.layer_macs`).
+Clustering is what the method says it multiplies. Bias, norms and softmax are not counted, as in the
+papers.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from torch import nn
 
+from tokenpool.layer_macs import BlockCost, block_cost, embed_macs, head_cost
 from tokenpool.method_text import parse_method
 from tokenpool.methods import method as method_named
 from tokenpool.methods.base import PoolingMethod
@@ -44,8 +46,11 @@ class VitSpec:
         classes: outputs of all heads together, each reading one token.
         heads: attention heads.
         head_dim: width of one head; None: width / heads.
-        pool_in: MACs of an attention-pooling head per token, and once.
+        pool_in: MACs of the head beside those of its classes: per patch token, and once.
         reads: tokens the head reads, if it reads no patch tokens.
+        pool_pairs: MACs of the head per pair of tokens.
+        embed: MACs of the patch embedding, where they are not those of one matrix per patch.
+        blocks: MACs of the layers of each block, where they are not those of a plain ViT.
     """
 
     width: int
@@ -59,6 +64,16 @@ class VitSpec:
     head_dim: int | None = None
     pool_in: tuple[int, int] = (0, 0)
     reads: int | None = 1
+    pool_pairs: int = 0
+    embed: int | None = None
+    blocks: tuple[BlockCost, ...] | None = None
+
+    def block(self, layer: int) -> BlockCost:
+        """MACs of the layers of one block, from 1."""
+        if self.blocks is not None:
+            return self.blocks[layer - 1]
+        square = self.width * self.attention_width
+        return BlockCost(square, 2 * square, square, 2 * self.width * self.hidden)
 
     @property
     def patches(self) -> int:
@@ -160,8 +175,11 @@ def _vit_macs(spec: VitSpec, schedule: Schedule, method: str, options: PoolOptio
         qkvo += block.qkvo
         mlp += block.mlp
         incoming = min(kept, incoming)
-    embed = spec.patches * spec.patch_in * spec.width
-    head = spec.width * spec.classes + (incoming + spec.prefix) * spec.pool_in[0] + spec.pool_in[1]
+    embed = spec.patches * spec.patch_in * spec.width if spec.embed is None else spec.embed
+    # A head that reads patches is given merged tokens as often as they stand for one.
+    read = spec.patches if spec.reads is None and strategy.merges else incoming
+    head = spec.width * spec.classes + read * spec.pool_in[0] + spec.pool_in[1]
+    head += (read + spec.prefix) ** 2 * spec.pool_pairs
     total = clustering + attention + qkvo + mlp + embed + head
     return MacReport(total, clustering, attention, qkvo, mlp, embed, head)
 
@@ -209,9 +227,11 @@ def _block_macs(
     if pools:
         clustering += strategy.macs(incoming, kept, width, feature_width, options)
         clustering += tokens * inner if scores_row else 0
+    cost = spec.block(layer)
     attention = 2 * rows * tokens * inner
-    qkvo = 2 * rows * width * inner + 2 * tokens * width * inner
-    mlp = 2 * (rows - incoming + kept if pools and early else rows) * width * spec.hidden
+    qkvo = (rows if cost.apart else tokens) * cost.query + tokens * cost.key_value
+    qkvo += rows * cost.output
+    mlp = (rows - incoming + kept if pools and early else rows) * cost.mlp
     return MacReport(clustering + attention + qkvo + mlp, clustering, attention, qkvo, mlp, 0, 0)
 
 
@@ -219,46 +239,40 @@ def vit_spec(model: nn.Module, image_size: int | tuple[int, int] | None = None) 
     """The shapes of a timm ViT, at its native or another image size.
 
     Raises:
-        ValueError: for a model that cannot be pooled, a size its patches do not fill, or one other
-            than its own where it takes no other.
+        ValueError: for a model that cannot be pooled or counted, a size its patches do not fill, or
+            one other than its own where it takes no other.
     """
     check_model(model)
     vit: Any = model
-    block, embed = vit.blocks[0], vit.patch_embed
+    embed, attn = vit.patch_embed, vit.blocks[0].attn
     grid: tuple[int, int] = tuple(embed.grid_size)
+    sides: tuple[int, int] = tuple(embed.img_size or (0, 0))
     if image_size is not None:
-        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-        grid = tuple(embed.dynamic_feat_size(tuple(sides)))
+        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        grid = tuple(embed.dynamic_feat_size(sides))
         if grid != tuple(embed.grid_size) and not vit.dynamic_img_size:
             raise ValueError(
                 f"image size {sides[0]}x{sides[1]} is not the model's own, and it was not built "
                 "with dynamic_img_size"
             )
-    heads = [vit.head] + ([vit.head_dist] if hasattr(vit, "head_dist") else [])
-    return VitSpec(
-        width=vit.embed_dim,
-        depth=len(vit.blocks),
+    width, patches = vit.embed_dim, grid[0] * grid[1]
+    embedding = embed_macs(embed, sides, patches)
+    blocks = tuple(block_cost(block, width) for block in vit.blocks)
+    head = head_cost(vit)
+    spec = VitSpec(
+        width=width,
+        depth=len(blocks),
         grid=grid,
         prefix=vit.num_prefix_tokens,
-        hidden=block.mlp.fc1.out_features,
-        patch_in=embed.proj.weight[0].numel(),
-        classes=sum(head.out_features for head in heads if isinstance(head, nn.Linear)),
-        heads=block.attn.num_heads,
-        head_dim=block.attn.qkv.out_features // 3 // block.attn.num_heads,
-        pool_in=_pooling_head(vit),
+        hidden=blocks[0].mlp // (2 * width),
+        patch_in=embedding // (patches * width),
+        classes=head.classes,
+        heads=attn.num_heads,
+        head_dim=attn.head_dim,
+        pool_in=(head.per_token, head.once),
+        pool_pairs=head.per_pair,
         reads=head_reads(model) if vit.global_pool == "token" else None,
     )
-
-
-def _pooling_head(vit: Any) -> tuple[int, int]:
-    """MACs per token, and once, of an attention-pooling head."""
-    pooler = getattr(vit, "attn_pool", None)
-    if pooler is None:
-        return 0, 0
-    if type(pooler).__name__ != "AttentionPoolLatent":
-        raise ValueError(f"the cost of a {type(pooler).__name__} head is not known")
-    width = vit.embed_dim
-    once = sum(m.weight.numel() for m in (pooler.q, pooler.proj))
-    if pooler.mlp is not None:
-        once += pooler.mlp.fc1.weight.numel() + pooler.mlp.fc2.weight.numel()
-    return pooler.kv.weight.numel() + 2 * width, once * pooler.latent_len
+    plain = spec.patches * spec.patch_in * width == embedding
+    alike = all(cost == spec.block(layer) for layer, cost in enumerate(blocks, start=1))
+    return replace(spec, embed=None if plain else embedding, blocks=None if alike else blocks)

@@ -161,6 +161,9 @@ class PooledBlock(View, nn.Module):
         carried = Carried() if carried is None else carried
         patches = x.shape[1] - plan.prefix
         kept = min(plan.kept, patches)
+        if kept < patches and not plan.method.needs_grid:
+            # Other than planned where the image is not of the native size.
+            kept, _ = plan.method.realise(patches, plan.requested, None)
         last = self.last and not carried.keep
         read = plan.heads_read if last and plan.options.cls_only_last and not self.spreads else None
         pools = kept < patches and read is None
