@@ -113,8 +113,11 @@ class TorchvisionDecoder:
     """Pillow decodes, torchvision crops and resizes with antialiasing."""
 
     def __init__(self, table: BetonTable) -> None:
+        from PIL import Image
+
         self._table = table
         self._data = np.memmap(table.path, np.uint8, mode="r").view(np.ndarray)
+        Image.MAX_IMAGE_PIXELS = None  # `prepare` let in what is here, with its own limit
 
     def image(self, sample: int) -> "PilImage":
         """A stored image as Pillow decodes it.

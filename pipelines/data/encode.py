@@ -23,10 +23,11 @@ from pipelines.data.options import PrepareOptions
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-NEARLY_BLACK = "nearly black: its values end far below white"
+NEARLY_BLACK = "nearly black, its values should be scaled to the full range"
 # Levels of 255 below which a picture is black to people: all of it, or of one that had more than
 # eight bits (12 or 14 used of 16, as scanners write them) all but a few bright marks.
 _BLACK, _BLACK_OF_DEEP, _SHARE_OF_DEEP = 16, 64, 0.95
+_BRIGHTEST_BLACK = 110  # no such picture's red is brighter on average: others are not looked at
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,18 @@ def _is_plain(image: "PilImage", notes: Notes) -> bool:
 
 def _encoded(blob: bytes, mode: int, pixels: np.ndarray, notes: Notes) -> Encoded:
     counts = _level_counts(pixels)
-    if notes.deep:
-        black = counts[:, :_BLACK_OF_DEEP].sum() >= _SHARE_OF_DEEP * counts.sum()
-    else:
-        black = not counts[:, _BLACK:].any()
-    if black:
-        notes.warnings.append(NEARLY_BLACK)
+    sums, squares = _sums(counts)
     height, width = pixels.shape[:2]
-    conversion, warning = ", ".join(notes.conversions), ", ".join(notes.warnings)
-    return Encoded(blob, mode, width, height, *_sums(counts), conversion, warning)
+    if sums[0] < _BRIGHTEST_BLACK * height * width and _is_black(counts, notes.deep):
+        notes.warnings.append(NEARLY_BLACK)
+    conversion, warning = " + ".join(notes.conversions), ", ".join(notes.warnings)
+    return Encoded(blob, mode, width, height, sums, squares, conversion, warning)
+
+
+def _is_black(counts: np.ndarray, deep: bool) -> bool:
+    if deep:
+        return bool(counts[:, :_BLACK_OF_DEEP].sum() >= _SHARE_OF_DEEP * counts.sum())
+    return not counts[:, _BLACK:].any()
 
 
 def _target(image: "PilImage", options: PrepareOptions) -> tuple[int, int] | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
     from PIL.Image import Transpose
 
+_FORMATS = tuple(READ)
 _EXIF_ORIENTATION = 0x0112
 _LARGEST_SIDE = 65_535  # a beton has 16 bits for it
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
@@ -57,7 +58,7 @@ def open_image(data: bytes, max_pixels: int) -> "PilImage":
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow thinks of odd headers helps nobody
-            image = Image.open(io.BytesIO(data), formats=tuple(READ))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Exception:
         # Pillow's parsers raise what they like on hostile bytes (struct.error, SyntaxError, …).
         if _says_no_size(data):

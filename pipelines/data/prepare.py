@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -40,7 +41,7 @@ from pipelines.data.sources.opening import canonical, open_source
 from pipelines.data.summary import summarize
 from pipelines.errors import UserError
 
-_SHARD_FORMAT = 3  # changes with what a shard's table holds
+_SHARD_FORMAT = 4  # changes with what a shard's table holds
 _REMEDY = "mend them and type the same again, or add --skip-bad"
 
 log = logging.getLogger(__name__)
@@ -217,8 +218,19 @@ def _check(source: Source, options: PrepareOptions, shards: Path) -> _Checked:
     refused += [(where, reason) for where, reason in absent if reason not in known]
     notes = [f"{copies:,} images are copies of others in their class and split"] if copies else []
     kept = rows.keep(good)
+    notes += _warnings(kept)
     summary = summarize(source, splits[good], kept["label"], kept["converted"], refused, notes)
     return _Checked(rows, splits, good, refused, summary)
+
+
+def _warnings(kept: Rows) -> list[str]:
+    """What a person should look at among the images that are kept, by kind."""
+    found = kept["warning"]
+    return [
+        f"{warning} ({count:,} in all, first {kept.name(int((found == warning).argmax()))})"
+        for warning, count in Counter(found.tolist()).most_common()
+        if warning
+    ]
 
 
 def _assembled(source_name: str, partial: Path, options: PrepareOptions) -> Manifest | None:

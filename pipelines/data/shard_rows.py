@@ -12,7 +12,7 @@ from pipelines.data.shards import DIGEST_BYTES, schema, shard_paths
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_TEXTS = ("split", "error", "converted")  # few different ones: each is held once
+_TEXTS = ("split", "error", "converted", "warning")  # few different ones: each is held once
 _SMALL = {"width": np.int32, "height": np.int32, "mode": np.uint8}
 _CHUNK = 1 << 16
 

@@ -25,6 +25,7 @@ DIGEST_BYTES = hashlib.sha1(usedforsecurity=False).digest_size
 COLUMNS = (
     "split", "label", "name", "source_sha1", "width", "height", "mode", "size", "offset",
     "sum_r", "sum_g", "sum_b", "square_r", "square_g", "square_b", "error", "converted",
+    "warning",
 )  # fmt: skip
 
 
@@ -38,6 +39,7 @@ def schema() -> "pyarrow.Schema":
         "source_sha1": pa.binary(DIGEST_BYTES),
         "error": pa.string(),
         "converted": pa.string(),
+        "warning": pa.string(),
         **{f"{kind}_{channel}": pa.float64() for kind in ("sum", "square") for channel in "rgb"},
     }
     return pa.schema([(name, kinds[name]) for name in COLUMNS])
@@ -82,6 +84,7 @@ def _encode_row(
         "source_sha1": sha1,
         "error": storable(sample.error),
         "converted": "",
+        "warning": "",
     }
     if not sample.error and not 0 <= sample.label < num_classes:
         row["error"] = f"label {sample.label} is out of range 0..{num_classes - 1}"
@@ -102,6 +105,7 @@ def _encode_row(
         "mode": encoded.mode,
         "size": len(encoded.blob),
         "converted": encoded.conversion,
+        "warning": encoded.warning,
     }
     for i, channel in enumerate("rgb"):
         row[f"sum_{channel}"] = float(encoded.sums[i])

@@ -95,7 +95,7 @@ def test_colours_are_converted_before_alpha_is_laid_over_white():
     pixels, encoded = _stored(data)
     opaque = _expected(np.asarray(image)[..., :3], DISPLAY_P3, 2.2)
     assert np.abs(pixels - (opaque * 0.4 + 255 * 0.6)).max() <= 2
-    assert encoded.conversion == "profile Made for tests to sRGB, alpha over white"
+    assert encoded.conversion == "profile Made for tests to sRGB + alpha over white"
 
 
 def test_a_palette_has_a_profile_too():

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -13,6 +14,7 @@ from pipelines.data.options import PrepareOptions
 from pipelines.data.prepare import prepare
 
 from .conftest import jpeg, photo
+from .made_images import SRGB, rgb_profile, saved, srgb_levels, to_d50
 
 
 def _both(table, indices, boxes, flips, size, beyond=False):
@@ -144,3 +146,58 @@ def test_odd_files_end_up_the_same_in_both_decoders(tmp_path):
     assert np.abs(ours[5] - np.asarray(picture.quantize(64).convert("RGB"))).mean() < 8
     assert np.abs(ours[0] - np.asarray(picture.convert("L"))[..., None]).mean() < 4
     assert np.abs(ours[6, 0, :, 0] - (ramp[0] >> 8)).mean() < 3
+
+
+def test_training_sees_what_a_viewer_shows(tmp_path):
+    """From file to batch through both decoders, against the pixels a viewer has on its screen.
+
+    The field's JPEGs (no end marker, a panorama's trailer, a film behind the picture), and their
+    neighbours whose bytes are kept or may not be: several pictures in one file, RGB without
+    YCbCr, one grey channel, another display's colours, transparency, a turned AVIF.
+    """
+    picture = photo(5, 60, 60)
+    exact = np.asarray(picture)
+    whole = jpeg(picture, subsampling=0)
+    alpha = picture.convert("RGBA")
+    alpha.putalpha(128)
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    linear = rgb_profile(SRGB, 1.0)
+    files = {
+        "noend.jpg": (whole[:-2], exact),
+        "trailer.jpg": (whole[:-2] + bytes(64) + b"SEFT", exact),
+        "motion.jpg": (whole + b"MotionPhoto_Data" + bytes(999), exact),
+        "several.jpg": (
+            saved(picture, "MPO", save_all=True, append_images=[photo(6)], quality=95), exact,
+        ),
+        "rgb.jpg": (jpeg(picture, keep_rgb=True), exact),
+        "grey.jpg": (jpeg(picture.convert("L")), np.asarray(picture.convert("L").convert("RGB"))),
+        "linear.jpg": (
+            jpeg(picture, icc_profile=linear, subsampling=0),
+            srgb_levels(exact / 255 @ to_d50(SRGB).T),
+        ),
+        "alpha.png": (saved(alpha, "PNG"), exact * (128 / 255) + 127),
+        "turned.avif": (saved(picture.rotate(180), "AVIF", exif=turned, quality=95), exact),
+    }  # fmt: skip
+    for i, (name, (data, _)) in enumerate(files.items()):
+        folder = tmp_path / "source" / "train" / f"c{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder.parent / "c0" / "black.png").write_bytes(saved(Image.new("I;16", (60, 60), 900), "PNG"))
+    out = tmp_path / "out"
+    options = PrepareOptions(val=0, minival=0, workers=1, quality=95)
+    manifest = prepare(str(tmp_path / "source"), out, options)
+    assert manifest.summary is not None
+    told = manifest.summary.splits["train"].converted
+    assert told["end marker added"] == 1
+    assert told["bytes after the end left off"] == 3
+    assert told["profile Made for tests to sRGB"] == 1
+    assert told["turned upright + AVIF to JPEG"] == 1
+    assert any("nearly black" in note and "c0/black.png" in note for note in manifest.summary.notes)
+    table = read_table(out / "train.beton")
+    names = pq.read_table(out / "index.parquet").to_pylist()
+    at = {row["source_name"].rsplit("/", 1)[-1]: row["position"] for row in names}
+    indices, boxes = np.arange(10), np.array([[0, 0, 60, 60]] * 10)
+    for decoded in _both(table, indices, boxes, np.zeros(10, bool), 60):
+        for name, (_, expected) in files.items():
+            assert np.abs(decoded[at[name]] - expected).mean() < 4, name

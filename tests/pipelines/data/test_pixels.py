@@ -312,7 +312,7 @@ def test_conversions_and_warnings_say_what_was_done():
         (jpeg(image), PrepareOptions(reencode=True), "encoded anew"),
         (jpeg(image.convert("CMYK")), OPTIONS, "CMYK to RGB"),
         (saved(image, "PNG"), OPTIONS, "PNG to JPEG"),
-        (saved(image, "WEBP"), PrepareOptions(resolution=20), "shrunk, WEBP to JPEG"),
+        (saved(image, "WEBP"), PrepareOptions(resolution=20), "shrunk + WEBP to JPEG"),
         (np.asarray(image), OPTIONS, ""),
     ):
         encoded = encode(data, options, as_jpg=True)
