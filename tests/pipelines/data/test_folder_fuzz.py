@@ -23,6 +23,10 @@ SPLITS = {
     "val": "val", "Validation": "val", "dev": "val",
     "test": "test", "TEST": "test", "testing": "test",
 }  # fmt: skip
+USUAL = [
+    ["train", "val"], ["Training", "Validation", "TEST"], ["seg_train", "test"], ["train_set"],
+    ["train", "dev"], ["train", "test", "testing"],
+]  # fmt: skip
 CLASSES = ["cat", "dog", "1", "10", "2", "steam_train", "contest", "images", "caf\udce9", "a\nb"]
 FOREIGN = ["__MACOSX", ".hidden", "@eaDir", "lost+found"]
 FILES = ["0.png", "1.PNG", "noending", "x.txt", "caf\udce9.png", "a\nb.png"]
@@ -140,21 +144,22 @@ anywhere = st.lists(names, max_size=4).map(tuple)
 @st.composite
 def trees(draw: st.DrawFn) -> list[Path_]:
     """Folders, either as data sets have them, with some that disturb, or any."""
-    kind = draw(st.sampled_from(["splits", "classes", "class first", "any"]))
+    kind = draw(st.sampled_from(["splits", "splits", "classes", "class first", "any"]))
     wrapper = draw(st.sampled_from([(), (), (), ("images",), ("dog", "images")]))
     folders: list[Path_] = []
     if kind == "any":
         folders = draw(st.lists(anywhere, min_size=1, max_size=8))
     else:
-        classes = draw(some(CLASSES, 1, 4))
-        splits = draw(some(list(SPLITS), 1, 3))
+        classes = draw(some(CLASSES, 2, 5))
+        splits = draw(st.sampled_from(USUAL) | some(list(SPLITS), 1, 3))
         if kind == "classes":
             folders = [(*wrapper, name) for name in classes]
         elif kind == "splits":
             folders = [(*wrapper, split, name) for split in splits for name in classes]
         else:
             folders = [(*wrapper, name, split) for split in splits for name in classes]
-        folders += draw(st.lists(anywhere, max_size=2))
+        if draw(st.integers(0, 3)) == 0:
+            folders += draw(st.lists(anywhere, max_size=2))
     return list(dict.fromkeys(folders))
 
 
