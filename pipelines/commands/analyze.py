@@ -84,6 +84,7 @@ def analyze(
     ks = sorted({max(1, round(patches * share)) for share in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)})
     errors = analysis.error_by_k(vit, pixels, ks, named)
     drawn = pixels[0][:maps]
+    shades = drawn.expand(-1, 3, -1, -1)  # of one channel: grey
     _, found = tp.trace(vit, drawn)
     shown = sorted({layer.block for layer in found.layers})
     shown = shown[:: max(1, len(shown) // 4)]
@@ -106,7 +107,7 @@ def analyze(
         ("costs.png", lambda path: plots.plot_costs({"dense": dense, chosen: pooled}, path)),
         ("low_pass.png", lambda path: plots.plot_low_pass(low_pass, path)),
         ("reconstruction_error.png", lambda path: plots.plot_errors(errors, path)),
-        ("token_maps.png", lambda path: plots.plot_token_maps(drawn, assignments, grid, path)),
+        ("token_maps.png", lambda path: plots.plot_token_maps(shades, assignments, grid, path)),
     ):
         _write_aside(out / file, draw)
     if as_json:

@@ -11,6 +11,7 @@ import argparse
 import json
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _INERT = (
     "yacs.", "mmengine.", "mmcv.", "easydict.", "addict.", "ml_collections.", "datetime.",
     "types.SimpleNamespace", "deepspeed.", "typing.", "enum.", "collections.",
 )  # fmt: skip
+_TYPES = ("list", "dict", "tuple", "int", "float", "str", "bool")  # of a defaultdict
 _MOST_INERT = 64
 _SUFFIXES = ".safetensors, .pth, .pt, .bin, .ckpt, .th, .tar, or a folder of shards"
 
@@ -145,12 +147,13 @@ def _load_torch(path: Path) -> Any:
     allowed: list[Any] = [argparse.Namespace]
     for _ in range(_MOST_INERT):
         try:
-            with torch.serialization.safe_globals(allowed):
+            with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickle protocols
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             named = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
             strange = named.group(1) if named else None
-            if strange is None or not strange.startswith(_INERT):
+            if strange is None or not (strange in _TYPES or strange.startswith(_INERT)):
                 raise _refusal(path, strange, error) from None
             allowed.append((type(strange, (_Nothing,), {}), strange))
         except Exception as error:  # torch raises many kinds for a damaged or foreign file
