@@ -10,12 +10,12 @@ import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipelines.data.class_choice import chosen_classes
 from pipelines.data.layout import Split, foreign_path, says_nothing, split_of_folder
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import Source, Tally
+from pipelines.data.sources.base import LeftOut, Source, Tally
 from pipelines.data.sources.folder_layout import find_layout, shown
 from pipelines.data.sources.folder_tree import IMAGE_SUFFIXES, Folder
 from pipelines.data.sources.imagenet import FlatVal, leave_out_subsets
@@ -26,10 +26,11 @@ from pipelines.data.sources.webdataset import Label, is_webdataset, name_classes
 from pipelines.errors import UserError
 
 _UNIT = 256
+_NOT_CHOSEN = "of classes that were not chosen"
 
 Group = tuple[Split, tuple[str, ...] | Label]
-"""What images have in common: their split as far as the tar's name tells it, and their folder, or
-the label of WebDataset shards."""
+"""What images have in common: their split as far as the tar's name tells it; and their folder, the
+tar's name where they are in none, or the label of WebDataset shards."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def tar_source(root: Path, files: list[str], options: PrepareOptions) -> Source:
         reader.images.units(places, meanings, _UNIT),
         problems=reader.problems,
         origins=reader.origins(),
-        left_out=left_out.told(),
+        left_out=left_out.told() + reader.not_taken,
         notes=reader.notes,
     )
 
@@ -154,7 +155,9 @@ class _Reader:
         self.labels: dict[Label, str] = {}
         self.problems: list[tuple[str, str]] = []
         self.notes: list[str] = []
+        self.not_taken: list[LeftOut] = []
         self._roots: dict[str, list[str]] = {}
+        self._with_folders: set[str] = set()  # tars
         self._told: set[int] = set()  # groups in no class folder, which are counted already
 
     def read(self) -> None:
@@ -179,8 +182,6 @@ class _Reader:
 
     def _plain(self, tar: Tar) -> Iterator[tuple[Group, Member]]:
         flat_val = FlatVal(tar.path.parent, f"{tar.where}:", self.problems)
-        stem = Path(tar.where).stem
-        alone = () if split_of_folder(stem) or says_nothing(stem) else (stem,)
         for member in scan(tar.path, tar.where, self.left_out, self.problems):
             folder, _, name = member.path.rpartition("/")
             suffix = os.path.splitext(name)[1].lower()
@@ -195,13 +196,15 @@ class _Reader:
             if why:
                 self.left_out(f"{tar.where}:{member.path}", why)
                 continue
-            folders = tuple(folder.split("/")) if folder else alone
-            if not folders and tar.split == "val":
+            folders = tuple(folder.split("/")) if folder else ()
+            if folders:
+                self._with_folders.add(tar.where)
+            if not folders and tar.split == "val" and not self._alone(tar.where):
                 class_name = flat_val.class_of(name)
                 if class_name is None:
                     continue
                 folders = (class_name,)
-            yield (tar.split, folders), member
+            yield (tar.split, folders or tar.where), member
         self.notes += flat_val.notes()
 
     def laid_out(self) -> tuple[list[str], list[tuple[str, int]]]:
@@ -210,9 +213,9 @@ class _Reader:
         places: list[Folder] = []
         counts = self.images.counts(len(self.groups))
         for (split, folders), index in self.groups.items():
-            assert isinstance(folders, tuple)
+            names = folders if isinstance(folders, tuple) else self._alone(str(folders))
             folder = tree
-            for name in (str(split), *folders) if split else folders:
+            for name in (str(split), *names) if split else names:
                 path = f"{folder.path}/{name}" if folder.path else str(name)
                 folder = folder.folders.setdefault(name, Folder(path, folder))
             first = self.images.first(index).rpartition("/")[2]
@@ -230,10 +233,16 @@ class _Reader:
                 found |= {id(below): (split, names.index(name)) for below in folder.walk()}
         self._roots = {split: [shown(f) for f in roots] for split, roots in layout.roots.items()}
         self.notes += layout.notes
-        for entry in layout.not_taken([tree]):
-            self.left_out(entry.first, entry.reason, entry.count)
+        self.not_taken = layout.not_taken([tree])
         self._told = {i for i, folder in enumerate(places) if id(folder) not in found}
         return names, [found.get(id(folder), ("", -1)) for folder in places]
+
+    def _alone(self, where: str) -> tuple[str, ...]:
+        """The folders of images that lie in none: the tar itself, if it is a class's."""
+        stem = PurePosixPath(where).stem
+        if where in self._with_folders or split_of_folder(stem) or says_nothing(stem):
+            return ()
+        return (stem,)
 
     def labelled(self) -> tuple[list[str], list[tuple[str, int]]]:
         """(class names, (split, label) of each group) of WebDataset shards."""
@@ -261,7 +270,7 @@ class _Reader:
         ]
         if total := sum(counts[i] for i in of_others):
             first = self.images.first(of_others[0])
-            self.left_out(first, "images of classes that were not chosen", total)
+            self.not_taken.append(LeftOut(_NOT_CHOSEN, total, first, "images"))
 
     def origins(self) -> dict[str, list[str]]:
         """The tars, or folders in them, that each split comes from."""
@@ -269,7 +278,7 @@ class _Reader:
         for tar in self._tars:
             by_name.setdefault(tar.split, []).append(tar.where)
         told = {split: origin_of(files) for split, files in by_name.items()}
-        if set(told) != {""} or not self._roots:
+        if set(told) != {""} or set(self._roots) <= {""}:
             return told
         return {
             split: [f"{told[''][0]}: {r}" for r in roots] for split, roots in self._roots.items()

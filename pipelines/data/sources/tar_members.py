@@ -114,17 +114,21 @@ class _Scan:
     def _entries(self, start: int, end: int) -> Iterator[tuple[str, bytes, int, int]]:
         """(path, type, offset, size) of everything that has a header of its own."""
         position, long_name, records = start, None, _Records()
+        ended = False
         if start == end:
             raise _BrokenError(f"is an empty file: {_ANEW}")
+        if compressed := _compressed(os.pread(self._descriptor, min(BLOCK, end - start), start)):
+            raise _BrokenError(compressed)
         while position < end:
             block = self._read(position, BLOCK, end)
             if block == _ZERO:
-                position = self._past_zeros(position, end)
+                position, ended = self._past_zeros(position, end), True
                 continue
+            ended = False
             header = _parse(block)
             if header is None:
                 if position == start:
-                    raise _BrokenError(_compressed(block) or f"is no tar file: {_ANEW}")
+                    raise _BrokenError(f"is no tar file: {_ANEW}")
                 raise _BrokenError(f"is broken at byte {position - start:,}: {_ANEW}")
             name, kind, size = header
             position += BLOCK
@@ -148,6 +152,10 @@ class _Scan:
                 raise _BrokenError(f"is cut short, {lacking}: {_ANEW}")
             yield path, kind, position, size
             position += _padded(size)
+        if position > end:
+            raise _BrokenError(f"is cut short: {_ANEW}")
+        if not ended:  # every reader takes it; a writer that was stopped leaves such a tar
+            self._leave_out(self._where, "end marks of tars, which may be cut short")
 
     def _usable(self, path: str, kind: bytes, prefix: str) -> str | None:
         """A member's path without idle parts; None for what is no file that can be taken."""
