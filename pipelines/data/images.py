@@ -4,8 +4,10 @@ What comes out is what Pillow and libvips show; `file_kinds.PIXELS` says it kind
 """
 
 import io
+import os
 import re
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _FORMATS = tuple(READ)
 _EXIF_ORIENTATION = 0x0112
 _LARGEST_SIDE = 65_535  # a beton has 16 bits for it
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _TIFF_SUBFILE, _TIFF_DNG_VERSION = 254, 50706
 
@@ -117,15 +120,18 @@ def to_rgb(image: "PilImage", notes: Notes) -> "PilImage":
     with decoding():
         bits = _bits(image)
         _refuse_strange_tiff(image)
+        _refuse_damaged_png(image)
         notes.deep = bits > 8
         if image.format not in ("JPEG", "MPO") and getattr(image, "is_animated", False):
             notes.conversions.append("first picture of several")
-        turn = orientation(image) if image.format == "TIFF" else 1
-        image.load()
-        if image.format == "TIFF":  # Pillow has turned it
-            notes.conversions += ["turned upright"] if turn != 1 else []
+        if image.format == "TIFF":
+            if orientation(image) != 1:
+                notes.conversions.append("turned upright")  # by Pillow, as it is decoded
+            with _no_words_from_libtiff():
+                image.load()
             turn = 1
         else:
+            image.load()
             turn = orientation(image)
         profile = image.info.get("icc_profile")
         if not profile and _has_odd_gamma(image):
@@ -140,6 +146,19 @@ def to_rgb(image: "PilImage", notes: Notes) -> "PilImage":
             notes.conversions.append("turned upright")
             image = image.transpose(_upright(turn))
         return image
+
+
+@contextmanager
+def _no_words_from_libtiff() -> Iterator[None]:
+    """libtiff writes to the process's stderr what Pillow raises as well."""
+    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nothing)
 
 
 def _upright(turn: int) -> "Transpose":
@@ -181,6 +200,20 @@ def _refuse_strange_tiff(image: "PilImage") -> None:
         )
     if max(tags.get(_TIFF_SAMPLE_FORMAT, (1,))) == 2 and _bits(image) == 8:
         raise RejectedImageError("signed 8-bit pixels: shift them to 0..255 before")
+
+
+def _refuse_damaged_png(image: "PilImage") -> None:
+    """Check the checksums that Pillow passes over: a flipped bit changes pixels in silence."""
+    if image.format != "PNG":
+        return
+    data, at = image.fp.getvalue(), 8  # type: ignore[attr-defined]
+    while (kind := data[at + 4 : at + 8]).isalpha() and kind != b"IEND":
+        end = at + 8 + int.from_bytes(data[at : at + 4])
+        checksum = data[end : end + 4]
+        is_checked = kind in _PNG_PIXELS and len(checksum) == 4
+        if is_checked and zlib.crc32(data[at + 4 : end]) != int.from_bytes(checksum):
+            raise RejectedImageError("checksum is wrong: the PNG is damaged, fetch it again")
+        at = end + 4
 
 
 def _has_odd_gamma(image: "PilImage") -> bool:

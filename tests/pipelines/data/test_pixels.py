@@ -318,3 +318,35 @@ def test_conversions_and_warnings_say_what_was_done():
         encoded = encode(data, options, as_jpg=True)
         assert encoded.conversion == said and encoded.warning == ""
         assert "exif" not in Image.open(io.BytesIO(encoded.blob)).info or said == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("GIF", {}), ("BMP", {}),
+        ("PPM", {}), ("AVIF", {}), ("JPEG2000", {}), ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "jpeg"}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.95])
+def test_cut_files_of_every_format_are_refused(kind, options, kept, capfd):
+    data = saved(photo(1, 120, 90), kind, **options)
+    with pytest.raises(RejectedImageError):
+        encode(data[: int(len(data) * kept)], OPTIONS, as_jpg=False)
+    assert capfd.readouterr().err == ""  # libtiff likes to talk
+
+
+def test_a_damaged_png_that_pillow_shows_is_refused():
+    """Its end was never written: Pillow does not look at the checksum, and shows other pixels."""
+    image = photo(1, 200, 150)
+    data = saved(image, "PNG")
+    kept = int(len(data) * 0.999)
+    damaged = data[:kept] + bytes(len(data) - kept)
+    assert Image.open(io.BytesIO(damaged)).convert("RGB").tobytes() != image.tobytes()
+    with pytest.raises(RejectedImageError, match="checksum is wrong"):
+        encode(damaged, OPTIONS, as_jpg=True)
+
+
+def test_bytes_after_a_png_do_not_matter():
+    pixels, _ = _stored(png(16, 1, 8, 0, bytes(range(16))) + bytes(5000))
+    np.testing.assert_array_equal(pixels[0], _grey(range(16)))
