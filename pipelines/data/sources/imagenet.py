@@ -293,7 +293,8 @@ def _unpacked(archive: Path) -> dict[str, bytes]:
                 if member.offset > _LARGEST_DEVKIT:
                     break
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{archive} cannot be read: {error}: download it anew") from None
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise UserError(f"{archive} cannot be read: {reason}: download it anew") from None
     if NUMBERS not in found:
         raise UserError(f"{archive} holds no {NUMBERS}: download it anew")
     return found
