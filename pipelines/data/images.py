@@ -288,6 +288,8 @@ def decoding() -> Iterator[None]:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         if "truncated" in text:
             raise RejectedImageError(CUT) from None
+        if text.startswith("decoder error"):
+            text = "it is damaged, or compressed in a way that is not read (convert it to PNG)"
         raise RejectedImageError(f"cannot be decoded: {text}") from None
 
 
