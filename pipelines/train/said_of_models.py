@@ -13,9 +13,9 @@ from tokenpool.architecture import describe
 
 # Of an architecture, what is adapted, only matters in training, or shows in the weights' shapes.
 _FREE = (
-    "img_size", "patch_size", "embed_dim", "depth", "num_classes", "mlp_ratio", "init_values", "no_embed_class",
-    "dynamic_img_size", "dynamic_img_pad", "drop_rate", "pos_drop_rate", "patch_drop_rate",
-    "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
+    "img_size", "patch_size", "embed_dim", "depth", "num_classes", "mlp_ratio", "init_values",
+    "no_embed_class", "dynamic_img_size", "dynamic_img_pad", "drop_rate", "pos_drop_rate",
+    "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
 )  # fmt: skip
 # How scripts and hubs call what decides the logits.
 _NAMES = {

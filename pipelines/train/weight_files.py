@@ -12,6 +12,7 @@ import json
 import pickle
 import re
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ _INERT = (
     "yacs.", "mmengine.", "mmcv.", "easydict.", "addict.", "ml_collections.", "datetime.",
     "types.SimpleNamespace", "deepspeed.", "typing.", "enum.", "collections.",
 )  # fmt: skip
-_TYPES = ("list", "dict", "tuple", "int", "float", "str", "bool")  # of a defaultdict
+# Of a defaultdict; harmless themselves.
+_TYPES = {kind.__name__: kind for kind in (list, dict, tuple, int, float, str, bool)}
 _MOST_INERT = 64
 _SUFFIXES = ".safetensors, .pth, .pt, .bin, .ckpt, .th, .tar, or a folder of shards"
 
@@ -124,23 +126,21 @@ def read_file(path: Path) -> Any:
     return _load_torch(path)
 
 
-class _Nothing(dict[Any, Any]):
+class _Nothing:
     """Stands in for an object that only describes a run: takes what it is given and stays empty."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
+        pass
 
     def __setstate__(self, state: Any) -> None:
         pass
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
 
-    def __hash__(self) -> int:  # type: ignore[override]
-        return id(self)
+class _EmptyDict:
+    """Stands in for a dict of such a library: torch fills none but plain ones."""
 
-    def append(self, value: Any) -> None:
-        """As a list's."""
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return OrderedDict()
 
 
 def _load_torch(path: Path) -> Any:
@@ -155,7 +155,9 @@ def _load_torch(path: Path) -> Any:
             strange = named.group(1) if named else None
             if strange is None or not (strange in _TYPES or strange.startswith(_INERT)):
                 raise _refusal(path, strange, error) from None
-            allowed.append((type(strange, (_Nothing,), {}), strange))
+            is_dict = re.search("dict|CfgNode", strange, re.IGNORECASE)
+            stand_in = type(strange, (_EmptyDict if is_dict else _Nothing,), {})
+            allowed.append(_TYPES.get(strange, (stand_in, strange)))
         except Exception as error:  # torch raises many kinds for a damaged or foreign file
             raise _refusal(path, None, error) from None
     raise UserError(f"{path} cannot be read as weights alone: it is full of other objects")

@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import pathlib
+import sys
 import types
 from collections import OrderedDict, defaultdict
 
@@ -172,6 +173,22 @@ def test_objects_that_only_describe_a_run_become_empty(tmp_path):
 
 class Config:
     pass
+
+
+class AttributeDict(dict):
+    """As Lightning's: `__module__` is set to its."""
+
+
+AttributeDict.__module__ = "lightning_fabric.utilities.data"
+
+
+def test_a_dict_of_lightnings(tmp_path, monkeypatch):
+    module = types.ModuleType(AttributeDict.__module__)
+    module.AttributeDict = AttributeDict
+    for name in ("lightning_fabric", "lightning_fabric.utilities", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    torch.save({"state_dict": PLAIN, "hyper_parameters": AttributeDict(lr=1)}, tmp_path / "m.ckpt")
+    assert same(loaded(tmp_path / "m.ckpt"), PLAIN)
 
 
 REFUSED = {
