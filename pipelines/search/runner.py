@@ -44,7 +44,7 @@ from pipelines.storage.address import without_options
 from pipelines.storage.working import open_root, search_store
 from pipelines.track import files
 from pipelines.track.front import build_front, history
-from pipelines.track.mirror import one_line
+from pipelines.track.mlflow_errors import first_line
 from pipelines.track.mlflow_tracker import MlflowTracker
 from pipelines.track.outside import load_outside
 from pipelines.track.page import split_sizes, write_page
@@ -342,7 +342,7 @@ def _register(state: SearchState, config: SearchConfig, screen: Screen) -> None:
         found = register_published(config.root, state, tracking_store(config.root))
     except Exception as error:  # whatever MLflow, its database or its server throws
         screen.say(
-            f"not in MLflow's model registry ({one_line(error)}): `{program()} register "
+            f"not in MLflow's model registry ({first_line(error)}): `{program()} register "
             f"{state.name}` puts the front there",
             style="yellow",
         )

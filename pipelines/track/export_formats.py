@@ -15,26 +15,15 @@ import tokenpool as tp
 from pipelines.errors import UserError
 
 Run = Callable[[Tensor], Tensor]
-"""Images `[B, 3, H, W]`, normalised fp32 → logits `[B, classes]`."""
+"""Images `[B, channels, H, W]`, normalised fp32 → logits `[B, classes]`."""
 
 FORMATS = ("timm", "onnx", "torch-export")
 ONNX_NAME, PROGRAM_NAME = "model.onnx", "model.pt2"
 
 _MAX_BATCH = 4096
-# What timm's `create_model` is told, of what `tokenpool` knows of a model.
-_TIMM_ARGUMENTS = (
-    "img_size",
-    "patch_size",
-    "embed_dim",
-    "depth",
-    "num_heads",
-    "mlp_ratio",
-    "qkv_bias",
-    "init_values",
-    "class_token",
-    "no_embed_class",
-    "reg_tokens",
-)
+# What `tokenpool` knows of a model and timm's `create_model` is told otherwise, or not at all.
+_NOT_TIMM = ("class", "num_classes", "norm_layer", "norm_eps", "act_layer", "mlp_layer")
+_TIMM_ACTIVATIONS = {"GELU": "gelu", "GELU(tanh)": "gelu_tanh", "ReLU": "relu", "SiLU": "silu"}
 
 
 def write_format(
@@ -46,7 +35,7 @@ def write_format(
         model: A timm ViT, pooled or not.
         format_name: One of `FORMATS`.
         folder: Gets the files.
-        preprocessing: `mean` and `std` per channel and `image_size`.
+        preprocessing: `mean` and `std` per channel.
 
     Raises:
         UserError: PyTorch cannot export this model to the format.
@@ -54,9 +43,8 @@ def write_format(
     if format_name == "timm":
         _write_timm(model, folder, preprocessing)
         return
-    size = preprocessing["image_size"]
     try:
-        program = _program(model, torch.zeros(2, 3, size, size))
+        program = _program(model, torch.zeros(2, *_input_size(model)))
         if format_name == "onnx":
             _write_onnx(program, folder / ONNX_NAME)
         else:
@@ -88,6 +76,12 @@ def open_format(format_name: str, folder: Path) -> Run:
     return run
 
 
+def _input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) of the images a model takes."""
+    vit: Any = model
+    return (vit.in_chans, *vit.patch_embed.img_size)
+
+
 def _program(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
     with torch.no_grad():
@@ -106,13 +100,19 @@ def _write_timm(model: nn.Module, folder: Path, preprocessing: dict[str, Any]) -
     target.rmdir()
     described = json.loads((folder / "model.json").read_text())["architecture"]
     distilled = described["class"] == "distilled"
-    size = preprocessing["image_size"]
+    if described["class"] == "timm":
+        name, arguments = described["name"], described["arguments"]
+    else:
+        name = "deit_base_distilled_patch16_224" if distilled else "vit_base_patch16_224"
+        arguments = {k: v for k, v in described.items() if k not in _NOT_TIMM}
+        activation = described["act_layer"].removeprefix("timm.")
+        arguments["act_layer"] = _TIMM_ACTIVATIONS.get(activation, activation)
     config = {
-        "architecture": "deit_base_distilled_patch16_224" if distilled else "vit_base_patch16_224",
+        "architecture": name,
         "num_classes": described["num_classes"],
-        "model_args": {key: described[key] for key in _TIMM_ARGUMENTS if key in described},
+        "model_args": arguments,
         "pretrained_cfg": {
-            "input_size": [3, size, size],
+            "input_size": list(_input_size(model)),
             "num_classes": described["num_classes"],
             "mean": preprocessing["mean"],
             "std": preprocessing["std"],

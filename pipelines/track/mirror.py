@@ -3,6 +3,10 @@
 The ledger is the spool: whatever MLflow has not taken yet is still in it. A cursor file beside it
 says how far MLflow has got, and what is sent twice after a crash changes nothing (see
 `projection`). So a server that is down delays the runs and never the training.
+
+MLflow shows what the ledger holds. Runs that somebody deleted there, or that a new database lacks,
+are logged anew from the ledger's beginning, whole and below the right parent; to be rid of a run
+one deletes the search.
 """
 
 from __future__ import annotations
@@ -19,12 +23,14 @@ from pipelines.track.front_artifacts import send_front
 from pipelines.track.front_view import front_view_url
 from pipelines.track.mlflow_runs import SearchRuns
 from pipelines.track.projection import PARENT, Projection, RunChange
-from pipelines.track.store import TrackingStore, without_secrets
+from pipelines.track.store import TrackingStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CURSOR_NAME = "mlflow_cursor.json"
+# What MLflow says of a run or an experiment that somebody has deleted.
+_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 
 
 class LedgerMirror:
@@ -69,6 +75,7 @@ class LedgerMirror:
         """Ends what would be left as running with `status`, KILLED or FAILED."""
         if not self.projection.state.exists or self.projection.state.complete:
             return
+        # Connected first: of runs that are gone there, all is waiting then.
         already_ended = self._connect().ended - set(self._waiting)
         self.projection.interrupt(status, _now_ms(), already_ended=already_ended)
         self._merge()
@@ -76,15 +83,28 @@ class LedgerMirror:
     def send(self, *, with_artifacts: bool = True) -> None:
         """Brings MLflow up to date.
 
+        Args:
+            with_artifacts: Also the front's files, where it has moved, and runs that were deleted
+                meanwhile.
+
         Raises:
             Exception: Whatever MLflow raises; nothing is lost, call again.
         """
         if not self.projection.state.exists:
             return
         reached = self._read_to
-        for point_id in list(self._waiting):
-            self._connect().tell(point_id, self._waiting[point_id])
-            del self._waiting[point_id]
+        try:
+            self._send_waiting()
+        except Exception as error:
+            code = getattr(error, "error_code", None)
+            self._runs = None  # what was deleted there is found out by looking again
+            if code not in _GONE:
+                raise
+            self._send_waiting()
+        if with_artifacts:
+            self._connect().look()
+            self._add_missing()
+            self._send_waiting()
         if reached != self._sent_to:
             self._save_cursor(reached)
         if with_artifacts and self.projection.front_moved:
@@ -143,6 +163,37 @@ class LedgerMirror:
 
     # ---------------------------------------------------------------- private
 
+    def _send_waiting(self) -> None:
+        runs = self._connect()
+        for point_id in list(self._waiting):
+            runs.tell(point_id, self._waiting[point_id])
+            del self._waiting[point_id]
+        runs.delete_extra()
+
+    def _add_missing(self) -> None:
+        """Has runs that were logged and are gone logged anew, from the ledger's first event on."""
+        runs = self._connect()
+        # Of several runs of one point nobody knows which has all.
+        wanted = (self.projection.run_ids - runs.ids.keys()) | runs.extra.keys()
+        if not wanted:
+            return
+        whole = Projection(self.name)
+        for event, offset in _events_from(self._ledger, 0):
+            if offset > self._read_to:
+                break
+            whole.apply(event)
+        anew = {
+            point_id: change
+            for point_id, change in whole.take().items()  # the parent first
+            if point_id in wanted
+        }
+        for point_id in anew.keys() & self._waiting.keys():
+            later = self._waiting[point_id]
+            if later.status is not None:
+                anew[point_id].status, anew[point_id].end_ms = later.status, later.end_ms
+        self._waiting = anew | {k: v for k, v in self._waiting.items() if k not in anew}
+        self.projection.front_moved |= PARENT in anew
+
     def _merge(self) -> None:
         for point_id, change in self.projection.take().items():
             waiting = self._waiting.get(point_id)
@@ -160,6 +211,7 @@ class LedgerMirror:
         if self._runs is None:
             search_id = f"{self.name}@{self.projection.state.created:.3f}"
             self._runs = SearchRuns(self.store, self.name, search_id)
+            self._add_missing()
         return self._runs
 
     def _load_cursor(self) -> int:
@@ -197,9 +249,3 @@ def _events_from(path: Path, offset: int) -> Iterator[tuple[Event, int]]:
 
 def _now_ms() -> int:
     return round(time.time() * 1000)
-
-
-def one_line(error: Exception) -> str:
-    """An exception's type and first line, without a password in an address."""
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {without_secrets(lines[0])[:200]}"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.search.budget import SearchEnded
-from pipelines.track.mirror import LedgerMirror, one_line
+from pipelines.track.mirror import LedgerMirror
+from pipelines.track.mlflow_errors import explain
 from pipelines.track.store import TrackingStore
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,8 @@ class MlflowTracker:
                 down = False
             except Exception as error:  # whatever MLflow or its database throws, training goes on
                 if not down:
-                    logger.warning("MLflow is not reachable, logging waits: %s", one_line(error))
+                    why = explain(self._mirror.store, error)
+                    logger.warning("the search goes on, its logging to MLflow waits: %s", why)
                 down = True
             if closing:
                 return

@@ -75,6 +75,11 @@ class Projection:
         self._groups: dict[tuple[int, tuple[int, ...], str], list[str]] = {}
         self._started: set[str] = set()
 
+    @property
+    def run_ids(self) -> set[str]:
+        """The runs that there are by now."""
+        return {PARENT, *self._started} if self.state.exists else set()
+
     def take(self) -> dict[str, RunChange]:
         """The changes since the last call, the parent first."""
         taken, self.changes = self.changes, {}

@@ -24,6 +24,7 @@ from pipelines.search.state import SearchState
 from pipelines.track.export import load_checkpoint
 from pipelines.track.front import Point, build_front
 from pipelines.track.mirror import LedgerMirror
+from pipelines.track.mlflow_errors import told
 from pipelines.track.store import TrackingStore
 from pipelines.track.where import find_data
 
@@ -58,7 +59,8 @@ def register_published(
         data: The prepared data, where it is no longer where the search read it.
 
     Raises:
-        UserError: Nothing is published, or a checkpoint or the data is gone.
+        UserError: Nothing is published, a checkpoint or the data is gone, or MLflow does not take
+            it; one line.
     """
     front = build_front(state)
     points = [point for point in front.on_front if point.top1_val is not None]
@@ -66,7 +68,15 @@ def register_published(
         raise UserError(
             f"no model of {state.name} is published yet: finish the search first", exit_code=1
         )
-    mirror = LedgerMirror(storage / "searches" / state.name, store)
+    with told(store, all_errors=False):
+        return _register_points(
+            LedgerMirror(storage / "searches" / state.name, store), points, state, data
+        )
+
+
+def _register_points(
+    mirror: LedgerMirror, points: list[Point], state: SearchState, data: Path | None
+) -> list[Registered]:
     mirror.read()
     mirror.send(with_artifacts=False)
     client = mirror.client
@@ -78,7 +88,7 @@ def register_published(
         version = known.get(run_id)
         new = version is None
         if version is None:
-            version = _register(client, store, state, point, run_id, data)
+            version = _register(client, state, point, run_id, data)
         client.set_registered_model_alias(state.name, point.point_id, version)
         if point.is_knee:
             client.set_registered_model_alias(state.name, "knee", version)
@@ -131,7 +141,6 @@ def _existing_versions(client: MlflowClient, name: str) -> dict[str, str]:
 
 def _register(
     client: MlflowClient,
-    store: TrackingStore,
     state: SearchState,
     point: Point,
     run_id: str,

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from cluster.security.secrecy import redactor
 
@@ -45,5 +46,17 @@ def tracking_store(storage: Path) -> TrackingStore:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     root = storage.resolve()
     if not uri:
-        return TrackingStore(f"sqlite:///{root / 'mlflow.db'}", root / "mlartifacts")
+        return TrackingStore(_sqlite(root / "mlflow.db"), root / "mlartifacts")
     return TrackingStore(uri, None if _SERVER.match(uri) else root / "mlartifacts")
+
+
+def _sqlite(path: Path) -> str:
+    """The URI of a database, whatever characters its path has."""
+    text = os.fspath(path)
+    if not text.isprintable():  # bytes that are no UTF-8 among them: read as a URI of SQLite's
+        escaped = quote(quote(os.fsencode(text)))
+        return f"sqlite+pysqlite:///file:{escaped}?uri=true"
+    if "%" in text or "?" in text:
+        # Under its short name MLflow would make a folder of the text as it stands here.
+        return f"sqlite+pysqlite:///{text.replace('%', '%25').replace('?', '%3F')}"
+    return f"sqlite:///{text}"

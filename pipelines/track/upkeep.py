@@ -8,7 +8,8 @@ from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.search.driver import driver_runs
 from pipelines.search.state import load_state
-from pipelines.track.mirror import LedgerMirror, one_line
+from pipelines.track.mirror import LedgerMirror
+from pipelines.track.mlflow_errors import told
 from pipelines.track.store import TrackingStore
 
 
@@ -40,11 +41,11 @@ def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> Addre
         Where it is to be seen.
 
     Raises:
-        UserError: MLflow is not reachable.
+        UserError: MLflow does not take it; one line that says why, and what to do.
     """
     directory = storage / "searches" / name
     mirror = LedgerMirror(directory, store)
-    try:
+    with told(store):
         if not driver_runs(directory):
             mirror.read()
             mirror.interrupt("KILLED")
@@ -52,8 +53,6 @@ def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> Addre
         else:
             mirror.read()
         return Addresses(mirror.parent_url(base), mirror.front_url(base))
-    except Exception as error:  # whatever MLflow or its database throws
-        raise _does_not_answer(store, error) from None
 
 
 def rebuild(storage: Path, name: str, store: TrackingStore) -> int:
@@ -65,13 +64,13 @@ def rebuild(storage: Path, name: str, store: TrackingStore) -> int:
         How many runs were logged.
 
     Raises:
-        UserError: A driver is at work on the search, MLflow does not answer, or a registered
+        UserError: A driver is at work on the search, MLflow does not take it, or a registered
             model's checkpoint or data is gone.
     """
     directory = storage / "searches" / name
     if driver_runs(directory):
         raise UserError(f"search {name} is running and logs by itself: stop it first", exit_code=1)
-    try:
+    with told(store):
         stale = LedgerMirror(directory, store)
         stale.read()
         gone = stale.delete_runs()
@@ -83,11 +82,3 @@ def rebuild(storage: Path, name: str, store: TrackingStore) -> int:
 
         renew(storage, load_state(storage, name), store, gone)
         return fresh.num_runs
-    except UserError:
-        raise
-    except Exception as error:  # whatever MLflow or its database throws
-        raise _does_not_answer(store, error) from None
-
-
-def _does_not_answer(store: TrackingStore, error: Exception) -> UserError:
-    return UserError(f"MLflow at {store.shown} does not answer: {one_line(error)}", exit_code=1)

@@ -11,7 +11,7 @@ import pytest
 from cluster.security.secrecy import CleanedError, clean_errors, known_secrets, redactor
 from pipelines.errors import UserError
 from pipelines.search.ledger import Ledger
-from pipelines.track.mirror import one_line
+from pipelines.track.mlflow_errors import first_line
 from pipelines.track.mlflow_tracker import MlflowTracker
 from pipelines.track.store import tracking_store
 from pipelines.train.trials import short_reason
@@ -190,7 +190,7 @@ def test_what_leaves_a_worker(planted: None) -> None:
 
 def test_one_line_of_an_error(planted: None) -> None:
     error = RuntimeError(f"cannot reach http://me:{MARK}@h with {SECRETS['HF_TOKEN']}")
-    assert one_line(error) == "RuntimeError: cannot reach http://h with ***"
+    assert first_line(error) == "RuntimeError: cannot reach http://h with ***"
     assert short_reason(error) == "cannot reach http://h with ***"
 
 
