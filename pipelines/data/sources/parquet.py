@@ -37,7 +37,8 @@ _SCAN_ROWS = 65_536
 class _File:
     """What listing learns of one file; `groups` are (rows, bytes) of its row groups.
 
-    `texts` counts the values of the column that may tell splits.
+    `texts` counts the values of the column that may tell splits, `counts` those of the label
+    column where not all classes are wanted.
     """
 
     name: str
@@ -48,6 +49,7 @@ class _File:
     columns: Columns
     labels: FileLabels
     texts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[Any] = field(default_factory=Counter)
 
 
 def parquet_source(
@@ -109,6 +111,9 @@ def parquet_source(
         share_names=options.share_names,
     )
     table_of = dict(zip((file.name for file in train_first), tables, strict=True))
+    others = sum(_not_chosen(file, table_of[file.name]) for file in files)
+    if others:
+        left_out.append(LeftOut("of classes that were not chosen", others, unit="rows"))
     units = [
         unit
         for file in files
@@ -164,8 +169,9 @@ def _inspect(
         told = Counter[str]()
         if columns.split is not None:
             told.update(str(text or "") for text in _cells(reader, columns.split))
+        counts = Counter(_cells(reader, columns.label) if options.classes is not None else ())
     sizes = tuple((group.num_rows, group.total_byte_size) for group in groups)
-    return _File(name, path, stamp, split, sizes, columns, labels, told)
+    return _File(name, path, stamp, split, sizes, columns, labels, told, counts)
 
 
 def _units(
@@ -198,6 +204,11 @@ def _units(
             )
 
 
+def _not_chosen(file: _File, table: LabelTable) -> int:
+    lookup = table.lookup()
+    return sum(many for label, many in file.counts.items() if lookup.of(label) == (None, ""))
+
+
 def _check_label_columns(address: str, files: list[_File]) -> None:
     """Columns of different names may be different things, unless class names tie them together."""
     first = files[0]
@@ -206,7 +217,8 @@ def _check_label_columns(address: str, files: list[_File]) -> None:
         if file.columns.label != first.columns.label and not tied:
             raise UserError(
                 f"{address}: the labels of {first.labels.file} are in its column "
-                f"{first.columns.label}, those of {file.labels.file} in {file.columns.label}: rename one"
+                f"{first.columns.label}, those of {file.labels.file} in {file.columns.label}: "
+                "rename one"
             )
 
 
