@@ -2,14 +2,14 @@
 
 import hashlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipelines.data.class_choice import chosen_classes
 from pipelines.data.names import printable
 from pipelines.data.sources.base import LeftOut, Sample, Source
+from pipelines.data.sources.file_list import Labelled, LabelledFiles, MadeWhenAsked
 from pipelines.data.sources.folder_layout import (
     Layout,
     find_layout,
@@ -22,10 +22,6 @@ from pipelines.errors import UserError
 
 _UNIT = 256
 _SMALLEST_UNIT = 32
-
-
-Labelled = tuple[str, int, tuple[str, int, int]]
-"""(split, label, (path relative to the root, bytes, time of change)) of a file."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +97,19 @@ def folder_source(
         )
     chosen = [found[i] for i in chosen_classes(found, classes, where)]
     problems = [problem for part in trees for problem in part.problems]
-    files: list[Labelled] = []
+    files = LabelledFiles()
     for split, folders in layout.classes.items():
         for label, name in enumerate(chosen):
             mine = folders[name].files() if name in folders else []
             if not mine:
                 missing = f"{layout.roots[split][0].path}/{name}".lstrip("/")
                 problems.append((missing, no_images(name, split or "train")))
-            files += [(split, label, file) for file in mine]
+            for file in mine:
+                files.append((split, label, file))
     return Source(
         str(root),
         chosen,
-        folder_units(root, files),
+        FolderUnits(root, files),
         problems=problems,
         origins={split: [shown(f) for f in folders] for split, folders in layout.roots.items()},
         left_out=_left_out(layout, set(chosen), trees),
@@ -178,20 +175,23 @@ def _left_out(layout: Layout, chosen: set[str], trees: list[Tree]) -> list[LeftO
     return found
 
 
-def _stamp(statuses: list[list[Any]]) -> str:
-    return hashlib.sha256(repr([tuple(s) for s in statuses]).encode()).hexdigest()[:16]
+class FolderUnits(MadeWhenAsked[FolderUnit]):
+    """Files dealt out to units, in order."""
 
+    def __init__(self, root: Path, files: Sequence[Labelled]) -> None:
+        """`files` have paths relative to `root`."""
+        self._root, self._files = str(root), files
+        self._bounds = unit_bounds(len(files))
 
-def folder_units(root: Path, files: list[Labelled]) -> list[FolderUnit]:
-    """Deal files out to units, in order."""
-    return [
-        FolderUnit(
-            str(root),
-            tuple((split, label, path) for split, label, (path, _, _) in files[start:end]),
-            _stamp([status for _, _, (_, *status) in files[start:end]]),
-        )
-        for start, end in unit_bounds(len(files))
-    ]
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def _item(self, index: int) -> FolderUnit:
+        start, end = self._bounds[index]
+        mine = self._files[start:end]
+        entries = tuple((split, label, path) for split, label, (path, _, _) in mine)
+        status = repr([(size, modified) for _, _, (_, size, modified) in mine])
+        return FolderUnit(self._root, entries, hashlib.sha256(status.encode()).hexdigest()[:16])
 
 
 def unit_bounds(count: int) -> list[tuple[int, int]]:

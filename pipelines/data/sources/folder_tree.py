@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipelines.data.layout import foreign
 from pipelines.data.sources.base import LeftOut, Tally
+from pipelines.data.sources.file_list import File, Files
 
 IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif",
@@ -38,7 +39,7 @@ class Folder:
     path: str
     parent: "Folder | None" = None
     folders: dict[str, "Folder"] = field(default_factory=dict)
-    images: list[tuple[str, int, int]] = field(default_factory=list)
+    images: Files | list[File] = field(default_factory=Files)
     num_images: int = 0
     identity: tuple[int, int] = (0, 0)
     links: int = 0
@@ -60,7 +61,7 @@ class Folder:
             yield folder
             waiting.extend(folder.folders.values())
 
-    def files(self) -> list[tuple[str, int, int]]:
+    def files(self) -> list[File]:
         """(path relative to the root, bytes, time of change) of all images below, sorted."""
         return sorted(
             (f"{folder.path}/{name}" if folder.path else name, size, modified)

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipelines.data.layout import split_of_folder
 from pipelines.data.sources.base import Tally
+from pipelines.data.sources.file_list import Files
 from pipelines.data.sources.folder_layout import shown
 from pipelines.data.sources.folder_tree import Folder, Tree
 from pipelines.errors import UserError
@@ -133,7 +134,7 @@ def label_flat_val(root: Path, tree: Tree) -> list[str]:
     is_ilsvrc = any(name.startswith("ILSVRC2012_val_") for name, _, _ in val.images[:8])
     if not is_ilsvrc and find_ground_truth(root / val.path) is None:
         return []  # somebody else's data, for which there are other ways
-    images, val.images = val.images, []
+    images, val.images = val.images, Files()
     for image in images:
         name = flat.class_of(image[0])
         if name is None:

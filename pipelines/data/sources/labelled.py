@@ -10,7 +10,8 @@ from pipelines.data.layout import Split, split_of_folder
 from pipelines.data.names import printable
 from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.base import Source, Tally
-from pipelines.data.sources.folder import Labelled, folder_at, folder_units
+from pipelines.data.sources.file_list import Labelled
+from pipelines.data.sources.folder import FolderUnits, folder_at
 from pipelines.data.sources.folder_tree import IMAGE_SUFFIXES, Tree
 from pipelines.errors import UserError
 
@@ -108,7 +109,7 @@ def labelled_source(root: Path, options: PrepareOptions, tree: Tree) -> Source:
     return Source(
         str(root),
         chosen,
-        folder_units(root, sorted(listed)),
+        FolderUnits(root, sorted(listed)),
         problems=[problem for top in trees for problem in top.problems] + problems,
         origins=origins,
         left_out=[entry for top in trees for entry in top.left_out] + left_out.told(),

@@ -219,7 +219,7 @@ class _Reader:
                 path = f"{folder.path}/{name}" if folder.path else str(name)
                 folder = folder.folders.setdefault(name, Folder(path, folder))
             first = self.images.first(index).rpartition("/")[2]
-            folder.images += [(first, 0, 0)] * counts[index]
+            folder.images = [*folder.images, *[(first, 0, 0)] * counts[index]]
             above: Folder | None = folder
             while above is not None:
                 above.num_images += counts[index]

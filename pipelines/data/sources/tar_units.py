@@ -9,13 +9,15 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
+from pipelines.data.shard_rows import in_chunks
 from pipelines.data.sources.base import Sample
+from pipelines.data.sources.file_list import MadeWhenAsked
 from pipelines.data.sources.tar_members import Member
 
+_SMALLEST_UNIT = 32
 _UNIT_BYTES = 64 << 20  # a worker holds a unit's images at once
 _LARGEST_IMAGE = 1 << 31  # of a sample in a beton
 
@@ -135,19 +137,23 @@ class TarImages:
 
 
 def _bounds(tars: np.ndarray, sizes: np.ndarray, largest: int) -> np.ndarray:
-    """[units + 1] where units begin: at another tar, and where images or bytes are enough."""
+    """[units + 1] where units begin: at another tar, and where images or bytes are enough.
+
+    The last ones are smaller, so that no process has a large one left while others are idle.
+    """
     begins = [0]
     count = total = 0
-    before = tars[0] if len(tars) else 0
-    for row, (tar, size) in enumerate(zip(tars.tolist(), sizes.tolist(), strict=True)):
-        if count and (tar != before or count == largest or total + size > _UNIT_BYTES):
+    before = int(tars[0]) if len(tars) else 0
+    for row, (tar, size) in enumerate(in_chunks(tars, sizes)):
+        most = min(largest, max(_SMALLEST_UNIT, (len(tars) - begins[-1]) // 8))
+        if count and (tar != before or count == most or total + size > _UNIT_BYTES):
             begins.append(row)
             count = total = 0
         before, count, total = tar, count + 1, total + size
     return np.array([*begins, len(tars)] if len(tars) else [0], np.int64)
 
 
-class TarUnits(Sequence[TarUnit]):
+class TarUnits(MadeWhenAsked[TarUnit]):
     """Units that are made when they are asked for."""
 
     def __init__(
@@ -164,15 +170,7 @@ class TarUnits(Sequence[TarUnit]):
     def __len__(self) -> int:
         return len(self._bounds) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> TarUnit: ...
-    @overload
-    def __getitem__(self, index: slice) -> "list[TarUnit]": ...
-    def __getitem__(self, index: int | slice) -> "TarUnit | list[TarUnit]":
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _item(self, index: int) -> TarUnit:
         rows = self._order[self._bounds[index] : self._bounds[index + 1]].tolist()
         found = [self._images.entry(row) for row in rows]
         path, where, stamp = self._tars[found[0][0]]
