@@ -194,7 +194,8 @@ def _refuse_strange_tiff(image: "PilImage") -> None:
     if image.format != "TIFF":
         return
     tags = _tags(image)
-    if _TIFF_DNG_VERSION in tags or tags.get(_TIFF_SUBFILE, 0) & 1:
+    is_canon = image.fp.getvalue()[8:10] == b"CR"  # type: ignore[attr-defined]
+    if is_canon or _TIFF_DNG_VERSION in tags or tags.get(_TIFF_SUBFILE, 0) & 1:
         raise RejectedImageError(
             "TIFF begins with a small copy: of camera RAW, develop it to JPEG or PNG"
         )

@@ -29,6 +29,15 @@ def _frame(offset: int, value: int) -> bytes:
 
 
 _GREY = {258: [8], 262: [1], 277: [1]}
+
+
+def _canon() -> bytes:
+    """A CR2: a TIFF whose directory, after Canon's own mark, is that of a small JPEG copy."""
+    data = tiff(4, 2, _GREY, bytes(8))
+    moved = data[:4] + (8 + len(data)).to_bytes(4, "little") + b"CR\2\0" + bytes(4)
+    return moved.ljust(len(data) + 8, b"\0")[: len(data) + 8] + data[8:]
+
+
 OTHERS = [
     (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "HEIC is not read: convert it"),
     (b"\0\0\0\x18ftypmif1\0\0\0\0heic" + bytes(99), "HEIC is not read: convert it"),
@@ -53,6 +62,9 @@ OTHERS = [
     (b"v/1\1" + bytes(99), "OpenEXR is not read: map its range"),
     (tiff(4, 2, _GREY | {254: [1]}, bytes(8)), "TIFF begins with a small copy"),
     (tiff(4, 2, _GREY | {50706: [1]}, bytes(8)), "TIFF begins with a small copy"),
+    (_canon(), "TIFF begins with a small copy"),
+    (saved(photo(0), "TGA"), "TGA is not read"),
+    (saved(photo(0), "PCX"), "PCX is not read"),
     (tiff(4, 2, _GREY | {339: [2]}, bytes(8)), "signed 8-bit pixels: shift them"),
     (tiff(4, 2, _GREY | {258: [32], 339: [3]}, bytes(32)), "floating-point pixels: they have no"),
     (tiff(4, 2, _GREY | {258: [32]}, b"\xff" * 32), "integer pixels beyond 16 bits: scale them"),
