@@ -1,9 +1,5 @@
 """Names as people have them: bytes that are no text, control characters, other alphabets."""
 
-import re
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
 
 def storable(name: str) -> str:
     r"""A name that every file format takes: bytes that are not UTF-8 become `\xe9`."""
@@ -17,6 +13,8 @@ def storable(name: str) -> str:
 
 
 def printable(name: object) -> str:
-    r"""A name on one line, that does nothing to a terminal: control characters become `\x0a`."""
+    r"""A name on one line, that does nothing to a terminal: control characters become `\n`."""
     text = storable(str(name))
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -64,7 +64,8 @@ def read_rows(folder: Path, num_shards: int) -> Rows:
     counts: list[int] = []
     known: dict[str, str] = {}
     for i in range(num_shards):
-        table = pq.read_table(shard_paths(folder, i)[1], use_threads=False)
+        with shard_paths(folder, i)[1].open("rb") as file:  # pyarrow wants paths to be UTF-8
+            table = pq.read_table(file, use_threads=False)
         counts.append(len(table))
         names += table["name"].cast(pa.large_string()).chunks
         for name, column in pieces.items():
