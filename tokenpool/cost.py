@@ -215,14 +215,17 @@ def _block_macs(
     options: PoolOptions,
 ) -> MacReport:
     width, inner = spec.width, spec.attention_width
-    scores_row = strategy.needs_scores(options) and options.significance == "cls"
-    feature_width = inner // spec.heads if strategy.features(options) == "keys" else width
+    scores_row = strategy.needs_scores(options) and strategy.significance(options) == "cls"
+    scores_row = scores_row and spec.prefix > 0
+    head = inner // spec.heads
+    widths = {"tokens": width, "keys": head, "queries_keys": 2 * head}
+    feature_width = widths[strategy.features(options)]
     kept = min(kept, incoming)
     tokens = rows = incoming + spec.prefix
     pools = kept < incoming
     if options.cls_only_last and layer == spec.depth and spec.reads is not None:
         rows, pools = spec.reads, False
-    early = options.position == "attention"
+    early = strategy.position(options) == "attention"
     clustering = 0
     if pools:
         clustering += strategy.macs(incoming, kept, width, feature_width, options)

@@ -63,6 +63,12 @@ def plot_low_pass(rows: Sequence[LowPass], path: Path) -> None:
 def plot_errors(points: Sequence[ErrorPoint], path: Path) -> None:
     """Reconstruction error against K: a panel per layer, a line per method."""
     layers = sorted({point.layer for point in points})
+    if not layers:  # a model of one patch
+        figure, axes = _figure(1, 1, 4.2, 2.6)
+        axes[0, 0].set_axis_off()
+        axes[0, 0].text(0.5, 0.5, "no layer has tokens to pool", ha="center", va="center")
+        figure.savefig(path, dpi=120)
+        return
     columns = min(4, len(layers))
     rows = -(-len(layers) // columns)
     figure, axes = _figure(rows, columns, 3.2 * columns + 1, 2.6 * rows + 0.6)
@@ -87,7 +93,8 @@ def plot_token_maps(
     """Which patches share a cluster, drawn over the images: patches of one token get its mean.
 
     Args:
-        images: `[B, 3, H, W]`, in any range: each is stretched to black and white.
+        images: `[B, C, H, W]`, in any range: each is stretched to black and white. Of more than
+            three channels the first three are shown, of fewer their mean as grey.
         maps: for each name (a column) the token of every patch, `[B, rows · columns]`.
         grid: (rows, columns) of patches.
         path: of the PNG.
@@ -96,6 +103,7 @@ def plot_token_maps(
     figure, axes = _figure(count, 1 + len(maps), 1.9 * (1 + len(maps)), 2.0 * count + 0.3)
     for row in range(count):
         image = images[row].detach().float().cpu()
+        image = image[:3] if len(image) >= 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
         image = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-6)
         pixels = image.permute(1, 2, 0).numpy()
         axes[row, 0].imshow(pixels)

@@ -239,7 +239,8 @@ def head_reads(model: nn.Module) -> int:
 def _check_options(model: nn.Module, strategy: PoolingMethod, options: PoolOptions) -> None:
     vit: Any = model
     scores = strategy.needs_scores(options)
-    if scores and options.significance == "cls" and not vit.has_class_token:
+    cls = scores and strategy.significance(options) == "cls"
+    if cls and not vit.has_class_token and not strategy.scores_optional:
         raise ValueError("significance 'cls' needs a class token, but this model has none")
     if strategy.needs_grid and getattr(vit.patch_drop, "prob", 0.0):
         raise ValueError(

@@ -204,7 +204,7 @@ class PooledBlock(View, nn.Module):
         tokens = (tokens if read is None else tokens[:, :read]) + self.drop_path1(
             self.ls1(attended)
         )
-        early = self.plan.options.position == "attention"
+        early = self.plan.method.position(self.plan.options) == "attention"
         if kept is not None and early:
             tokens = self._pool(tokens, carried, kept, record)
         tokens = tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))
@@ -215,11 +215,15 @@ class PooledBlock(View, nn.Module):
     def _record(self, sizes: Tensor | None, pools: bool, read: int | None) -> AttentionRecord:
         """What this block needs from its attention."""
         method, options = self.plan.method, self.plan.options
-        scores = pools and method.needs_scores(options)
+        scores = method.significance(options) if pools and method.needs_scores(options) else ""
+        if scores == "cls" and not self.__dict__["_model"][0].has_class_token:
+            scores = ""
+        features = method.features(options) if pools else ""
         return AttentionRecord(
-            want_received=scores and options.significance == "received",
-            want_cls=scores and options.significance == "cls",
-            want_keys=pools and method.features(options) == "keys",
+            want_received=scores == "received",
+            want_cls=scores == "cls",
+            want_keys=features == "keys",
+            want_queries=features == "queries_keys",
             log_sizes=sizes.log() if sizes is not None and self.proportional else None,
             sizes=sizes if scores and self.counts else None,
             queries=read,
