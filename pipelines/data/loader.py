@@ -123,7 +123,7 @@ def make_loader(
     if isinstance(geometry, EvalCut):
         if train:
             raise UserError("a model's own crop is for evaluation: train with a Geometry")
-        cut, image_size = geometry.geometry or Geometry(), geometry.size[0]
+        cut, image_size = Geometry(), geometry.size[0]
     elif isinstance(geometry, Geometry):
         cut = geometry
     elif geometry == "auto":
@@ -161,7 +161,7 @@ def make_loader(
         if implementation == "torchvision":
             log.warning("FFCV's library is not usable here: decoding with torchvision, slower")
     decoder: Decoder
-    if wanted is not None and wanted.geometry is None:
+    if wanted is not None:
         decoder = TransformDecoder(table, wanted.transform())
     elif implementation == "ffcv":
         decoder = FfcvDecoder(table)

@@ -27,7 +27,10 @@ _LUMA = (19595, 38470, 7471)
 
 @dataclass(frozen=True)
 class EvalCut:
-    """How an evaluation image is resized and cropped, in timm's terms.
+    """How an evaluation image is decoded, resized and cropped, in timm's terms and by timm itself.
+
+    Our own decoders are faster; their JPEG transform differs by a level or two, which is as good
+    for models that were trained with it, and would not give another model its own top-1.
 
     Attributes:
         size: (height, width) that come out.
@@ -42,16 +45,6 @@ class EvalCut:
     crop_mode: str = "center"
     interpolation: str = "bilinear"
     fill: tuple[float, ...] = (0.0, 0.0, 0.0)
-
-    @property
-    def geometry(self) -> Geometry | None:
-        """The same for our own decoders, which know centred crops of bilinear squares; or None."""
-        side = self.size[0]
-        resized = math.floor(side / self.crop_pct)
-        plain = self.interpolation == "bilinear" and self.crop_mode == "center"
-        if not plain or self.size[1] != side or resized < side:
-            return None
-        return Geometry(eval_ratio=side / resized)
 
     def transform(self) -> Any:
         """timm's own: a Pillow image → uint8 `[3, H, W]`."""
