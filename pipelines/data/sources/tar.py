@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipelines.data.class_choice import chosen_classes
-from pipelines.data.layout import Split, foreign_path, says_nothing, split_of_folder
+from pipelines.data.layout import Split, foreign, foreign_path, says_nothing, split_of_folder
 from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.base import LeftOut, Source, Tally
 from pipelines.data.sources.folder_layout import find_layout, shown
@@ -182,10 +182,14 @@ class _Reader:
 
     def _plain(self, tar: Tar) -> Iterator[tuple[Group, Member]]:
         flat_val = FlatVal(tar.path.parent, f"{tar.where}:", self.problems)
+        before, inside, foreign_folder = "", tuple[str, ...](), ""
         for member in scan(tar.path, tar.where, self.left_out, self.problems):
             folder, _, name = member.path.rpartition("/")
+            if folder != before:
+                before, foreign_folder = folder, foreign_path(folder)
+                inside = tuple(folder.split("/")) if folder else ()
             suffix = os.path.splitext(name)[1].lower()
-            why = foreign_path(member.path)
+            why = foreign_folder or foreign(name)
             if suffix == ".cls":
                 raise UserError(
                     f"{tar.where} holds .cls labels, as WebDataset shards do, but the tars before "
@@ -196,10 +200,10 @@ class _Reader:
             if why:
                 self.left_out(f"{tar.where}:{member.path}", why)
                 continue
-            folders = tuple(folder.split("/")) if folder else ()
+            folders = inside
             if folders:
                 self._with_folders.add(tar.where)
-            if not folders and tar.split == "val" and not self._alone(tar.where):
+            elif tar.split == "val" and not self._alone(tar.where):
                 class_name = flat_val.class_of(name)
                 if class_name is None:
                     continue

@@ -75,6 +75,7 @@ class TarImages:
         self._names = bytearray()
         self._ends, self._offsets, self._sizes = array("q"), array("q"), array("q")
         self._tars, self._groups = array("i"), array("i")
+        self._first: dict[int, int] = {}  # the first image of each group
 
     def add(self, tar: int, group: int, member: Member) -> None:
         """Put an image at the end.
@@ -84,6 +85,7 @@ class TarImages:
             group: what decides its split and label, by number.
             member: where it lies.
         """
+        self._first.setdefault(group, len(self._groups))
         self._names += os.fsencode(member.path)
         self._ends.append(len(self._names))
         self._offsets.append(member.offset)
@@ -100,7 +102,7 @@ class TarImages:
 
     def first(self, group: int) -> str:
         """The path of the first image of a group."""
-        return self._name(self._groups.index(group))
+        return self._name(self._first[group])
 
     def units(
         self,
