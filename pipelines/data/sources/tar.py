@@ -162,8 +162,7 @@ class _Reader:
 
     def read(self) -> None:
         """Read all headers, and WebDataset's labels."""
-        first = {tar.split: tar for tar in reversed(self._tars)}
-        labelled = any(is_webdataset(tar.path) for tar in first.values())
+        labelled = self._are_labelled()
         for number, tar in enumerate(self._tars):
             found = self._labelled(tar) if labelled else self._plain(tar)
             for group, member in found:
@@ -172,6 +171,14 @@ class _Reader:
         if not len(self.images):
             first_problem = next((f"{name} {reason}" for name, reason in self.problems), "")
             raise UserError(first_problem or f"{self._root} holds no images in its tar files")
+
+    def _are_labelled(self) -> bool:
+        """Whether labels lie beside the images, by the first tar of each split that tells."""
+        for split in dict.fromkeys(tar.split for tar in self._tars):
+            kinds = (is_webdataset(t.path, self._field) for t in self._tars if t.split == split)
+            if next((kind for kind in kinds if kind is not None), False):
+                return True
+        return False
 
     def _labelled(self, tar: Tar) -> Iterator[tuple[Group, Member]]:
         for label, member in read_shard(

@@ -51,17 +51,22 @@ class _Key:
     matched: bool = False
 
 
-def is_webdataset(path: Path) -> bool:
-    """Whether labels lie beside the first images of a tar."""
-    first = list(islice(scan(path, "", lambda *_: None, []), _LOOKED_AT))
-    bases: dict[bool, set[str]] = {True: set(), False: set()}
-    for member in first:
-        base, suffix = _split(member.path)
-        if suffix in LABEL_SUFFIXES or suffix in IMAGE_SUFFIXES:
-            bases[suffix in IMAGE_SUFFIXES].add(base.partition(".")[0])
-        if suffix == ".cls":
-            return True
-    return bool(bases[True] & bases[False])
+def is_webdataset(path: Path, label_field: str | None) -> bool | None:
+    """Whether labels lie beside the first images of a tar; None where it holds nothing to tell by.
+
+    JSON files without a label, beside images in folders, are somebody's notes on class folders.
+    """
+    first = list(islice(scan(path, "", Tally(), []), _LOOKED_AT))
+    images = {_split(member.path)[0] for member in first if _is_image(member)}
+    keys = {_key(base) for base in images}
+    beside = [m for m in first if _split(m.path)[1] == ".json" and _key(_split(m.path)[0]) in keys]
+    if any(_split(member.path)[1] == ".cls" for member in first):
+        return True
+    if not beside or not any("/" in base for base in images):
+        return bool(beside) if images else None
+    with path.open("rb", buffering=0) as file:
+        shard = _Shard(file, "", label_field, Tally(), [])
+        return not isinstance(shard.value(beside[0], ".json"), ValueError)
 
 
 def read_shard(
@@ -110,14 +115,13 @@ class _Shard:
         if why:
             self._leave_out(self._name(member), why)
             return
-        folder, slash, name = base.rpartition("/")
-        key = folder + slash + name.partition(".")[0]
+        key = _key(base)
         if base != self._base:
             yield from self._match(self._current, self._base)
         if key != self._key:
             yield from self._settle()
         self._key, self._base = key, base
-        if suffix in IMAGE_SUFFIXES:
+        if _is_image(member):
             self._current.images.setdefault(base, []).append(member)
         else:
             self._current.labels.setdefault(base, {})[suffix] = member
@@ -182,14 +186,15 @@ class _Shard:
             member = labels.get(suffix)
             if member is None or (suffix == ".json" and self._field is None and read):
                 continue  # a .json beside a .cls may hold anything
-            value = self._value(member, suffix)
+            value = self.value(member, suffix)
             if isinstance(value, ValueError):
                 self._problems.append((self._name(image), str(value)))
                 return None
             read[suffix] = value
         return read[".json" if self._field is not None and ".json" in read else next(iter(read))]
 
-    def _value(self, member: Member, suffix: str) -> Label | ValueError:
+    def value(self, member: Member, suffix: str) -> Label | ValueError:
+        """A label as it stands in a member, or why there is none."""
         name = member.path.rpartition("/")[2]
         if member.size > _LARGEST_LABEL:
             return ValueError(f"its label {name} has {member.size:,} bytes")
@@ -225,6 +230,16 @@ def _split(path: str) -> tuple[str, str]:
     if not dot or "/" in ending or base.endswith("/") or not base:
         return path, ""
     return base, f".{ending.lower()}"
+
+
+def _key(base: str) -> str:
+    """The key of a path without its last ending: all up to the first dot of the name."""
+    folder, slash, name = base.rpartition("/")
+    return folder + slash + name.partition(".")[0]
+
+
+def _is_image(member: Member) -> bool:
+    return _split(member.path)[1] in IMAGE_SUFFIXES
 
 
 def _number_or_name(text: str) -> Label:

@@ -188,6 +188,27 @@ def test_what_does_not_fit_together_is_refused_in_one_line(shards, names, told, 
     assert "\n" not in str(caught.value)
 
 
+def test_notes_in_json_beside_class_folders_are_no_labels(tmp_path):
+    """As annotation tools leave them; the folders tell the class."""
+    notes = [
+        (name.replace(".jpg", ".json"), b'{"shapes": []}') for name, _ in class_files("", "ab")
+    ]
+    put(
+        tmp_path / "x.tar",
+        [m for two in zip(class_files("", "ab"), notes, strict=True) for m in two],
+    )
+    source = open_made(tmp_path)
+    assert source.classes == ["a", "b"] and left_out(source) == {"no images (.json)": 4}
+
+
+def test_a_broken_first_shard_does_not_hide_what_the_others_are(tmp_path):
+    put(tmp_path / "train-0.tar", []).write_bytes(b"\x1f\x8b" + bytes(600))
+    put(tmp_path / "train-1.tar", members("train"))
+    source = open_made(tmp_path)
+    assert all_true(source) and len(taken(source)) == 4
+    assert [name for name, _ in source.problems] == ["train-0.tar"]
+
+
 def test_shards_in_any_order_hold_few_waiting(tmp_path, monkeypatch):
     """What is matched is let go: no memory that grows with a shard in the usual order."""
     from pipelines.data.sources import webdataset
