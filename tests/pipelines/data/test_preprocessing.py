@@ -110,7 +110,7 @@ def test_what_models_trained_here_say_is_what_the_loader_shows(prepared_photos, 
         assert view.assumed == ""
         # Pillow's decoder for FFCV's: some levels of 255 in saturated JPEGs, no other place.
         difference = (shown(folder, again) - plain).abs() * 255 * min(manifest.std)
-        assert difference.mean() < (2 if folder == prepared_photos else 1e-4)
+        assert difference.mean() < (2 if folder == prepared_photos else 0.2)
 
 
 def test_one_channel_sees_pillows_grey(digits):
