@@ -18,6 +18,7 @@ from pipelines.data.sources.folder_layout import (
     shown,
 )
 from pipelines.data.sources.folder_tree import Folder, Tree, scan
+from pipelines.data.sources.imagenet import label_flat_val, label_if_flat
 from pipelines.errors import UserError
 
 _UNIT = 256
@@ -76,6 +77,7 @@ def folder_source(
     where = printable(root)
     trees = [tree or scan(root)]
     top = trees[0].root
+    notes = label_flat_val(root, trees[0])
     if train is None and val is None:
         layout = find_layout(top, where, trees[0].tables)
     else:
@@ -83,6 +85,8 @@ def folder_source(
             None if given is None else folder_at(root, given, option, trees)
             for given, option in ((train, "--train"), (val, "--val"))
         )
+        if val_folder is not None:
+            notes += label_if_flat(root, val_folder, trees[0].problems)
         layout = given_layout(top, train_folder, val_folder, where, trees[0].tables)
     if layout.tests and "val" not in layout.classes:
         test = shlex.quote(printable(layout.tests[0].path))
@@ -113,7 +117,7 @@ def folder_source(
         problems=problems,
         origins={split: [shown(f) for f in folders] for split, folders in layout.roots.items()},
         left_out=_left_out(layout, set(chosen), trees),
-        notes=layout.notes + order_notes(found),
+        notes=notes + layout.notes + order_notes(found),
     )
 
 

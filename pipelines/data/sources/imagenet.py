@@ -128,9 +128,14 @@ def label_flat_val(root: Path, tree: Tree) -> list[str]:
         UserError: it is ILSVRC's and its ground truth is not there, or cannot be read.
     """
     val = next(_flat_vals(tree.root), None)
-    if val is None:
+    return [] if val is None else label_if_flat(root, val, tree.problems)
+
+
+def label_if_flat(root: Path, val: Folder, problems: list[tuple[str, str]]) -> list[str]:
+    """`label_flat_val` of one folder, which the user may have named."""
+    if val.holding or not val.images:
         return []
-    flat = FlatVal(root / val.path, shown(val), tree.problems)
+    flat = FlatVal(root / val.path, shown(val), problems)
     is_ilsvrc = any(name.startswith("ILSVRC2012_val_") for name, _, _ in val.images[:8])
     if not is_ilsvrc and find_ground_truth(root / val.path) is None:
         return []  # somebody else's data, for which there are other ways

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from pipelines.data.names import printable
 from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.base import LeftOut, Source
-from pipelines.data.sources.imagenet import is_ilsvrc_tar, label_flat_val
+from pipelines.data.sources.imagenet import is_ilsvrc_tar
 from pipelines.data.sources.tar import refuse_compressed, tar_source
 from pipelines.data.sources.tar_members import COMPRESSED_ENDINGS
 from pipelines.errors import UserError
@@ -68,12 +68,9 @@ def _directory(root: Path, options: PrepareOptions) -> Source:
         return tar_source(root, tree.shards["tar"], options)
     if not tree.root.num_images:
         refuse_compressed(root)
-    given = options.train_from is not None or options.val_from is not None
-    notes = [] if given else label_flat_val(root, tree)
     source = folder_source(
         root, options.classes, train=options.train_from, val=options.val_from, tree=tree
     )
-    source.notes.extend(notes)
     for shards in tree.shards.values():
         if shards:
             source.left_out.append(LeftOut("no images (shards)", len(shards), shards[0]))

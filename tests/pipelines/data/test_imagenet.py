@@ -239,6 +239,20 @@ def test_a_part_of_val_is_enough(tmp_path):
     assert all_true(open_made(tmp_path))
 
 
+def test_a_flat_val_that_an_option_names(tmp_path):
+    """Below the source and elsewhere, under names that say nothing."""
+    folders(tmp_path / "a")
+    (tmp_path / "a" / "val").rename(tmp_path / "a" / "fifty")
+    write(tmp_path / "a", {"LOC_val_solution.csv": solution()})
+    for given in ("fifty", str(tmp_path / "b" / "fifty")):
+        source = open_made(tmp_path / "a", train_from="train", val_from=given)
+        assert all_true(source) and len(taken(source)) == 10
+        (tmp_path / "b").mkdir(exist_ok=True)
+        if (tmp_path / "a" / "fifty").is_dir():
+            (tmp_path / "a" / "fifty").rename(tmp_path / "b" / "fifty")
+            write(tmp_path / "b", {"LOC_val_solution.csv": solution()})
+
+
 # --- the same images in every form -----------------------------------------------------------
 
 
