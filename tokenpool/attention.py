@@ -24,16 +24,18 @@ class AttentionRecord:
         want_received: ask for the attention each token receives from all queries.
         want_cls: ask for the attention each token receives from the first (class) token.
         want_keys: ask for the head-mean keys.
+        want_queries: ask for the head-mean queries beside them.
         log_sizes: added to the logits of each key `[B, N]`, or None.
         sizes: how many queries each token counts as in what is received `[B, N]`, or None for one.
         queries: compute only the first `queries` rows, or all if None.
         scores: significance `[B, N]` of all tokens, once attended.
-        keys: `[B, N, head_dim]`, once attended.
+        keys: `[B, N, head_dim]`, or `[B, N, 2·head_dim]` with the queries in front, once attended.
     """
 
     want_received: bool = False
     want_cls: bool = False
     want_keys: bool = False
+    want_queries: bool = False
     log_sizes: Tensor | None = None
     sizes: Tensor | None = None
     queries: int | None = None
@@ -107,6 +109,8 @@ class ScoredAttention(View, nn.Module):
             bias = record.log_sizes[:, None, None, :].to(q.dtype)
         if record.want_keys:
             record.keys = k.detach().mean(1)
+        if record.want_queries:
+            record.keys = torch.cat((q.detach().mean(1), k.detach().mean(1)), -1)
         if record.want_cls:
             record.scores = _attention(q[:, :, :1], k, self.scale, bias).detach().sum((1, 2))
         if record.want_received:

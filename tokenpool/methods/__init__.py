@@ -4,6 +4,7 @@ from tokenpool.methods.base import METHODS, PoolingMethod, method, register_meth
 from tokenpool.methods.clusters import KMeans, KMedoids
 from tokenpool.methods.further import Agglomerative, DensityPeaks
 from tokenpool.methods.grid import GridPool
+from tokenpool.methods.leader import Leader
 from tokenpool.methods.selection import Importance, PowerBert, Random
 from tokenpool.methods.tome import ToMe
 
@@ -21,5 +22,6 @@ for _strategy in (
     ToMe(),
     DensityPeaks(),
     Agglomerative(),
+    Leader(),
 ):
     register_method(_strategy)

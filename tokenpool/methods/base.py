@@ -54,6 +54,8 @@ class PoolingMethod(Protocol):
         merges: whether a kept token stands for others, which count in an average and when tokens
             are given back to their places; if not, the others are dropped and count for nothing.
         needs_grid: whether it works on a whole grid of tokens and on nothing else.
+        scores_optional: whether it does without significance where there is none to be had, as from
+            the class token of a model without one.
     """
 
     name: str
@@ -62,13 +64,22 @@ class PoolingMethod(Protocol):
     needs_sizes: bool
     merges: bool
     needs_grid: bool
+    scores_optional: bool
 
     def needs_scores(self, options: PoolOptions) -> bool:
         """Whether the block has to compute the significance of its tokens."""
         ...
 
     def features(self, options: PoolOptions) -> str:
-        """Which features it looks at: "tokens" or "keys"."""
+        """Which features it looks at: one of `tokenpool.options.Features`."""
+        ...
+
+    def significance(self, options: PoolOptions) -> str:
+        """Where its significance comes from: "received" or "cls"."""
+        ...
+
+    def position(self, options: PoolOptions) -> str:
+        """Where it pools: after the "block" or after its "attention"."""
         ...
 
     def realise(self, tokens: int, k: int, grid: Grid | None) -> tuple[int, Grid | None]:
@@ -93,14 +104,27 @@ class Reducer:
     needs_sizes = False
     merges = True
     needs_grid = False
+    scores_optional = False
+    # What the options leave open.
+    own_features: str = "tokens"
+    own_significance: str = "received"
+    own_position: str = "block"
 
     def needs_scores(self, options: PoolOptions) -> bool:
         """Most methods rank or start from the significance."""
         return True
 
     def features(self, options: PoolOptions) -> str:
-        """Selection does not look at features."""
-        return "tokens"
+        """Selection does not look at features, whatever the options say."""
+        return self.own_features
+
+    def significance(self, options: PoolOptions) -> str:
+        """What the options say, or the method's own."""
+        return options.significance or self.own_significance
+
+    def position(self, options: PoolOptions) -> str:
+        """What the options say, or the method's own."""
+        return options.position or self.own_position
 
     def realise(self, tokens: int, k: int, grid: Grid | None) -> tuple[int, Grid | None]:
         """Any count can be kept; the grid is lost."""

@@ -38,8 +38,8 @@ class _Clusters(Reducer):
         return by_scores or options.start == "significance"
 
     def features(self, options: PoolOptions) -> str:
-        """Tokens or keys, as the options say."""
-        return options.features
+        """What the options say, or the method's own."""
+        return options.features or self.own_features
 
     def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
         """N²·F for the Gram matrix or distances, and the matching; the rest is additions."""

@@ -29,8 +29,8 @@ class DensityPeaks(Reducer):
         return options.representative == "weighted_mean"
 
     def features(self, options: PoolOptions) -> str:
-        """Tokens or keys, as the options say."""
-        return options.features
+        """What the options say, or the method's own."""
+        return options.features or self.own_features
 
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
         """Find the peaks, assign, represent."""
@@ -65,8 +65,8 @@ class Agglomerative(Reducer):
         return options.representative == "weighted_mean"
 
     def features(self, options: PoolOptions) -> str:
-        """Tokens or keys, as the options say."""
-        return options.features
+        """What the options say, or the method's own."""
+        return options.features or self.own_features
 
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
         """Merge, then represent."""

@@ -1,0 +1,124 @@
+"""`leader` against a loop over tokens that was written from its description."""
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import tokenpool as tp
+from tokenpool.methods import method
+from tokenpool.methods.base import TokenSet
+from tokenpool.options import PoolOptions
+
+
+def by_hand(
+    tokens: Tensor, features: Tensor, scores: Tensor | None, sizes: Tensor, k: int
+) -> tuple[list[int], Tensor]:
+    """One image, token by token: the assignment and the means."""
+    count = len(tokens)
+    unit = features / features.norm(dim=1, keepdim=True)
+    cosine = unit @ unit.T
+    novelty = []
+    for i in range(count):
+        before = [
+            j
+            for j in range(count)
+            if (j < i if scores is None or scores[j] == scores[i] else scores[j] > scores[i])
+        ]
+        weight = 1.0 if scores is None else float(scores[i]) ** 0.5
+        likeness = max((float(cosine[i, j]) for j in before), default=-float("inf"))
+        novelty.append(max(0.0, 1 - likeness) * weight)
+    kept = sorted(sorted(range(count), key=lambda i: -novelty[i])[:k])
+    assignment = [
+        kept.index(i) if i in kept else max(range(k), key=lambda c: float(cosine[i, kept[c]]))
+        for i in range(count)
+    ]
+    means = torch.stack(
+        [
+            sum(sizes[i] * tokens[i] for i in range(count) if assignment[i] == c)
+            / sum(sizes[i] for i in range(count) if assignment[i] == c)
+            for c in range(k)
+        ]
+    )
+    return assignment, means
+
+
+def reduce(tokens: Tensor, features: Tensor, scores: Tensor | None, sizes: Tensor, k: int):
+    return method("leader").reduce(
+        TokenSet(tokens, features, scores, sizes, None), k, PoolOptions()
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 14), st.data(), st.booleans())
+def test_equals_a_loop_over_tokens(count: int, data: st.DataObject, scored: bool) -> None:
+    k = data.draw(st.integers(1, count))
+    random = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    tokens = torch.randn(2, count, 5, generator=random, dtype=torch.float64)
+    features = torch.randn(2, count, 4, generator=random, dtype=torch.float64)
+    sizes = torch.randint(1, 5, (2, count), generator=random).double()
+    scores = torch.rand(2, count, generator=random, dtype=torch.float64) if scored else None
+    pooled = reduce(tokens, features, scores, sizes, k)
+    for b in range(2):
+        labels, means = by_hand(
+            tokens[b], features[b], None if scores is None else scores[b], sizes[b], k
+        )
+        assert pooled.assignment[b].tolist() == labels
+        torch.testing.assert_close(pooled.tokens[b], means)
+
+
+def test_the_order_of_tokens_does_not_matter() -> None:
+    random = torch.Generator().manual_seed(1)
+    tokens = torch.randn(1, 30, 8, generator=random)
+    scores, sizes = torch.rand(1, 30, generator=random), torch.ones(1, 30)
+    order = torch.randperm(30, generator=random)
+    straight = reduce(tokens, tokens, scores, sizes, 12)
+    shuffled = reduce(tokens[:, order], tokens[:, order], scores[:, order], sizes, 12)
+    together = straight.assignment[0][order]
+    # The same tokens stand together, whatever number their cluster has.
+    assert (
+        (together[:, None] == together[None])
+        == (shuffled.assignment[0][:, None] == shuffled.assignment[0][None])
+    ).all()
+
+
+def test_equal_tokens_and_nothing_else_are_merged_where_there_is_room() -> None:
+    distinct = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(2))
+    tokens = distinct.repeat_interleave(torch.tensor([1, 3, 2, 1, 4, 1]), dim=1)
+    pooled = reduce(tokens, tokens, torch.ones(1, 12), torch.ones(1, 12), 6)
+    torch.testing.assert_close(pooled.tokens, distinct)
+
+
+@pytest.mark.parametrize("head", [{}, {"class_token": False, "global_pool": "avg"}])
+def test_with_and_without_a_class_token(head: dict) -> None:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, depth=3, num_classes=5, **head
+    ).eval()
+    x = torch.randn(2, 3, 64, 64)
+    dense = model(x)
+    tp.pool(model, (16, 16, 16), "leader")
+    assert torch.equal(model(x), dense)
+    tp.pool(model, (12, 9, 6), "leader")
+    assert torch.isfinite(model(x)).all()
+
+
+def test_gradients_pass_through_the_means() -> None:
+    random = torch.Generator().manual_seed(3)
+    tokens = torch.randn(1, 7, 3, generator=random, dtype=torch.float64, requires_grad=True)
+    features = torch.randn(1, 7, 4, generator=random, dtype=torch.float64)
+    scores = torch.rand(1, 7, generator=random, dtype=torch.float64)
+    sizes = torch.ones(1, 7, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda t: reduce(t, features, scores, sizes, 4).tokens, (tokens,)
+    )
+
+
+def test_one_graph() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=3).eval()
+    tp.pool(model, (9, 5), "leader")
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+        torch.testing.assert_close(compiled, model(x))
