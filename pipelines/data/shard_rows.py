@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Rows:
     def __getitem__(self, name: str) -> np.ndarray:
         return self.columns[name]
 
-    def name(self, row: int) -> str:
+    def name(self, row: int | np.integer[Any]) -> str:
         """The name of one sample."""
         return str(self.names[int(row)].as_py())
 

@@ -224,10 +224,10 @@ class _Reader:
         places: list[Folder] = []
         counts = self.images.counts(len(self.groups))
         for (split, folders), index in self.groups.items():
-            names = folders if isinstance(folders, tuple) else self._alone(str(folders))
+            below = folders if isinstance(folders, tuple) else self._alone(str(folders))
             folder = tree
-            for name in (str(split), *names) if split else names:
-                path = f"{folder.path}/{name}" if folder.path else str(name)
+            for name in (str(split), *below) if split else below:
+                path = f"{folder.path}/{name}" if folder.path else name
                 folder = folder.folders.setdefault(name, Folder(path, folder))
             first = self.images.first(index).rpartition("/")[2]
             folder.images = [*folder.images, *[(first, 0, 0)] * counts[index]]
@@ -238,11 +238,12 @@ class _Reader:
             places.append(folder)
         layout = find_layout(tree, str(self._root))
         names = layout.names()
+        labels = {name: label for label, name in enumerate(names)}
         found: dict[int, tuple[str, int]] = {}
-        for split, classes in layout.classes.items():
+        for said, classes in layout.classes.items():
             for name, folder in classes.items():
-                found |= {id(below): (split, names.index(name)) for below in folder.walk()}
-        self._roots = {split: [shown(f) for f in roots] for split, roots in layout.roots.items()}
+                found |= {id(inner): (said, labels[name]) for inner in folder.walk()}
+        self._roots = {said: [shown(f) for f in roots] for said, roots in layout.roots.items()}
         self.notes += layout.notes
         self.not_taken = layout.not_taken([tree])
         self._told = {i for i, folder in enumerate(places) if id(folder) not in found}
