@@ -246,11 +246,10 @@ def problems(
         if print_there.startswith("("):
             if fetched:
                 continue
-            found.append(f"{node}: {path} cannot be read {print_there}: copy or mount the data")
+            found.append(f"{node}: {path} cannot be read {print_there}: copy or mount it there")
         elif print_there != print_here:
             found.append(
-                f"{node}: {path} is not what it is on node {here.node}: copy the prepared folder "
-                "there again"
+                f"{node}: {path} is not what it is on node {here.node}: copy its folder there again"
             )
     if there.python != here.python:
         found.append(_differs(node, "Python", here.python, there.python))

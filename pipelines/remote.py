@@ -17,6 +17,7 @@ from cluster.security.doors import FLAG
 from pipelines.config import SearchConfig
 from pipelines.console import program
 from pipelines.errors import UserError
+from pipelines.search.given import check_weights, named_places
 
 CONFIG_FILE = "search.yaml"
 STOPPED_BY_HAND = 130  # what shells give a command that Ctrl-C ended
@@ -273,12 +274,22 @@ def _shell(python: str | None) -> dict[str, str]:
 
 
 def _check_paths(config: SearchConfig) -> None:
-    for key, path in (("storage", config.storage), ("data.path", config.data.path)):
-        if isinstance(path, Path) and not path.is_absolute():
-            raise UserError(
-                f"{key} {path} means another folder on each machine: name one that every node of "
-                f"the cluster sees, e.g. --set {key}=/shared/{path.name}"
-            )
+    """Refuses what means something else, or nothing, where the search will run.
+
+    Raises:
+        UserError: a path that is not absolute; one line that names its key.
+    """
+    for named in named_places(config):
+        if named.address is not None or named.path.is_absolute():
+            continue
+        if named.what == "weights" and not named.path.exists():
+            check_weights(named, None)  # so it must be the name of a model
+            continue
+        raise UserError(
+            f"{named.key} {named.place} means another {'file' if named.is_file else 'folder'} on "
+            f"each machine: name one that every node of the cluster sees, e.g. --set "
+            f"{named.key}=/shared/{named.path.name}"
+        )
 
 
 def _check_same(config_hash: str, storage: str, config: SearchConfig) -> None:

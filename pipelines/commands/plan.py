@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipelines.config import SearchConfig
     from pipelines.search.estimate import Estimate
     from pipelines.search.probe import Probe
+    from pipelines.search.state import SearchState
 
 MOST_SECONDS = 60.0
 
@@ -45,12 +46,14 @@ def plan(
     # Imported only now: torch takes seconds that a wrong config need not wait for.
     from pipelines.data.manifest import load_manifest
     from pipelines.search.estimate import estimate
+    from pipelines.search.given import check_given
     from pipelines.search.plan import check_method, make_space
 
     for method in loaded.space.all_methods:
         check_method(method)
     manifest = load_manifest(loaded.data.path)
     make_space(loaded, manifest.num_classes)
+    check_given(loaded, manifest.num_classes, _state(loaded).stages)
     fits, found = _look(loaded, None if no_probe else seconds, address)
     costs = estimate(loaded, manifest, found, fits)
     costs.notes.extend(_done_already(loaded))
@@ -60,11 +63,15 @@ def plan(
         _print(costs, found, loaded, address or "this machine")
 
 
-def _done_already(config: SearchConfig) -> list[str]:
+def _state(config: SearchConfig) -> SearchState:
     from pipelines.search.ledger import LEDGER_NAME, read_events
     from pipelines.search.state import fold
 
-    state = fold(config.name, read_events(config.directory / LEDGER_NAME))
+    return fold(config.name, read_events(config.directory / LEDGER_NAME))
+
+
+def _done_already(config: SearchConfig) -> list[str]:
+    state = _state(config)
     if not state.exists:
         return []
     done = [stage for stage, how in state.stages.items() if how == "done"]

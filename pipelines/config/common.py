@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +16,15 @@ from pipelines.storage.working import local_root
 Positive = Annotated[int, Field(gt=0)]
 
 
+@dataclass(frozen=True)
+class Names:
+    """Marks a text of a config that names something that must be there: where it is run."""
+
+    what: Literal["weights", "data"]
+
+
+# A saved model's folder, a file of weights, the address of either, or a timm name.
+Weights = Annotated[str, Names("weights")]
 # A folder as a path; an address (s3://bucket/runs) as a text.
 Place = Annotated[Path | str, BeforeValidator(parse_storage)]
 
@@ -31,7 +41,7 @@ class DataConfig(StrictModel):
     """Where the images come from."""
 
     path: Path = Field(description="The prepared folder (betons and manifest.json).")
-    address: str | None = Field(
+    address: Annotated[str, Names("data")] | None = Field(
         default=None,
         description="Where every machine fetches that folder from, once: any pyarrow or fsspec "
         "address (s3://bucket/imagenet). None: it is there.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.config.common import Positive, StrictModel
+from pipelines.config.common import Positive, StrictModel, Weights
 
 
 class WidthConfig(StrictModel):
@@ -28,7 +28,7 @@ class WidthConfig(StrictModel):
 class SearchWidthConfig(WidthConfig):
     """A width of a search, with what its base is if it need not be trained."""
 
-    checkpoint: str | None = Field(
+    checkpoint: Weights | None = Field(
         default=None,
         description="A trained dense model: a timm name, a saved model's folder or a file of "
         "weights. It is the base as it is.",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.common import Positive, RunConfig, StrictModel
+from pipelines.config.common import Positive, RunConfig, StrictModel, Weights
 from pipelines.config.space import WidthConfig
 from pipelines.data.augment_config import AugmentConfig
 
@@ -14,7 +14,7 @@ from pipelines.data.augment_config import AugmentConfig
 class DistillConfig(StrictModel):
     """Learning from a teacher as well as from the labels."""
 
-    teacher: str = Field(description="A saved model's folder, or the name of a timm model.")
+    teacher: Weights = Field(description="A saved model's folder, or the name of a timm model.")
     kind: Literal["soft", "hard"] = "soft"
     weight: float = Field(default=0.5, gt=0, le=1, description="Share of the loss.")
     temperature: float = Field(default=1.0, gt=0, description="Of the soft kind.")
@@ -168,7 +168,7 @@ class TrainRunConfig(RunConfig):
         default=None, description="Patch tokens kept after each block; none for a dense model."
     )
     method: str = "wkmedoids"
-    init: str | None = Field(
+    init: Weights | None = Field(
         default=None, description="A saved model, a .safetensors or .pth file, or a timm name."
     )
     sandwich: SandwichConfig | None = Field(

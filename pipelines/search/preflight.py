@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from cluster.preflight import check_nodes
 from pipelines.config import SearchConfig
 from pipelines.console import Screen
 from pipelines.data.manifest import MANIFEST_NAME, Manifest
+from pipelines.search.given import needed
 from pipelines.storage.address import without_options
 from pipelines.storage.store import ObjectStore, StoreError
 from pipelines.storage.working import cache_root
@@ -68,8 +69,16 @@ def _as_os_error() -> Iterator[None]:
         raise OSError(str(error)) from None
 
 
-def check_cluster(config: SearchConfig, manifest: Manifest, screen: Screen) -> None:
+def check_cluster(
+    config: SearchConfig, manifest: Manifest, done: Mapping[str, str], screen: Screen
+) -> None:
     """Whether every node of the connected cluster can do its part in a search.
+
+    Args:
+        config: of the search.
+        manifest: of its data.
+        done: stage → how it stands.
+        screen: told what was looked at.
 
     Raises:
         ClusterError: something is not right with a node: other data, other versions, a storage
@@ -83,12 +92,13 @@ def check_cluster(config: SearchConfig, manifest: Manifest, screen: Screen) -> N
         if config.data.address
         else [data / MANIFEST_NAME, *(data / split.file for split in manifest.splits.values())]
     )
+    # Weights that lie in folders are read by whichever node trains with them.
+    files = [*files, *(path for named in needed(config, done) for path in named.files)]
     gpus = max(config.base.workers.gpus_per_worker, config.finals.workers.gpus_per_worker)
-    fetched = config.data.address is not None
     storage = (
         config.storage.resolve()
         if isinstance(config.storage, Path)
         else StoreOfAll(ObjectStore(config.storage))
     )
-    found = check_nodes(storage, files, fetched=fetched, gpus_per_worker=gpus)
+    found = check_nodes(storage, files, gpus_per_worker=gpus)
     screen.say(f"{found.nodes} nodes checked in {found.seconds:.1f} s", style="dim")

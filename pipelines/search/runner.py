@@ -23,6 +23,7 @@ from pipelines.data.fetch import fetch
 from pipelines.data.manifest import Manifest, verify_beton
 from pipelines.errors import UserError
 from pipelines.search.budget import DeviceMeter, Halt, SearchEnded, withdraw_request
+from pipelines.search.given import check_given
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.plan import check_method, dense_gmacs, make_space
 from pipelines.search.preflight import check_cluster
@@ -98,6 +99,7 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
         store.check_writable(f".check-{secrets.token_hex(8)}")
     manifest = fetch(config.data.path, config.data.address)
     make_space(config, len(manifest.classes))  # bounds that nothing meets are said now
+    check_given(config, len(manifest.classes), state.stages)
     for split in manifest.splits:
         verify_beton(config.data.path, split, manifest)
     if state.exists:
@@ -182,7 +184,7 @@ def _run_stages(
             context = StageContext(config, cluster, recorder, screen, halt, meter)
             check_fits(context)
             if address is not None:
-                check_cluster(config, manifest, screen)
+                check_cluster(config, manifest, recorder.state.stages, screen)
             if not recorder.state.exists:
                 _create(recorder, config, manifest)
             recorder.add("began", budget=config.resolved()["budget"])

@@ -15,8 +15,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from pipelines.errors import UserError
-from pipelines.storage.address import is_address, without_options
 from pipelines.storage.address import parent as parent_of
+from pipelines.storage.address import parse_storage, without_options
 from pipelines.storage.store import Entry, ObjectStore
 from pipelines.storage.working import cache_root
 
@@ -29,9 +29,8 @@ def local_path(place: str | Path) -> Path:
     Raises:
         UserError: nothing is there, or it did not arrive.
     """
-    if not is_address(place):
-        return Path(place)
-    return local_copy(ObjectStore(str(place)), WEIGHTS)
+    found = parse_storage(place)  # which knows that file:// is a path as well
+    return found if isinstance(found, Path) else local_copy(ObjectStore(found), WEIGHTS)
 
 
 def local_copy(store: ObjectStore, kind: str, *, only: bool = False) -> Path:

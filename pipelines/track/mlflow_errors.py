@@ -41,8 +41,6 @@ _MEANINGS = (
      "file system"),
     (r"disk is full|No space left",
      "the database {0} cannot grow, as its disk is full: make room there"),
-    (r"No module named '?(\w+)",
-     "the database {0} needs a package that is not installed here: `pip install {1}`"),
     (r"error code 401|UNAUTHENTICATED",
      "MLflow at {0} refuses access: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
      "MLFLOW_TRACKING_TOKEN"),

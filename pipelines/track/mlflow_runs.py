@@ -6,9 +6,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.proxies import go_direct_if_here
+from pipelines.errors import UserError
 from pipelines.streams import as_utf8
 from pipelines.track.front_view import VIEW_TAG, front_view
 from pipelines.track.projection import PARENT, RunChange
@@ -167,6 +169,31 @@ def _open(store: TrackingStore) -> MlflowClient:
     # The first use of a database tells of each of its migrations.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)
+    _check_database(store)
     if store.artifact_root is not None:
         store.artifact_root.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=store.uri)
+
+
+def _check_database(store: TrackingStore) -> None:
+    """Raises what a database answers with if it is none: MLflow tries again for two minutes."""
+    import sqlalchemy
+
+    try:
+        url = sqlalchemy.make_url(store.uri)
+    except sqlalchemy.exc.ArgumentError:
+        return  # a folder, or what MLflow itself refuses
+    kind, file = url.get_backend_name(), Path(url.database or "")
+    if kind not in ("sqlite", "postgresql", "mysql", "mssql"):
+        return
+    if kind == "sqlite" and not str(file).startswith("file:") and not file.parent.exists():
+        return  # MLflow makes both
+    try:
+        engine = sqlalchemy.create_engine(store.uri, poolclass=sqlalchemy.NullPool)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the database {store.shown} needs a package that is not installed here: "
+            f"`pip install {error.name}`",
+            exit_code=1,
+        ) from None
+    sqlalchemy.inspect(engine).get_table_names()

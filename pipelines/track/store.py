@@ -6,7 +6,6 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from cluster.security.secrecy import redactor
 
@@ -52,10 +51,7 @@ def tracking_store(storage: Path) -> TrackingStore:
 
 def _sqlite(path: Path) -> str:
     """The URI of a database, whatever characters its path has."""
-    text = os.fspath(path)
-    if not text.isprintable():  # bytes that are no UTF-8 among them: read as a URI of SQLite's
-        escaped = quote(quote(os.fsencode(text)))
-        return f"sqlite+pysqlite:///file:{escaped}?uri=true"
+    text = str(path)
     if "%" in text or "?" in text:
         # Under its short name MLflow would make a folder of the text as it stands here.
         return f"sqlite+pysqlite:///{text.replace('%', '%25').replace('?', '%3F')}"
