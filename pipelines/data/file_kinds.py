@@ -24,6 +24,7 @@ PIXELS = {
     "broken or unfitting profile": "passed over, with a warning",
     "PNG gamma, AVIF and PNG colour codes": "passed over as Pillow and libvips do; a gamma far "
     "from 1/2.2 with a warning",
+    "colour space named in EXIF only": "passed over, as Pillow and libvips do",
     "CMYK without a profile": "as Pillow: 255 minus ink, times 255 minus black",
     "Lab, YCbCr": "converted to sRGB",
     "16 bits": "the high byte, as Pillow and libvips do",
@@ -33,6 +34,7 @@ PIXELS = {
     "JPEG without an end marker": "its bytes are kept and the marker added if all pixels are "
     "there; refused if pixels are missing",
     "bytes after a JPEG's end": "left off; the rest is kept as it is",
+    "PNG with a wrong checksum": "refused: its pixels are damaged",
     "more pixels than --max-pixels": "refused before anything is decoded",
 }
 """How kinds of pixels are treated."""
