@@ -74,6 +74,33 @@ def test_a_saved_teacher_sees_the_students_images(tmp_path, pixels):
         assert torch.equal(logits, own(normalize(pixels, *OURS)))
 
 
+def test_a_saved_teacher_that_knows_its_colours_and_classes_gets_both(tmp_path, pixels):
+    torch.manual_seed(0)
+    own = tp.build_vit(32, 8, 24, 2, 2, 10).eval()
+    torch.nn.init.normal_(own.head.weight)
+    colours = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    names = [str(9 - i) for i in range(10)]
+    own.pretrained_cfg = {"mean": colours[0], "std": colours[1], "label_names": names}
+    own.pretrained_cfg["num_classes"] = 10
+    tp.save(own, tmp_path / "teacher")
+    model = build_teacher(
+        job(str(tmp_path / "teacher"), tmp_path), torch.device("cpu"), OURS, names[::-1]
+    )
+    with torch.no_grad():
+        expected = own(normalize(pixels, *colours)).flip(1)
+        torch.testing.assert_close(model(normalize(pixels, *OURS)), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match="teacher .*class 'x' is none of the model's"):
+        build_teacher(
+            job(str(tmp_path / "teacher"), tmp_path), torch.device("cpu"), OURS, ["x", *names[1:]]
+        )
+
+
+def test_a_teacher_of_other_channels_is_refused(tmp_path, pixels):
+    tp.save(tp.build_vit(32, 8, 24, 1, 2, 10, in_chans=1), tmp_path / "grey")
+    with pytest.raises(UserError, match="images of 1 channels, the data has 3"):
+        teach(tmp_path / "grey", tmp_path, pixels)
+
+
 def test_what_cannot_teach_is_refused_in_one_line(monkeypatch, tmp_path, pixels):
     tp.save(tp.build_vit(32, 8, 24, 1, 2, 7), tmp_path / "seven")
     with pytest.raises(UserError, match="knows 7 classes, the data has 10"):
