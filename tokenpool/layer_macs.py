@@ -159,7 +159,6 @@ def _packed(layer: nn.Module) -> bool:
         isinstance(getattr(layer, "in_features", None), int)
         and isinstance(getattr(layer, "out_features", None), int)
         and not list(layer.parameters())
-        and not list(layer.children())
     )
 
 
