@@ -12,7 +12,6 @@ from pipelines.data.shards import DIGEST_BYTES, schema, shard_paths
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_TEXTS = ("split", "error", "converted", "warning")  # few different ones: each is held once
 _SMALL = {"width": np.int32, "height": np.int32, "mode": np.uint8}
 _CHUNK = 1 << 16
 
@@ -59,7 +58,10 @@ def read_rows(folder: Path, num_shards: int) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pieces: dict[str, list[np.ndarray]] = {name: [] for name in schema().names if name != "name"}
+    empty = schema().empty_table()
+    columns = [name for name in empty.column_names if name != "name"]
+    # A piece of nothing, so that a source of nothing has columns of the right kinds.
+    pieces = {name: [_compact(name, empty[name].combine_chunks(), {})] for name in columns}
     names: list[pa.Array] = []
     counts: list[int] = []
     known: dict[str, str] = {}
@@ -70,32 +72,27 @@ def read_rows(folder: Path, num_shards: int) -> Rows:
         names += table["name"].cast(pa.large_string()).chunks
         for name, column in pieces.items():
             column.append(_compact(name, table[name].combine_chunks(), known))
-    columns = {}
-    for name in list(pieces):  # one column at a time is held twice
-        columns[name] = _joined(name, pieces.pop(name))
+    # One column at a time is held twice.
+    joined = {name: np.concatenate(pieces.pop(name)) for name in columns}
     every = pa.chunked_array(names, pa.large_string()).combine_chunks()
     shards = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return Rows(columns, shards, every)
+    return Rows(joined, shards, every)
 
 
 def _compact(name: str, column: "pa.Array", known: dict[str, str]) -> np.ndarray:
+    import pyarrow as pa
+
     if name == "source_sha1":
         data = column.buffers()[1]
-        assert data is not None
+        if data is None:  # of no rows
+            return np.zeros(0, f"S{DIGEST_BYTES}")
         return np.frombuffer(data, f"S{DIGEST_BYTES}", len(column), column.offset * DIGEST_BYTES)
-    if name in _TEXTS:
+    if pa.types.is_string(column.type):  # few different ones: each is held once
         coded = column.dictionary_encode()
         texts = [known.setdefault(text, text) for text in coded.dictionary.to_pylist()]
         return np.array(texts, dtype=object)[coded.indices.to_numpy()]
     numbers: np.ndarray = column.to_numpy()
     return numbers.astype(_SMALL.get(name, numbers.dtype))
-
-
-def _joined(name: str, pieces: list[np.ndarray]) -> np.ndarray:
-    if pieces:
-        return np.concatenate(pieces)
-    kinds = dict.fromkeys(_TEXTS, object) | {"source_sha1": f"S{DIGEST_BYTES}"} | _SMALL
-    return np.zeros(0, kinds.get(name, np.int64))
 
 
 def in_chunks(*columns: np.ndarray) -> Iterator[tuple[int, ...]]:
