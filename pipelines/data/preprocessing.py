@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from pipelines.data.geometry import Geometry
 from pipelines.data.manifest import Manifest
 from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHARACTERS = ("digits", "glyphs")
 _MODES = ("center", "squash", "border")
@@ -81,6 +81,8 @@ class Preprocessing:
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 `[B, 3, H, W]` → normalised `[B, channels, H, W]`, grey for one channel."""
+        import torch  # here: what only prepares data does without it
+
         pixels = images.to(torch.float32)
         if len(self.mean) == 1:
             luma = torch.tensor(_LUMA, dtype=torch.float32, device=images.device) / 65536

@@ -53,8 +53,8 @@ def _opened(source: str, arch: str | None, pooled: bool) -> Any:
             raise UserError(str(error)) from None
     if not path.exists():
         raise UserError(
-            f"{source!r} is neither a folder with a saved model, a file of weights, nor a timm "
-            "model's name"
+            f"{source!r} is neither a folder with a saved model nor a timm model's name nor a file "
+            "of weights"
         )
     if (path / "config.json").is_file() and arch is None:
         return pretrained(f"local-dir:{path}")

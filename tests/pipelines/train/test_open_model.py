@@ -99,7 +99,7 @@ def test_timms_checkpoints_name_their_model(tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda folder: "nowhere", "neither a folder with a saved model, a file of weights, nor"),
+        (lambda folder: "nowhere", "neither a folder with a saved model nor"),
         (lambda folder: "local-dir:" + str(folder / "nowhere"), "no weights for local-dir:"),
         (lambda folder: str(folder), "holds no file of weights"),
     ],

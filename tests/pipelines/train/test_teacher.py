@@ -89,7 +89,7 @@ def test_a_saved_teacher_that_knows_its_colours_and_classes_gets_both(tmp_path, 
     with torch.no_grad():
         expected = own(normalize(pixels, *colours)).flip(1)
         torch.testing.assert_close(model(normalize(pixels, *OURS)), expected, atol=1e-4, rtol=1e-4)
-    with pytest.raises(UserError, match="teacher .*class 'x' is none of the model's"):
+    with pytest.raises(UserError, match=r"teacher .*class 'x' is none of the model's"):
         build_teacher(
             job(str(tmp_path / "teacher"), tmp_path), torch.device("cpu"), OURS, ["x", *names[1:]]
         )
