@@ -48,7 +48,7 @@ def open_source(source: str, options: PrepareOptions) -> Source:
         )
     path = Path(canonical(source))
     if path.is_file() and path.name.lower().endswith((".tar", *COMPRESSED_ENDINGS)):
-        return tar_source(path, [""], options)
+        return tar_source(path, None, options)
     return _directory(path, options) if path.is_dir() else _parquet(str(path), options)
 
 
@@ -65,7 +65,7 @@ def _directory(root: Path, options: PrepareOptions) -> Source:
     if kind == "parquet":
         return _parquet(str(root), options, tree)
     if kind == "tar":
-        return tar_source(root, tree.shards["tar"], options)
+        return tar_source(root, tree, options)
     if not tree.root.num_images:
         refuse_compressed(root)
     source = folder_source(

@@ -17,7 +17,7 @@ from pipelines.data.layout import Split, foreign, foreign_path, says_nothing, sp
 from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.base import LeftOut, Source, Tally
 from pipelines.data.sources.folder_layout import find_layout, shown
-from pipelines.data.sources.folder_tree import IMAGE_SUFFIXES, Folder
+from pipelines.data.sources.folder_tree import IMAGE_SUFFIXES, Folder, Tree
 from pipelines.data.sources.imagenet import FlatVal, leave_out_subsets
 from pipelines.data.sources.shard_names import origin_of, splits_of_paths
 from pipelines.data.sources.tar_members import COMPRESSED_ENDINGS, Member, scan
@@ -42,12 +42,12 @@ class Tar:
     split: Split
 
 
-def tar_source(root: Path, files: list[str], options: PrepareOptions) -> Source:
+def tar_source(root: Path, tree: Tree | None, options: PrepareOptions) -> Source:
     """List the images in tars.
 
     Args:
         root: the folder that was named as the source, or the one tar itself.
-        files: paths of the tars below it; [""] for the tar itself.
+        tree: the folder as it was walked; None for the tar itself.
         options: classes, `--train` and `--val`, and the field of WebDataset's JSON with the label.
 
     Raises:
@@ -55,7 +55,7 @@ def tar_source(root: Path, files: list[str], options: PrepareOptions) -> Source:
     """
     left_out = Tally()
     named = options.train_from is not None or options.val_from is not None
-    tars = _named_tars(root, options) if named else _tars_of(root, files, left_out)
+    tars = _named_tars(root, options) if named else _tars_of(root, tree, left_out)
     reader = _Reader(root, tars, options.label_column, left_out)
     reader.read()
     names, meanings = reader.labelled() if reader.labels else reader.laid_out()
@@ -77,9 +77,9 @@ def tar_source(root: Path, files: list[str], options: PrepareOptions) -> Source:
         str(root),
         [names[position] for position in positions],
         reader.images.units(places, meanings, _UNIT),
-        problems=reader.problems,
+        problems=(tree.problems if tree is not None else []) + reader.problems,
         origins=reader.origins(),
-        left_out=left_out.told() + reader.not_taken,
+        left_out=(_beside(tree) if tree is not None else []) + left_out.told() + reader.not_taken,
         notes=reader.notes,
     )
 
@@ -98,16 +98,29 @@ def refuse_compressed(root: Path) -> None:
         )
 
 
-def _tars_of(root: Path, files: list[str], left_out: Tally) -> list[Tar]:
+def _beside(tree: Tree) -> list[LeftOut]:
+    """What lies beside the tars."""
+    found = list(tree.left_out)
+    if tree.root.num_images:
+        first = next(folder for folder in tree.root.walk() if folder.images)
+        found.append(LeftOut("images beside the tars", tree.root.num_images, first.path, ""))
+    if others := tree.shards["parquet"]:
+        found.append(LeftOut("Parquet beside the tars", len(others), others[0]))
+    return found
+
+
+def _tars_of(root: Path, tree: Tree | None, left_out: Tally) -> list[Tar]:
     """The tars of a folder with the splits that their names tell, train first; tests left out."""
-    files = [file or root.name for file in leave_out_subsets(files, left_out)]
-    folder = root.parent if root.is_file() else root
+    files = [root.name] if tree is None else leave_out_subsets(tree.shards["tar"], left_out)
+    folder = root.parent if tree is None else root
     splits = splits_of_paths(str(root), files)
     for file in files:
         if splits[file] == "test":
             left_out(file, "tars of the test split")
     if splits and not {"train", ""} & set(splits.values()):
         only = " and ".join(sorted(set(splits.values())))
+        if tree is not None:
+            refuse_compressed(root)
         raise UserError(
             f"{root} has tars of {only} but none of train: put those of train beside them, or name "
             "them with --train (and --val)"

@@ -183,6 +183,7 @@ def test_the_tar_of_the_third_task_is_not_read_twice(tmp_path):
     assert left_out(source) == {
         "images that ilsvrc2012_img_train.tar has too": 1,
         "tars of the test split": 1,
+        "no images (.csv)": 1,
     }
 
 

@@ -117,6 +117,26 @@ def test_what_is_no_image_is_counted_by_reason(tmp_path):
     }
 
 
+def test_what_lies_beside_tars_is_said(tmp_path):
+    put(tmp_path / "train.tar", class_files("train", "ab"))
+    for name in ("notes.txt", "a/1.jpg", "b/2.jpg", ".hidden.tar", "x.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert left_out(open_made(tmp_path, source="tar")) == {
+        "no images (.txt)": 1,
+        "hidden": 1,
+        "images beside the tars": 2,
+        "Parquet beside the tars": 1,
+    }
+
+
+def test_a_compressed_tar_beside_that_of_val_is_named(tmp_path):
+    put(tmp_path / "val.tar", class_files("val", "ab"))
+    (tmp_path / "train.tar.gz").write_bytes(b"x")
+    with pytest.raises(UserError, match="compressed tars, as train.tar.gz"):
+        open_made(tmp_path)
+
+
 def test_options_name_the_tars(tmp_path):
     put(tmp_path / "s" / "one.tar", class_files("train", "ab"))
     put(tmp_path / "s" / "two.tar", class_files("val", "ab"))
