@@ -87,6 +87,12 @@ def export_point(
     manifest = load_manifest(source)
     view = preprocessing_of(model, manifest)
     preprocessing = {"image_size": view.size[0], "mean": list(view.mean), "std": list(view.std)}
+    if view.cut is not None:
+        preprocessing |= {
+            "crop_pct": view.cut.crop_pct,
+            "crop_mode": view.cut.crop_mode,
+            "interpolation": view.cut.interpolation,
+        }
     images = validation_images(source, view, state.config["data"].get("loader", "auto"))
     aside = _aside(out)
     try:

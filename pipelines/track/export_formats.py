@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import tokenpool as tp
 from pipelines.errors import UserError
+from tokenpool.preprocessing import class_names, image_config
 
 Run = Callable[[Tensor], Tensor]
 """Images `[B, channels, H, W]`, normalised fp32 → logits `[B, classes]`."""
@@ -112,6 +113,8 @@ def _write_timm(model: nn.Module, folder: Path, preprocessing: dict[str, Any]) -
         "num_classes": described["num_classes"],
         "model_args": arguments,
         "pretrained_cfg": {
+            **image_config(model),
+            "label_names": class_names(model),
             "input_size": list(_input_size(model)),
             "num_classes": described["num_classes"],
             "mean": preprocessing["mean"],

@@ -27,7 +27,7 @@ _MEANINGS = (
     (r"filesystem tracking backend",
      "{0} is a folder, and MLflow keeps no runs in folders any more: set MLFLOW_TRACKING_URI to "
      "something else (" + _OTHERS + "); `mlflow migrate-filestore` takes over what is in it"),
-    (r"unsupported URI|Unity Catalog tracking URI|Invalid database",
+    (r"unsupported URI|Invalid url|Unity Catalog tracking URI|Invalid database",
      "MLFLOW_TRACKING_URI is {0}, which MLflow does not take: " + _OTHERS),
     (r"not a database|disk image is malformed|[Ff]ile is encrypted",
      "the database {0} is broken: move it away; " + _AGAIN),

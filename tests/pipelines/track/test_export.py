@@ -151,3 +151,48 @@ def test_facts_are_json(search: SearchState, tmp_path: Path) -> None:
     facts = export.export_point(search, "t001", "timm", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "export.json").read_text()) == facts
     assert [row["batch"] for row in facts["speed"]["batches"]] == [1, 32]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", ["timm", "torch-export"])
+def test_any_number_of_images_is_enough_to_check_with(
+    name: str, count: int, tmp_path: Path
+) -> None:
+    """Fewer than four, for heads that read a token or patches, in colour or grey."""
+    torch.manual_seed(0)
+    for options in ({}, {"global_pool": "avg", "class_token": False, "in_chans": 1}):
+        model = tp.build_vit(16, 4, 16, 2, 2, 5, **options).eval()
+        tp.pool(model, [8, 4], "wkmedoids(start=matching)")
+        folder = tmp_path / str(len(options))
+        folder.mkdir()
+        channels = int(options.get("in_chans", 3))
+        facts = {"image_size": 16, "mean": [0.5] * channels, "std": [0.5] * channels}
+        export_formats.write_format(model, name, folder, facts)
+        run = export_formats.open_format(name, folder)
+        check = export.compare(model, run, torch.randn(count, channels, 16, 16))
+        assert check.passed and check.images == count
+        if name == "timm":
+            dense = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            images = torch.randn(2, channels, 16, 16)
+            torch.testing.assert_close(dense(images), tp.pool(model, None)(images))
+
+
+def test_a_tie_may_fall_either_way_but_another_class_may_not() -> None:
+    """Equal logits, nearly equal ones, and ones that differ: only the last is another model."""
+
+    class Fixed(torch.nn.Module):
+        def __init__(self, *logits: float) -> None:
+            super().__init__()
+            self.logits = torch.tensor([logits])
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.logits.expand(len(images), -1)
+
+    images = torch.zeros(2, 3, 4, 4)
+    for ours, theirs, passed in (
+        ((1.0, 1.0), (1.0, 1.00005), True),
+        ((1.0, 0.99996), (0.99996, 1.0), True),
+        ((1.0, 0.9), (0.9, 1.0), False),
+        ((1.0, 0.9), (1.0, 0.9002), False),
+    ):
+        assert export.compare(Fixed(*ours), Fixed(*theirs), images).passed is passed

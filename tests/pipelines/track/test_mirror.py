@@ -227,7 +227,7 @@ def test_training_goes_on_while_mlflow_is_down(
             slowest = max(slowest, time.perf_counter() - start)
     assert not tracker.close("interrupted")
     assert slowest < 0.005
-    assert "MLflow is not reachable" in caplog.text
+    assert "the search goes on, its logging to MLflow waits" in caplog.text
     assert "tokenpool track rebuild digits" in caplog.text
     with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer"):
         catch_up(tmp_path, "digits", nobody, nobody.uri)
