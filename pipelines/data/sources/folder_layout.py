@@ -14,6 +14,29 @@ from pipelines.data.sources.base import LeftOut
 from pipelines.data.sources.folder_tree import Folder
 from pipelines.errors import UserError
 
+LAYOUTS = {
+    "train/CLASS, val/CLASS": "train and val; other folders of images are left out and said",
+    "train/CLASS": "train; val is taken out of it by the seed",
+    "train/CLASS, test/CLASS": "train, val taken out of it; test is left out and said, "
+    "`--val test` makes it val",
+    "images/train/CLASS, images/val/CLASS": "a folder around everything counts for nothing",
+    "train/images/CLASS, val/CLASS": "nor does one between a split and its classes",
+    "CLASS/train, CLASS/val": "train and val, class by class",
+    "CLASS": "classes; val is taken out of them by the seed",
+    "CLASS, train": "train is a class too: its images lie beside the other classes'",
+}
+"""Where class folders may lie, and what is made of it; images may lie any deeper."""
+
+REFUSED = {
+    "train, val": "images without class folders: `--labels FILE.csv`",
+    "CLASS, train/CLASS": "a split or a class? `--train train` or `--train .`",
+    "CLASS, test": "a class or not? `--train .`, with `--class` if it is none",
+    "val/CLASS, test/CLASS": "no training images: `--train DIR`",
+    "train/CLASS, val/CLASS, valid/CLASS": "which is val? `--train DIR --val DIR`",
+    "images": "one class only: `--class images`, if that is meant",
+}
+"""What is read in two ways, and the options that settle it."""
+
 
 @dataclass
 class Layout:
