@@ -177,10 +177,13 @@ class _Reader:
         """Read all headers, and WebDataset's labels."""
         labelled = self._are_labelled()
         for number, tar in enumerate(self._tars):
+            start = len(self.images)
             found = self._labelled(tar) if labelled else self._plain(tar)
             for group, member in found:
                 index = self.groups.setdefault(group, len(self.groups))
                 self.images.add(number, index, member)
+            for path in self.images.drop_older(start):
+                self.left_out(f"{tar.where}:{path}", "replaced by a later file of the same name")
         if not len(self.images):
             first_problem = next((f"{name} {reason}" for name, reason in self.problems), "")
             raise UserError(first_problem or f"{self._root} holds no images in its tar files")

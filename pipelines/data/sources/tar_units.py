@@ -8,6 +8,7 @@ import os
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipelines.data.sources.tar_members import Member
 
 _SMALLEST_UNIT = 32
 _UNIT_BYTES = 64 << 20  # a worker holds a unit's images at once
+_DROPPED = -1  # the group of what a later member replaces
 _LARGEST_IMAGE = 1 << 31  # of a sample in a beton
 
 
@@ -96,9 +98,28 @@ class TarImages:
     def __len__(self) -> int:
         return len(self._groups)
 
+    def drop_older(self, start: int) -> list[str]:
+        """Drop images from `start` on that a later one of their name replaces, as unpacking does.
+
+        Returns:
+            Their paths.
+        """
+        ends = [self._ends[start - 1] if start else 0, *self._ends[start:]]
+        names = memoryview(self._names)
+        hashes = np.fromiter((hash(bytes(names[a:b])) for a, b in pairwise(ends)), np.int64)
+        names.release()
+        order = np.argsort(hashes, kind="stable")
+        again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+        pairs = [(start + int(order[i]), start + int(order[i + 1])) for i in again]
+        older = [row for row, newer in pairs if self._name(row) == self._name(newer)]
+        for row in older:
+            self._groups[row] = _DROPPED
+        return [self._name(row) for row in older]
+
     def counts(self, groups: int) -> list[int]:
         """How many images each of so many groups has."""
-        return np.bincount(np.frombuffer(self._groups, np.int32), minlength=groups).tolist()
+        found = np.frombuffer(self._groups, np.int32)
+        return np.bincount(found[found != _DROPPED], minlength=groups).tolist()
 
     def first(self, group: int) -> str:
         """The path of the first image of a group."""
@@ -119,7 +140,8 @@ class TarImages:
         """
         groups = np.frombuffer(self._groups, np.int32)
         labels = np.array([label for _, label in meanings], np.int32)
-        taken = np.flatnonzero(labels[groups] >= 0) if len(groups) else np.zeros(0, np.int64)
+        taken = np.flatnonzero(groups != _DROPPED)
+        taken = taken[labels[groups[taken]] >= 0]
         # Train before val, as folders have it; within a split as the tars have it.
         ranks = np.array([split == "val" for split, _ in meanings], np.int8)
         order = taken[np.argsort(ranks[groups[taken]], kind="stable")]

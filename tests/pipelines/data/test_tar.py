@@ -117,6 +117,36 @@ def test_what_is_no_image_is_counted_by_reason(tmp_path):
     }
 
 
+def test_of_files_of_one_name_the_last_counts_as_in_unpacking(tmp_path):
+    """`tar -r` puts a changed file behind the old one."""
+    files = [("a/0.jpg", b" a old"), *class_files("", "ab"), ("b/1.jpg", b" b new")]
+    source = open_made(put(tmp_path / "x.tar", files))
+    assert [text for *_, text in taken(source)] == [" a 0", " a 1", " b 0", " b new"]
+    assert left_out(source) == {"replaced by a later file of the same name": 2}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_whatever_bytes_tars_have_nothing_but_a_line_comes_of_it(tmp_path_factory, data):
+    place = tmp_path_factory.mktemp("bytes")
+    shards = [m for i in range(3) for m in ((f"{i}.jpg", said(i)), (f"{i}.json", b'{"label": 1}'))]
+    for name, files in (("train-0.tar", shards), ("train-1.tar", [inner("", "a")])):
+        whole = bytearray(tar_bytes(files))
+        for _ in range(data.draw(st.integers(0, 4))):
+            whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+        put(place / name, []).write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    refusal = ""
+    try:
+        source = open_made(place)
+    except UserError as error:
+        refusal, units, count = str(error), [], 0
+    else:
+        units, count = source.units, len(source.classes)
+    assert "\n" not in refusal
+    samples = [sample for unit in units for sample in unit.read()]
+    assert all(not sample.error and 0 <= sample.label < count for sample in samples)
+
+
 def test_what_lies_beside_tars_is_said(tmp_path):
     put(tmp_path / "train.tar", class_files("train", "ab"))
     for name in ("notes.txt", "a/1.jpg", "b/2.jpg", ".hidden.tar", "x.parquet"):
@@ -133,7 +163,7 @@ def test_what_lies_beside_tars_is_said(tmp_path):
 def test_a_compressed_tar_beside_that_of_val_is_named(tmp_path):
     put(tmp_path / "val.tar", class_files("val", "ab"))
     (tmp_path / "train.tar.gz").write_bytes(b"x")
-    with pytest.raises(UserError, match="compressed tars, as train.tar.gz"):
+    with pytest.raises(UserError, match=r"compressed tars, as train\.tar\.gz"):
         open_made(tmp_path)
 
 
