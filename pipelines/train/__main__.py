@@ -18,7 +18,7 @@ from pipelines.config import TrainRunConfig
 from pipelines.config_file import load_as
 from pipelines.console import Screen, use_own_scripts
 from pipelines.errors import UserError
-from pipelines.streams import take_any_text
+from pipelines.streams import drop_output, take_any_text
 from pipelines.train.display import epoch_line, short_note
 from pipelines.train.run_config import job_of
 from pipelines.train.spec import TrainJob
@@ -98,4 +98,7 @@ def _watcher(job: TrainJob, rank: int) -> Iterator[Callable[[dict[str, Any]], No
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        drop_output()
