@@ -144,7 +144,7 @@ def test_the_papers_methods_keep_their_meaning_with_a_class_token():
         given = []
         tp.pool(model, (12, 8, 4), method)
         for block in model.blocks:
-            block.observer = lambda plan, tokens, pooled: given.append(tokens)
+            block.observer = lambda plan, tokens, pooled, given=given: given.append(tokens)
         model(x)
         assert [tokens.sizes for tokens in given] == [None] * 3
         assert not any(block.proportional for block in model.blocks)
@@ -162,7 +162,7 @@ def test_sizes_weigh_the_means_and_can_be_left_out():
             iterations=1, start="matching",
         )  # fmt: skip
         for block in model.blocks:
-            block.observer = lambda plan, tokens, pooled: seen.append((tokens, pooled))
+            block.observer = lambda plan, tokens, pooled, seen=seen: seen.append((tokens, pooled))
         model(x)
         (_, first), (second, one) = seen
         sizes = torch.stack([torch.bincount(a, minlength=5) for a in first.assignment]).float()
