@@ -56,6 +56,11 @@ def tar_source(root: Path, tree: Tree | None, options: PrepareOptions) -> Source
     left_out = Tally()
     named = options.train_from is not None or options.val_from is not None
     tars = _named_tars(root, options) if named else _tars_of(root, tree, left_out)
+    if named and tree is not None:
+        taken = {tar.path for tar in tars}
+        for file in tree.shards["tar"]:
+            if (root / file).resolve() not in taken:
+                left_out(file, "tars that neither --train nor --val names")
     reader = _Reader(root, tars, options.label_column, left_out)
     reader.read()
     names, meanings = reader.labelled() if reader.labels else reader.laid_out()
@@ -139,7 +144,7 @@ def _named_tars(root: Path, options: PrepareOptions) -> list[Tar]:
     for split, name in given:
         if name is None:
             continue
-        path = next((p for p in (root / name, Path(name)) if p.exists()), None)
+        path = next((p.resolve() for p in (root / name, Path(name)) if p.exists()), None)
         below = [path] if path is not None and path.is_file() else []
         if path is not None and path.is_dir():
             below = sorted(

@@ -171,8 +171,11 @@ def test_options_name_the_tars(tmp_path):
     put(tmp_path / "s" / "one.tar", class_files("train", "ab"))
     put(tmp_path / "s" / "two.tar", class_files("val", "ab"))
     put(tmp_path / "elsewhere" / "three.tar", class_files("val", "ab"))
+    put(tmp_path / "s" / "four.tar", class_files("?", "ab"))
     given = {"train_from": "one.tar", "val_from": "two.tar"}
-    assert kinds(open_made(tmp_path / "s", **given)) == BOTH
+    source = open_made(tmp_path / "s", **given)
+    assert kinds(source) == BOTH and all_true(source)
+    assert left_out(source) == {"tars that neither --train nor --val names": 1}
     given["val_from"] = str(tmp_path / "elsewhere")  # a folder of tars, and not below the source
     source = open_made(tmp_path / "s", **given)
     assert kinds(source) == BOTH and all_true(source)
