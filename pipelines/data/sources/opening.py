@@ -101,5 +101,8 @@ def _parquet(address: str, options: PrepareOptions, tree: "Tree | None" = None) 
 
     listing = list_parquet(address, tree)
     if not listing.files:
-        raise UserError(f"{printable(address)} holds no Parquet files")
+        where = (
+            ": folders of images and tars must lie on a disk or mount" if "://" in address else ""
+        )
+        raise UserError(f"{printable(address)} holds no Parquet files{where}")
     return parquet_source(address, options, listing)
