@@ -20,7 +20,7 @@ _BISECTIONS = 50
 Cost = Callable[[Schedule], float]
 
 
-def shaped(depth: int, patches: int, power: float, cost: Cost, target: float) -> Schedule:
+def shaped(depth: int, patches: int, power: float, cost: Cost, target: float) -> Schedule | None:
     """k_l ∝ exp(−c · Σ_{i ≤ l} i^power), with the least c whose cost is within the target.
 
     Args:
@@ -30,8 +30,8 @@ def shaped(depth: int, patches: int, power: float, cost: Cost, target: float) ->
         cost: of a schedule; must not rise as c does.
         target: the most it may cost, in the same unit.
 
-    Raises:
-        ValueError: even one token a layer costs more.
+    Returns:
+        None where even one token a layer, or the fewest a method can leave, cost more.
     """
     exponents = [sum(i**power for i in range(1, layer + 1)) for layer in range(1, depth + 1)]
 
@@ -51,38 +51,29 @@ def constant_number(depth: int, patches: int, cost: Cost, target: float) -> Sche
     def curve(number: float) -> Schedule:
         return Schedule(max(1, patches - round(number * layer)) for layer in range(1, depth + 1))
 
-    most = (patches - 1) / depth
-    if cost(curve(most)) > target:
-        return None
-    return _cheapened(curve, cost, target, most)
+    return _cheapened(curve, cost, target, most=(patches - 1) / depth)
 
 
 def shapes(
     depth: int, patches: int, cost: Cost, target: float, powers: Sequence[float] = POWERS
 ) -> dict[str, Schedule]:
     """All of them within a target, by name; those that cannot reach it are left out."""
-    found: dict[str, Schedule] = {}
-    number = constant_number(depth, patches, cost, target)
-    if number is not None:
-        found["constant number"] = number
+    found = {"constant number": constant_number(depth, patches, cost, target)}
     for power in powers:
         name = "constant rate" if power == 0 else f"power {power:+g}"
         found[name] = shaped(depth, patches, power, cost, target)
-    return found
+    return {name: schedule for name, schedule in found.items() if schedule is not None}
 
 
 def _cheapened(
     curve: Callable[[float], Schedule], cost: Cost, target: float, most: float
-) -> Schedule:
-    """The schedule at the least strength in 0..most whose cost is within the target."""
+) -> Schedule | None:
+    """The schedule at the least strength in 0..most whose cost is within the target, if any."""
     low, high = 0.0, most
     if cost(curve(low)) <= target:
         return curve(low)
     if cost(curve(high)) > target:
-        raise ValueError(
-            f"no schedule of this shape costs {target:.4g} or less: the least is "
-            f"{cost(curve(high)):.4g}"
-        )
+        return None
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         if cost(curve(middle)) <= target:

@@ -19,7 +19,7 @@ _PROBE_COUNTS, _IMAGES = 6, 64
 def planned_schedule(
     scorer: Scorer, spec: tp.VitSpec, method: str, target: float, folder: Path
 ) -> tp.Schedule | None:
-    """Planned on minival, within a target of MACs; None for a method that cannot be planned.
+    """Planned on minival, within a target of MACs; None where none is, or none can be planned.
 
     Args:
         scorer: holds the model and the pictures.
@@ -28,11 +28,17 @@ def planned_schedule(
         target: the most it may cost.
         folder: where calibrations are kept, one a method.
     """
+
+    def cost(schedule: tp.Schedule) -> float:
+        return tp.vit_macs(spec, schedule, method).gmacs
+
+    if cost(tp.Schedule([1] * spec.depth)) > target / 1e9:
+        return None
     space = ScheduleSpace(
         spec.depth,
         spec.patches,
         [spec.width],
-        lambda width, schedule: tp.vit_macs(spec, schedule, method).gmacs,
+        lambda width, schedule: cost(schedule),
         step=4 if spec.patches >= 100 else 1,
         max_gmacs=target / 1e9,
     )

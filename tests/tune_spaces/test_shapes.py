@@ -1,6 +1,5 @@
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,7 +46,7 @@ def test_a_constant_number_is_dropped_or_the_cost_is_out_of_reach():
     assert "constant number" not in shapes(DEPTH, PATCHES, cost, 0.4 * DEPTH * PATCHES)
 
 
-def test_what_no_schedule_costs_is_refused():
-    with pytest.raises(ValueError, match="costs 11 or less: the least is 12"):
-        shaped(DEPTH, PATCHES, 0.0, cost, 11.0)
+def test_what_no_schedule_costs_is_left_out():
+    assert shaped(DEPTH, PATCHES, 0.0, cost, 11.0) is None
+    assert shapes(DEPTH, PATCHES, cost, 11.0) == {}
     assert shaped(DEPTH, PATCHES, 0.0, cost, 1e9) == Schedule.dense(DEPTH, PATCHES)
