@@ -32,6 +32,7 @@ from pipelines.commands.submit import submit
 from pipelines.commands.train import train
 from pipelines.commands.ui import ui
 from pipelines.console import use_own_scripts
+from pipelines.data.names import printable
 from pipelines.errors import UserError
 from pipelines.streams import drop_output, is_closed_pipe, take_any_text
 
@@ -80,7 +81,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        sys.stderr.write(redactor().text(f"tokenpool: {error}\n"))
+        sys.stderr.write(f"tokenpool: {printable(redactor().text(str(error)))}\n")
         sys.exit(error.exit_code)
     except Exception as error:  # typer would print it as it is
         if not is_closed_pipe(error):
