@@ -46,16 +46,23 @@ class Leader(Reducer):
 
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
         """Rank by novelty, let the others join, average."""
-        x = given.tokens
+        x, features, scores = given.tokens, given.features, given.scores
         with torch.no_grad():
-            features = F.normalize(given.features.to(work_dtype(given.features)), dim=-1)
+            if scores is not None:
+                # By significance, so that one constant mask tells who goes before whom.
+                ranked = scores.argsort(dim=-1, descending=True, stable=True)
+                features, scores = gather_tokens(features, ranked), scores.gather(1, ranked)
+            features = F.normalize(features.to(work_dtype(features)), dim=-1)
             with torch.autocast(x.device.type, enabled=False):
                 similarity = torch.bmm(features, features.transpose(1, 2))
-            order = novelty(similarity, given.scores).argsort(dim=-1, descending=True, stable=True)
-            kept, dropped = order[:, :k].sort(dim=-1).values, order[:, k:]
-            target = _nearest_kept(similarity, kept, dropped)
+            order = novelty(similarity, scores).argsort(dim=-1, descending=True, stable=True)
+            kept, dropped = order[:, :k], order[:, k:]
+            rows = gather_tokens(similarity, dropped)
+            target = rows.gather(2, kept.unsqueeze(1).expand(-1, rows.shape[1], -1)).argmax(-1)
+            if scores is not None:
+                kept, dropped = ranked.gather(1, kept), ranked.gather(1, dropped)
             own = torch.arange(k, device=x.device).expand_as(kept)
-            assignment = torch.zeros_like(order).scatter(1, kept, own).scatter(1, dropped, target)
+            assignment = torch.empty_like(order).scatter(1, kept, own).scatter(1, dropped, target)
         if options.representative == "medoid":
             return Pooled(gather_tokens(x, kept), assignment)
         weights = given.scores if options.representative == "weighted_mean" else given.sizes
@@ -67,33 +74,19 @@ class Leader(Reducer):
 
 
 def novelty(similarity: Tensor, scores: Tensor | None) -> Tensor:
-    """How unlike each token is to the nearest one that goes before it, `[B, N]`.
+    """How unlike each token is to the nearest of those before it, `[B, N]`; infinite for the first.
 
     Args:
         similarity: cosines `[B, N, N]`.
-        scores: significance `[B, N]`, ≥ 0: the more significant goes before, and novelty is
-            weighed by its square root. None: the lower index goes before.
-
-    Returns:
-        Infinity for the token that none goes before.
+        scores: significance `[B, N]`, ≥ 0, whose square root weighs it; None: all weigh the same.
     """
     tokens = similarity.shape[1]
-    before = torch.ones(tokens, tokens, dtype=torch.bool, device=similarity.device).tril(-1)
-    if scores is not None:
-        ours, theirs = scores.unsqueeze(2), scores.unsqueeze(1)
-        before = (theirs > ours) | ((theirs == ours) & before)
-    nearest = similarity.masked_fill(~before, -torch.inf).amax(-1)
-    distance = (1 - nearest).clamp_min(0)
+    after = similarity.new_full((tokens, tokens), -torch.inf).triu()
+    distance = (1 - (similarity + after).amax(-1)).clamp_min(0)
     if scores is not None:
         # Never quite zero: nothing times infinity has no place in an order.
         distance = distance * scores.to(distance.dtype).clamp_min(1e-30).pow(_POWER)
     return distance
-
-
-def _nearest_kept(similarity: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
-    """Which of `kept [B, k]` each of `dropped [B, m]` is most like: `[B, m]` in 0..k-1."""
-    rows = gather_tokens(similarity, dropped)
-    return rows.gather(2, kept.unsqueeze(1).expand(-1, rows.shape[1], -1)).argmax(-1)
 
 
 def _means(
