@@ -116,21 +116,21 @@ def _beside(tree: Tree) -> list[LeftOut]:
 
 def _tars_of(root: Path, tree: Tree | None, left_out: Tally) -> list[Tar]:
     """The tars of a folder with the splits that their names tell, train first; tests left out."""
-    files = [root.name] if tree is None else leave_out_subsets(tree.shards["tar"], left_out)
-    folder = root.parent if tree is None else root
+    if tree is None:
+        return [Tar(root, root.name, "")]  # only names below the source tell a split
+    files = leave_out_subsets(tree.shards["tar"], left_out)
     splits = splits_of_paths(str(root), files)
     for file in files:
         if splits[file] == "test":
             left_out(file, "tars of the test split")
     if splits and not {"train", ""} & set(splits.values()):
         only = " and ".join(sorted(set(splits.values())))
-        if tree is not None:
-            refuse_compressed(root)
+        refuse_compressed(root)
         raise UserError(
             f"{root} has tars of {only} but none of train: put those of train beside them, or name "
-            "them with --train (and --val)"
+            "them with --train (and --val), or one tar as SOURCE to have it divided"
         )
-    tars = [Tar(folder / file, file, splits[file]) for file in files if splits[file] != "test"]
+    tars = [Tar(root / file, file, splits[file]) for file in files if splits[file] != "test"]
     return sorted(tars, key=lambda tar: (tar.split == "val", tar.where))
 
 
@@ -148,7 +148,9 @@ def _named_tars(root: Path, options: PrepareOptions) -> list[Tar]:
         below = [path] if path is not None and path.is_file() else []
         if path is not None and path.is_dir():
             below = sorted(
-                p for p in path.rglob("*.tar") if not foreign_path(str(p.relative_to(path)))
+                p
+                for p in path.rglob("*.tar")
+                if p.is_file() and not foreign_path(str(p.relative_to(path)))
             )
         if not below:
             raise UserError(f"--{split} {name}: there is no tar in {root}, nor from here")

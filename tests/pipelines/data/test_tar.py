@@ -83,11 +83,12 @@ def test_layouts(layout, tmp_path):
     assert set(source.origins) == {"train", "val"} and not source.problems and not source.left_out
 
 
-def test_a_tar_is_a_source_by_itself(tmp_path):
-    path = put(tmp_path / "test" / "photos.tar", class_files("", "abc"))
-    source = open_made(path)  # a folder above that is called test says nothing
+@pytest.mark.parametrize("name", ["photos.tar", "train.tar", "val/x.tar", "test/test.tar"])
+def test_a_tar_is_a_source_by_itself_whatever_it_is_called(name, tmp_path):
+    """Names tell splits below the source only, as those of Parquet files do."""
+    source = open_made(put(tmp_path / name, class_files("", "abc")))
     assert source.classes == ["a", "b", "c"] and {split for split, *_ in taken(source)} == {""}
-    assert source.origins == {"": ["photos.tar"]}
+    assert source.origins == {"": [name.rpartition("/")[2]]}
 
 
 @pytest.mark.parametrize("test", ["test.tar", "test/x.tar", "img_test_v1.tar"])
