@@ -66,10 +66,12 @@ def parquet_source(
         listing: of `list_parquet`, if it was listed.
 
     Raises:
-        UserError: a file cannot be read (unless `skip_bad`), lacks a column, contradicts another;
-            or names of classes are given but unknown.
+        UserError: there is no file; one cannot be read (unless `skip_bad`), lacks a column, or
+            contradicts another; names of classes are given but unknown.
     """
     listing = listing or list_parquet(address)
+    if not listing.files and not listing.problems:
+        raise UserError(f"{address} holds no Parquet files")
     splits = splits_of(address, listing, options)
     problems = list(listing.problems)
     files: list[_File] = []
@@ -95,7 +97,7 @@ def parquet_source(
     if empty:
         left_out.append(LeftOut("without rows", len(empty), empty[0]))
     if not files:
-        first = problems[0][0] if problems else empty[0] or address
+        first = [*(name for name, _ in problems), *empty][0] or address
         raise UserError(f"{address}: no file has any rows, such as {first}", exit_code=1)
     by_rows = column_splits(
         address,

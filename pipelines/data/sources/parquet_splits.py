@@ -95,7 +95,10 @@ def _given_splits(source: str, listing: ParquetListing, options: PrepareOptions)
         else:
             left_out(file, _TEST if spoken == "test" else "named by neither --train nor --val")
     refuse_two_sets(source, by_name)
-    return FileSplits(taken | by_name, left_out.told())
+    taken |= by_name
+    if "train" not in taken.values():
+        raise UserError(f"{source}: --train and --val leave no file for training: name others")
+    return FileSplits(taken, left_out.told())
 
 
 def _files_at(source: str, listing: ParquetListing, place: str, option: str) -> dict[str, str]:

@@ -125,6 +125,8 @@ def test_val_may_lie_elsewhere(tmp_path):
     ]
     with pytest.raises(UserError, match=r"--val nowhere: there are no Parquet files"):
         open_made(tmp_path / "here", val_from="nowhere")
+    with pytest.raises(UserError, match="leave no file for training"):
+        open_made(tmp_path / "here", val_from=".")
 
 
 def test_a_file_that_is_the_source_is_divided_whatever_its_name(tmp_path):
