@@ -251,7 +251,7 @@ def vit_spec(model: nn.Module, image_size: int | tuple[int, int] | None = None) 
     grid: tuple[int, int] = tuple(embed.grid_size)
     sides: tuple[int, int] = tuple(embed.img_size or (0, 0))
     if image_size is not None:
-        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
         grid = tuple(embed.dynamic_feat_size(sides))
         if grid != tuple(embed.grid_size) and not vit.dynamic_img_size:
             raise ValueError(

@@ -242,7 +242,7 @@ def _check_options(model: nn.Module, strategy: PoolingMethod, options: PoolOptio
     cls = scores and strategy.significance(options) == "cls"
     if cls and not vit.has_class_token and not strategy.scores_optional:
         raise ValueError("significance 'cls' needs a class token, but this model has none")
-    if strategy.needs_grid and getattr(vit.patch_drop, "prob", 0.0):
+    if strategy.needs_grid and bool(getattr(vit.patch_drop, "prob", 0)):
         raise ValueError(
             f"{strategy.name} pools a whole grid of tokens, but this model's patch_drop leaves "
             "some out in training: set patch_drop_rate to 0 or use another method"

@@ -138,8 +138,8 @@ class PooledBlock(View, nn.Module):
         """Run block and hooks, which are given and give tokens alone, whatever goes with them."""
         carried = Carried()
         if isinstance(x, SizedTokens):
-            x, *rest = x
-            carried = Carried(*rest)
+            carried = Carried(x.sizes, x.place, x.keep)
+            x = x.tokens
         tokens = super().__call__(x, *args, carried=carried, **kwargs)
         if carried.sizes is None and carried.place is None:
             return tokens

@@ -147,7 +147,7 @@ def load_checkpoint(point: Point) -> nn.Module:
         raise UserError(f"the checkpoint of {point.point_id}: {error}", exit_code=1) from None
 
 
-def validation_images(source: Path, view: Preprocessing, implementation: str = "auto") -> Tensor:
+def validation_images(source: Path, view: Preprocessing, implementation: Any = "auto") -> Tensor:
     """The first validation images as the model sees them, `[B, channels, H, W]`."""
     loader = make_loader(
         source,
