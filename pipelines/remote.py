@@ -280,7 +280,7 @@ def _check_paths(config: SearchConfig) -> None:
         UserError: a path that is not absolute; one line that names its key.
     """
     for named in named_places(config):
-        if named.address is not None or named.path.is_absolute():
+        if named.is_in_a_hub or named.address is not None or named.path.is_absolute():
             continue
         if named.what == "weights" and not named.path.exists():
             check_weights(named, None)  # so it must be the name of a model

@@ -16,7 +16,9 @@ from pipelines.config.common import Names, StrictModel
 from pipelines.errors import UserError
 from pipelines.storage.address import parse_storage, without_options
 from pipelines.storage.store import ObjectStore, explain
+from pipelines.train.spec import LOCAL
 
+_HUBS = ("hf-hub:", "hf_hub:")
 _WEIGHTS = (
     "give a saved model's folder, a file of weights, the address of either, or the name of a timm "
     "model"
@@ -52,9 +54,14 @@ class Named:
         """Where it would be on this machine."""
         return Path(self._parsed())
 
+    @property
+    def is_in_a_hub(self) -> bool:
+        """Whether it is a model of a hub's, which whoever reads it fetches."""
+        return self.what == "weights" and self.place.startswith(_HUBS)
+
     def _parsed(self) -> Path | str:
         try:
-            return parse_storage(self.place)
+            return parse_storage(self.place.removeprefix(LOCAL))
         except ValueError as error:
             raise UserError(f"{self.key}: {error}") from None
 
@@ -133,13 +140,15 @@ def check_weights(named: Named, num_classes: int | None) -> None:
     Raises:
         UserError: they are not, or say that they are for other classes.
     """
+    if named.is_in_a_hub:
+        return
     if named.address is not None:
         if not _is_stored(named, named.address):
             raise UserError(f"{named.key}: nothing is at {named.place}: {_WEIGHTS}")
         return
     place = named.path
     if not place.exists():
-        known = _classes_of_timm(named)
+        known = _classes_of_timm(named)  # which has no name that begins as LOCAL does
     elif place.is_file() or any(place.iterdir()):
         known = _classes_of_saved(place)
     else:

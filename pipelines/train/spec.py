@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipelines.config import DataConfig, SandwichConfig, StrictModel, TrainConfig, WorkersConfig
 from pipelines.storage.address import join
+
+LOCAL = "local-dir:"  # before the folder of a model as hubs write them
 
 
 class ModelSpec(StrictModel):
@@ -50,6 +52,20 @@ class TrainJob(StrictModel):
     workers: WorkersConfig
     seed: int = 0
 
+    @field_validator("init")
+    @classmethod
+    def _init_travels(cls, init: str | None) -> str | None:
+        return None if init is None else _absolute(init)
+
+    @field_validator("train")
+    @classmethod
+    def _teacher_travels(cls, train: TrainConfig) -> TrainConfig:
+        if train.distill is None:
+            return train
+        teacher = _absolute(train.distill.teacher)
+        distill = train.distill.model_copy(update={"teacher": teacher})
+        return train.model_copy(update={"distill": distill})
+
     @property
     def directory(self) -> Path:
         """Where the checkpoints of this job lie, unless that is in an object store."""
@@ -59,3 +75,10 @@ class TrainJob(StrictModel):
     def address(self) -> str | None:
         """Where they lie in an object store."""
         return None if self.store is None else join(self.store, self.job_id)
+
+
+def _absolute(source: str) -> str:
+    """A path that is here for workers, which run in other folders; anything else as it is."""
+    prefix = LOCAL if source.startswith(LOCAL) else ""
+    path = Path(source.removeprefix(prefix))
+    return f"{prefix}{path.resolve()}" if path.exists() else source

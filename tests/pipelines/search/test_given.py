@@ -19,6 +19,7 @@ from pipelines.config_file import load_config
 from pipelines.errors import UserError
 from pipelines.remote import _check_paths
 from pipelines.search.given import check_given, named_places, needed
+from pipelines.search.plan import base_job
 
 PRESET = Path(__file__).parents[3] / "tune_spaces/presets/digits.yaml"
 TRAIN = yaml.safe_load(PRESET.read_text())["base"]["train"]
@@ -61,7 +62,7 @@ def refusal(check, *args) -> str:
 
 @pytest.mark.parametrize("key", SETTINGS)
 @pytest.mark.parametrize(
-    "place", ["mine", "./mine", "../elsewhere/mine", "~/mine", "no-such-model"]
+    "place", ["mine", "./mine", "../elsewhere/mine", "~/mine", "no-such-model", "local-dir:mine"]
 )
 def test_a_relative_path_is_not_submitted(here, key, place):
     assert refusal(_check_paths, given(key, place)).startswith(key)
@@ -71,7 +72,7 @@ def test_a_relative_path_is_not_submitted(here, key, place):
 @pytest.mark.parametrize(
     "place",
     ["/shared/mine", "s3://bucket/mine", "gs://bucket/w.pth?x=1", "vit_tiny_patch16_224",
-     "deit_tiny_patch16_224.fb_in1k"],
+     "deit_tiny_patch16_224.fb_in1k", "hf-hub:timm/any", "local-dir:/shared/hub"],
 )  # fmt: skip
 def test_what_means_the_same_everywhere_is_submitted(here, key, place):
     _check_paths(given(key, place))
@@ -95,7 +96,9 @@ def test_the_other_places_of_a_config(here, setting, key):
 
 
 @pytest.mark.parametrize("key", SETTINGS)
-@pytest.mark.parametrize("place", ["/nowhere/mine", "nowhere", "vit_tiny_patch16_2244", "mine.pth"])
+@pytest.mark.parametrize(
+    "place", ["/nowhere/mine", "nowhere", "vit_tiny_patch16_2244", "mine.pth", "local-dir:gone"]
+)
 def test_what_is_not_there(here, key, place):
     line = refusal(check_given, given(key, place), 10, {})
     assert line.startswith(f"{key}: there is no {place} here") and "saved model's folder" in line
@@ -174,6 +177,18 @@ def test_every_setting_that_names_a_place_is_found():
     )
     described = schema.count("timm name") + schema.count("timm model")
     assert described == 4  # checkpoint, teacher (in both) and init: all that say so are marked
+
+
+def test_workers_are_told_where_it_lies(here, monkeypatch):
+    """They run in folders of their own, where a relative path leads nowhere."""
+    for place in ("mine", "local-dir:mine", "vit_tiny_patch16_224", "s3://bucket/mine"):
+        monkeypatch.chdir(here)
+        chosen = given("base.train.distill.teacher", place)
+        distill = base_job(chosen, chosen.space.widths[0], 10).train.distill
+        assert distill is not None
+        monkeypatch.chdir("/")
+        found = Path(distill.teacher.removeprefix("local-dir:"))
+        assert found.is_dir() if "mine" in place and "s3" not in place else distill.teacher == place
 
 
 def test_nodes_are_asked_for_the_files(here):
