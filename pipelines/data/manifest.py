@@ -185,15 +185,16 @@ def verify_beton(out: Path, split: str, manifest: Manifest, *, use_cache: bool =
             f"{path} has {stat.st_size} bytes, its manifest says {entry.size_bytes}: {remedy}",
             exit_code=1,
         )
-    identity = [
-        str(path.resolve()),
+    resolved = str(path.resolve())
+    identity: list[Any] = [
+        resolved,
         stat.st_size,
         stat.st_mtime_ns,
         stat.st_ctime_ns,
         stat.st_ino,
         entry.sha256,
     ]
-    note = _cache_dir() / hashlib.sha256(identity[0].encode()).hexdigest()[:32]  # type: ignore[attr-defined]
+    note = _cache_dir() / hashlib.sha256(os.fsencode(resolved)).hexdigest()[:32]
     if use_cache:
         try:
             if json.loads(note.read_text(encoding="utf-8")) == identity:

@@ -150,10 +150,10 @@ def _splits_first(
     top: Folder, speaking: dict[Split, list[Folder]], where: str, tables: Sequence[str]
 ) -> Layout:
     """train/CLASS, with val/CLASS or without."""
-    for split, folders in speaking.items():
-        if len(folders) > 1 and split != "test":
+    for named in ("train", "val"):
+        if len(speaking[named]) > 1:
             raise UserError(
-                f"{where} has {_list(folders)}, which may all be {split}: "
+                f"{where} has {_list(speaking[named])}, which may all be {named}: "
                 f"say which by --train DIR and --val DIR"
             )
     if not speaking["train"]:
@@ -183,8 +183,8 @@ def _splits_first(
             f"{_list(others)}: give --train {_argument(train)} if it is the training "
             f"split, or --train {_argument(top)} if all are classes"
         )
-    found = {split: dict(root.holding) for split, root in roots.items()}
-    return Layout(found, {split: [root] for split, root in roots.items()}, speaking["test"])
+    classes_in = {split: dict(root.holding) for split, root in roots.items()}
+    return Layout(classes_in, {split: [root] for split, root in roots.items()}, speaking["test"])
 
 
 def _class_first(top: Folder, where: str) -> Layout | None:

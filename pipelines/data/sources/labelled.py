@@ -63,15 +63,14 @@ def labelled_source(root: Path, options: PrepareOptions, tree: Tree) -> Source:
     inside = {split: {path for path, _, _ in folder.files()} for split, folder in places.items()}
     if "train" in places:  # what lies elsewhere is not spoken of
         known = set().union(*inside.values())
-        for path in files.keys() - known:
-            left_out(path, "images outside --train and --val")
+        for other in sorted(files.keys() - known):
+            left_out(other, "images outside --train and --val")
         files = {path: file for path, file in files.items() if path in known}
     index = _Index(files)
     problems: list[tuple[str, str]] = []
     taken: dict[str, tuple[str, Split]] = {}
     for name, label, written in read_table(table, options):
-        path = index.find(name, table.parent, root)
-        if path is None:
+        if (path := index.find(name, table.parent, root)) is None:
             problems.append((name, f"named in {table.name}, but there is no such image"))
             continue
         split = _split(written, path, table) if not inside else _given(path, inside)
@@ -79,11 +78,11 @@ def labelled_source(root: Path, options: PrepareOptions, tree: Tree) -> Source:
             left_out(path, "without a label in the table")
         elif taken.setdefault(path, (label, split)) != (label, split):
             problems.append((path, f"has two labels in {table.name}: {taken[path][0]} and {label}"))
-    for path in files:
-        if path not in taken:
-            left_out(path, f"images that {table.name} does not name")
-        elif taken[path][1] == "test":
-            left_out(path, "images of the test split")
+    for file in files:
+        if file not in taken:
+            left_out(file, f"images that {table.name} does not name")
+        elif taken[file][1] == "test":
+            left_out(file, "images of the test split")
     found = _order({label for label, split in taken.values() if split != "test"})
     if not found:
         raise UserError(
