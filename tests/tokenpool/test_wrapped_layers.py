@@ -120,7 +120,7 @@ def test_quantised_layers(options):
 @torch.no_grad()
 def test_replaced_mlps_and_norms_are_called():
     model, x = model_and_images()
-    tp.pool(model, SCHEDULE)
+    tp.pool(model, SCHEDULE, "wkmedoids")
     called = []
 
     class Noted(nn.Module):
