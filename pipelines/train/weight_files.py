@@ -63,7 +63,9 @@ def read_folder(folder: Path) -> Any:
     if len(found) == 1:
         return read_file(found[0])
     what = f"{len(found)} files of weights" if found else "no file of weights"
-    raise UserError(f"{folder} holds {what}: give the file itself ({_SUFFIXES})")
+    raise UserError(
+        f"there is no saved model at {folder}, and {what}: give the file itself ({_SUFFIXES})"
+    )
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

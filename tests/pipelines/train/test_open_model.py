@@ -101,7 +101,7 @@ def test_timms_checkpoints_name_their_model(tmp_path):
     [
         (lambda folder: "nowhere", "neither a folder with a saved model nor"),
         (lambda folder: "local-dir:" + str(folder / "nowhere"), "no weights for local-dir:"),
-        (lambda folder: str(folder), "holds no file of weights"),
+        (lambda folder: str(folder), "there is no saved model at .*, and no file of weights"),
     ],
 )
 def test_what_is_not_there_is_one_line(tmp_path, make, said):
