@@ -1,8 +1,8 @@
 """What lies in a tar file and where: its headers read one after the other, nothing unpacked.
 
 The format is POSIX pax and ustar with GNU's long names, as the standard library's `tarfile` reads
-it. That one ends at a broken header as if the archive ended there, and reads names of whatever length
-a header asks for. Here only ranges of bytes inside the file come out, whatever the headers say, and
+it. That one ends at a broken header as if the archive ended there, and reads names as long as a
+header asks for. Here only ranges of bytes inside the file come out, whatever the headers say, and
 tars inside a tar are read as ranges of it.
 """
 
