@@ -48,7 +48,7 @@ def start_server(
         raise UserError(f"MLflow already runs at {store.shown}: open that address")
     check_port(port, host)
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
-    command += ["--workers", "1", "--artifacts-destination", str(store.artifact_root)]
+    command += ["--workers", "1", "--artifacts-destination", store.artifact_root.as_uri()]
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith(_NOT_INHERITED)
     }
