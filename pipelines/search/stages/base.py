@@ -87,7 +87,8 @@ def _check_learned(context: StageContext, width: SearchWidthConfig) -> None:
     if base.status != "done" or top1 is None or has_learned(top1, classes):
         return
     remedy = (
-        f"{width.checkpoint} is not for this data"
+        f"{width.checkpoint} is not for this data, or its classes stand in another order "
+        "(docs/weights.md)"
         if width.checkpoint
         else "change base.train.lr or base.train.epochs, and give the search a new name"
     )
