@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import signal
 import threading
 from collections import Counter
@@ -133,7 +134,7 @@ def _shown(config: SearchConfig) -> str:
 
 
 def _folder(storage: Path | str) -> str:
-    return without_options(str(storage))
+    return str(storage) if isinstance(storage, Path) else without_options(storage)
 
 
 def _used_up(config: SearchConfig, state: SearchState) -> SearchEnded | None:
@@ -356,7 +357,7 @@ def show_front(state: SearchState, storage: Path | str, screen: Screen) -> None:
     """Prints the front and what to type next."""
     front = build_front(state)
     screen.console.print(front_table(front, width=screen.console.width))
-    option = "" if storage == Path("runs") else f" --storage {storage}"
+    option = "" if storage == Path("runs") else f" --storage {shlex.quote(str(storage))}"
     screen.say(f"picture and page: {_folder(storage)}/searches/{state.name}/front.png, front.html")
     screen.say("next:")
     for words, what in (
