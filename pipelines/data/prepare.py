@@ -82,7 +82,7 @@ def prepare(
     partial = out.with_name(out.name + ".partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with _lock(partial):
+        with _lock(partial), _gone_if_unused(partial):
             return _prepare(source, out, partial, options, progress)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -320,6 +320,18 @@ def _make_shards(
         done += sizes[number]
         if progress is not None:
             progress(done, total)
+
+
+@contextmanager
+def _gone_if_unused(partial: Path) -> Iterator[None]:
+    """A source that is refused before any work is done leaves nothing behind."""
+    try:
+        yield
+    except UserError:
+        if os.listdir(partial) == [".lock"]:
+            (partial / ".lock").unlink()
+            partial.rmdir()
+        raise
 
 
 @contextmanager

@@ -31,6 +31,8 @@ def open_source(source: str, options: PrepareOptions) -> Source:
     local = "://" not in source and source not in ("digits", "glyphs")
     if options.labels is not None and not (local and Path(source).is_dir()):
         raise UserError("--labels is for a local folder of images: leave it out, or give one")
+    if source in ("digits", "glyphs"):
+        _refuse_layout_options(source, options)
     if source == "digits":
         from pipelines.data.sources.digits import digits_source
 
@@ -50,6 +52,18 @@ def open_source(source: str, options: PrepareOptions) -> Source:
     if path.is_file() and path.name.lower().endswith((".tar", *COMPRESSED_ENDINGS)):
         return tar_source(path, None, options)
     return _directory(path, options) if path.is_dir() else _parquet(str(path), options)
+
+
+def _refuse_layout_options(source: str, options: PrepareOptions) -> None:
+    """What says how to read somebody's files would be passed over in silence."""
+    given = {
+        "--train": options.train_from,
+        "--val DIR": options.val_from,
+        "--source": options.source,
+        "--classes": options.classes,
+    }
+    if named := [option for option, value in given.items() if value is not None]:
+        raise UserError(f"{source} is made here and takes no {named[0]}: leave it out")
 
 
 def _directory(root: Path, options: PrepareOptions) -> Source:

@@ -171,6 +171,13 @@ def test_refusals_are_grouped_by_kind_with_the_option_that_takes_them():
     assert "\n" not in words
 
 
+@pytest.mark.parametrize("option", ["--train", "--val", "--class", "--labels"])
+@pytest.mark.parametrize("source", ["digits", "glyphs"])
+def test_options_that_mean_nothing_to_a_source_are_not_passed_over(tmp_path, source, option):
+    result = run(source, tmp_path / "out", option, "x")
+    assert isinstance(result.exception, UserError) and option in str(result.exception)
+
+
 def test_nothing_of_the_chosen_classes(source, tmp_path):
     """There is no rejected.csv to look into then."""
     make(source, "Train/z", count=1)
