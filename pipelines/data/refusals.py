@@ -36,6 +36,7 @@ def group_refusals(refused: Iterable[Refusal]) -> list[Group]:
             groups[kind] = Group(
                 reason=printable(kind),
                 count=0,
+                unit="classes" if kind.startswith("classes ") else "images",
                 first=storable(name),
                 option=option,
                 example=storable(reason),

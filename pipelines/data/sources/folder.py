@@ -2,6 +2,7 @@
 
 import hashlib
 import shlex
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,8 +126,19 @@ def order_notes(classes: list[str]) -> list[str]:
     """What to say of numbered classes, whose order as text is not that of their numbers."""
     numbers = [int(name) for name in classes if name.isascii() and name.isdigit()]
     if len(numbers) < len(classes) or numbers == sorted(numbers):
-        return []
+        return _alike(classes)
     return [f"classes are in the order of their names as text: {', '.join(classes[:4])}, …"]
+
+
+def _alike(classes: list[str]) -> list[str]:
+    """What to say of classes that one system writes in one way and another in another."""
+    seen: dict[str, str] = {}
+    notes = []
+    for name in classes:
+        other = seen.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), name)
+        if other != name:
+            notes.append(f"classes {other!r} and {name!r} are two, though they look like one")
+    return notes
 
 
 def folder_at(root: Path, given: str, option: str, trees: list[Tree]) -> Folder:

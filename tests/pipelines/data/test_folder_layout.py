@@ -203,6 +203,15 @@ def test_numbered_classes_are_in_the_order_of_text_and_it_is_said(tmp_path):
     assert source.notes == []
 
 
+@pytest.mark.parametrize(
+    "names", [("Cat", "cat"), ("caf\u00e9", "cafe\u0301"), ("dog", "dog ")], ids=range(3)
+)
+def test_classes_that_look_like_one_are_said_to_be_two(tmp_path, names):
+    source, _ = opened(make(tmp_path, *names, "x"))
+    assert len(source.classes) == 3
+    assert any("are two, though they look like one" in note for note in source.notes)
+
+
 def test_parquet_and_class_folders_together_are_refused(tmp_path):
     make(tmp_path, "x", "y")
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
