@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -24,6 +26,7 @@ from rich.rule import Rule
 from cluster.security.secrecy import redactor
 
 _PLAIN_STEPS = 10
+_PLAIN_SECONDS = 15.0
 _USERS_PATH = os.environ.get("PATH", "")  # as it was, before `use_own_scripts`
 
 
@@ -87,6 +90,23 @@ class Screen:
         with Progress(*columns, console=self.console, transient=True) as live:
             yield Bar(self, label, total, live)
 
+    @contextmanager
+    def share_of(self, label: str, total: int) -> Iterator[ShareBar]:
+        """A bar in hundredths of a work of known size, with the time left."""
+        if not self.console.is_terminal:
+            yield ShareBar(self, label, total)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console, transient=True) as live:
+            yield ShareBar(self, label, total, live)
+
 
 class Bar:
     """The progress of one stage."""
@@ -107,3 +127,30 @@ class Bar:
             self._said = tenth
             suffix = f"  {note}" if note else ""
             self._screen.say(f"{self._label}: {self._done}/{self._total}{suffix}")
+
+
+class ShareBar:
+    """How much of a work is done; off a terminal a line now and then."""
+
+    def __init__(self, screen: Screen, label: str, total: int, live: Progress | None = None):
+        self._screen, self._label, self._total, self._live = screen, label, total, live
+        self._done, self._note = 0, ""
+        self._begun = self._said = time.monotonic()
+        self._task = live.add_task(label, total=total, note="") if live is not None else None
+
+    def advance(self, work: int = 0, note: str | None = None) -> None:
+        """Counts work as done; a total that was guessed too low grows."""
+        self._done += work
+        self._total = max(self._total, self._done)
+        self._note = self._note if note is None else note
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=self._done, total=self._total, note=self._note)
+            return
+        now = time.monotonic()
+        if self._done and now - self._said >= _PLAIN_SECONDS:
+            self._said = now
+            left = (now - self._begun) * (self._total / self._done - 1)
+            minutes, seconds = divmod(round(left), 60)
+            note = f"  {self._note}" if self._note else ""
+            share = f"{100 * self._done // self._total}%"
+            self._screen.say(f"{self._label}: {share}, {minutes}:{seconds:02d} left{note}")

@@ -49,32 +49,36 @@ class Scorer:
 
     Args:
         bases: width → saved dense model (a path or an address), or the model itself.
-        data: where the images are.
+        data: where the images are; None where they are given.
         batch_size: images per forward pass.
         device: where the models run.
         num_threads: threads torch computes with; None leaves them as they are.
         preprocessing: what the models' images look like; None: as the data's own, as the models
             we train.
         most_images: of a split, spread evenly over it; None for all.
+        batches: minival itself, as the models want it, in place of data.
     """
 
     def __init__(
         self,
         bases: Mapping[int, str | torch.nn.Module],
-        data: DataConfig,
+        data: DataConfig | None,
         *,
         batch_size: int,
         device: str = "cpu",
         num_threads: int | None = 1,
         preprocessing: Preprocessing | None = None,
         most_images: int | None = None,
+        batches: Batches | None = None,
     ) -> None:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self._device = torch.device(device)
         self._data, self._batch_size, self._most_images = data, batch_size, most_images
-        manifest = fetch(data.path, data.address)
-        self._preprocessing = preprocessing or data_preprocessing(manifest, data.image_size)
+        self._preprocessing = preprocessing
+        if data is not None:
+            manifest = fetch(data.path, data.address)
+            self._preprocessing = preprocessing or data_preprocessing(manifest, data.image_size)
         self._models = {
             width: (tp.load(local_path(base)) if isinstance(base, str) else base)
             .eval()
@@ -82,6 +86,8 @@ class Scorer:
             for width, base in bases.items()
         }
         self._splits: dict[str, Batches] = {}
+        if batches is not None:
+            self._splits["minival"] = [(x.to(self._device), y) for x, y in batches]
         # The dense models' log-probabilities: by width for the first images of the random order,
         # and by width and split for the batches of a split.
         self._dense: dict[int, torch.Tensor] = {}
@@ -133,6 +139,9 @@ class Scorer:
             measure: what the losses are; the divergence needs no labels, and varies less.
             told: called with the number of images after every schedule of a batch.
         """
+        if measure == "divergence":
+            found = self.beside_dense(width, schedules, method, start, stop, told)
+            return [(seen.divergence, seen.right) for seen in found]
         images, labels = self._shuffled()
         stop = min(stop, len(labels))
         model = self._models[width]
@@ -140,19 +149,48 @@ class Scorer:
         right = np.empty(losses.shape, np.bool_)
         for begin in range(start, stop, self._batch_size):
             part = slice(begin, min(begin + self._batch_size, stop))
-            dense = self._dense_until(width, part.stop)[part] if measure == "divergence" else None
             column = slice(part.start - start, part.stop - start)
             for place, logits in run_schedules(model, images[part], schedules, method):
                 logits = logits.float()
-                if dense is None:
-                    loss = F.cross_entropy(logits, labels[part], reduction="none")
-                else:
-                    loss = _divergence(logits.log_softmax(-1), dense)
+                loss = F.cross_entropy(logits, labels[part], reduction="none")
                 losses[place, column] = loss.cpu().numpy()
                 right[place, column] = (logits.argmax(1) == labels[part]).cpu().numpy()
                 if told is not None:
                     told(len(logits))
         return list(zip(losses, right, strict=True))
+
+    @torch.inference_mode()
+    def beside_dense(
+        self,
+        width: int,
+        schedules: Sequence[tuple[int, ...]],
+        method: str,
+        start: int,
+        stop: int,
+        told: Told | None = None,
+    ) -> list[Comparison]:
+        """Each schedule beside the dense model on a part of minival, in its random order.
+
+        Args:
+            width: which model.
+            schedules: how to pool it.
+            method: of `tp.METHODS`.
+            start: the first image in that order.
+            stop: the one after the last.
+            told: called with the number of images after every schedule of a batch.
+        """
+        images, labels = self._shuffled()
+        stop = min(stop, len(labels))
+        found: list[list[Comparison]] = [[] for _ in schedules]
+        for begin in range(start, stop, self._batch_size):
+            part = slice(begin, min(begin + self._batch_size, stop))
+            dense = self._dense_until(width, part.stop)[part]
+            pooled = run_schedules(self._models[width], images[part], schedules, method)
+            for place, logits in pooled:
+                found[place].append(_comparison(logits, dense, labels[part]))
+                if told is not None:
+                    told(len(logits))
+        return [_whole(parts) for parts in found]
 
     def divergence(
         self, width: int, schedules: Sequence[tuple[int, ...]], method: str, images: int
@@ -181,27 +219,19 @@ class Scorer:
             self._dense_batches[width, split] = [_log_probabilities(model, x) for x, _ in batches]
         for (images, labels), dense in zip(batches, self._dense_batches[width, split], strict=True):
             for place, logits in run_schedules(model, images, schedules, method):
-                told = logits.float().log_softmax(-1)
-                found[place].append(
-                    Comparison(
-                        _divergence(told, dense).cpu().numpy(),
-                        (told.argmax(1) == dense.argmax(1)).cpu().numpy(),
-                        (told.argmax(1).cpu() == labels).numpy(),
-                        (dense.argmax(1).cpu() == labels).numpy(),
-                    )
-                )
-        return [
-            Comparison(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-            for parts in found
-        ]
+                found[place].append(_comparison(logits, dense, labels))
+        return [_whole(parts) for parts in found]
 
     @torch.inference_mode()
     def predictions(self, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The dense model's class of each image of minival, and the true one."""
-        model = tp.pool(self._models[width], None)
-        batches = self._batches("minival")
-        predicted = torch.cat([model(images).argmax(1).cpu() for images, _ in batches])
-        return predicted.numpy(), torch.cat([labels.cpu() for _, labels in batches]).numpy()
+        """The dense model's class of each image of minival, and the true one, in random order."""
+        images, labels = self._shuffled()
+        dense = self._dense_until(width, len(images))
+        return dense.argmax(1).cpu().numpy(), labels.cpu().numpy()
+
+    def minival(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels that are scored on, in the random order they are asked for in."""
+        return self._shuffled()
 
     def evaluate_saved(self, path: str, split: str) -> dict[str, float]:
         """Top-1, top-5 and loss of a saved model on a split."""
@@ -211,6 +241,9 @@ class Scorer:
     def _batches(self, split: str) -> Batches:
         """The split's images, decoded and normalised once."""
         if split not in self._splits:
+            if self._data is None or self._preprocessing is None:
+                raise ValueError(f"there is no {split}: this scorer was given minival alone")
+            preprocessing = self._preprocessing
             loader = make_loader(
                 self._data.path,
                 split,
@@ -218,14 +251,14 @@ class Scorer:
                 train=False,
                 image_size=self._data.image_size,
                 implementation=self._data.loader,
-                geometry=self._preprocessing.cut or "auto",
+                geometry=preprocessing.cut or "auto",
             )
             try:
                 raw = list(loader)
                 if self._most_images is not None:
                     raw = _spread(raw, self._most_images)
                 self._splits[split] = [
-                    (self._preprocessing(images.to(self._device)), labels) for images, labels in raw
+                    (preprocessing(images.to(self._device)), labels) for images, labels in raw
                 ]
             finally:
                 loader.close()
@@ -279,6 +312,22 @@ def _spread(batches: Batches, wanted: int) -> Batches:
             kept.append((images[chosen], labels[chosen]))
         begin += len(labels)
     return kept
+
+
+def _comparison(logits: torch.Tensor, dense: torch.Tensor, labels: torch.Tensor) -> Comparison:
+    """Of a batch: a schedule's logits beside the dense model's log-probabilities."""
+    told = logits.float().log_softmax(-1)
+    true = labels.to(told.device)
+    return Comparison(
+        _divergence(told, dense).cpu().numpy(),
+        (told.argmax(1) == dense.argmax(1)).cpu().numpy(),
+        (told.argmax(1) == true).cpu().numpy(),
+        (dense.argmax(1) == true).cpu().numpy(),
+    )
+
+
+def _whole(parts: Sequence[Comparison]) -> Comparison:
+    return Comparison(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def _divergence(log_probabilities: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:

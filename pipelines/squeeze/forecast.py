@@ -1,0 +1,82 @@
+"""How long a squeeze will take: the work of its schedules times what a batch was seen to take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+import tokenpool as tp
+from pipelines.search.prefixes import shared_work
+from tokenpool.cost import block_macs
+from tune_spaces.bounded import BoundedSearch
+
+_TIMED, _IMAGES = 2, 32
+
+Schedules = Sequence[tuple[int, ...]]
+
+
+class Work:
+    """Counts multiply-accumulates as they are really done, and knows what one of them takes.
+
+    Args:
+        spec: of the model.
+        method: it is pooled by.
+    """
+
+    def __init__(self, spec: tp.VitSpec, method: str) -> None:
+        self._spec, self._method = spec, method
+
+    def of(self, schedules: Schedules) -> list[int]:
+        """MACs each schedule adds for an image, in the order they are run in."""
+
+        def cost(layer: int, incoming: int, kept: int) -> float:
+            return block_macs(self._spec, layer, incoming, kept, self._method).total
+
+        return [int(work) for _, work in shared_work(schedules, cost, self._spec.patches)]
+
+    @property
+    def dense(self) -> int:
+        """MACs of an image without pooling."""
+        return tp.vit_macs(
+            self._spec, tp.Schedule.dense(self._spec.depth, self._spec.patches)
+        ).total
+
+    def of_search(self, search: BoundedSearch) -> int:
+        """MACs of a whole search; it is played through with damages that look like true ones."""
+        total = 0
+        while (asked := search.ask()) is not None:
+            total += sum(self.of(asked.schedules)) * (asked.stop - asked.start)
+            search.tell([_damage(self._spec.patches, s) for s in asked.schedules])
+        return total
+
+    def seconds_per_mac(self, run: Callable[[tuple[int, ...], int], None], most: int) -> float:
+        """From a schedule of middling cost; the first run, which warms up, does not count.
+
+        Args:
+            run: scores a schedule on so many images.
+            most: images there are.
+        """
+        images = min(_IMAGES, most)
+        schedule = tuple(tp.Schedule.constant_rate(self._spec.depth, self._spec.patches, 0.87))
+        took = []
+        for _ in range(1 + _TIMED):
+            start = time.perf_counter()
+            run(schedule, images)
+            took.append(time.perf_counter() - start)
+        return min(took[1:]) / images / sum(self.of([schedule]))
+
+
+def _damage(patches: int, schedule: tuple[int, ...]) -> float:
+    rates = -np.diff(np.log([patches, *schedule]))
+    return float((rates**2).sum()) + 1e-6
+
+
+def in_words(seconds: float) -> str:
+    """A time for people: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,299 @@
+"""Finds the schedule of least damage within a bound: calibrate, plan, look, look closer.
+
+Schedules are judged by how far their predictions are from the dense model's (KL divergence): that
+needs no labels, and is several times less noisy on few images than their own loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tokenpool as tp
+from pipelines.console import Screen, ShareBar
+from pipelines.errors import UserError
+from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
+from pipelines.search.scorer import Scorer
+from pipelines.squeeze.answers import Answers, Question, Seen, fingerprint
+from pipelines.squeeze.forecast import Work, in_words
+from tune_spaces.bounded import BoundedSearch, looks
+from tune_spaces.space import Candidate, ScheduleSpace
+
+_PROBE_COUNTS, _PROBE_IMAGES = 5, 32
+# Of the plan, those that come near the bound, the best of them first.
+_PLANNED, _NEAR, _SEEDS, _BINS = 8, 0.9, 256, 32
+# Of schedules that cost nearly the same, the best is worth showing.
+_SAME_COST = 0.99
+
+
+@dataclass(frozen=True)
+class SqueezeOptions:
+    """How long to look, and how.
+
+    Attributes:
+        max_gmacs: bound on the cost of one image, in 10⁹ multiply-accumulates.
+        method: of `tp.METHODS`, with its options as text.
+        schedules: how many are looked at.
+        images: on which, at most.
+        batch_size: images per forward pass.
+        device: where the model runs.
+        seed: of what is drawn.
+    """
+
+    max_gmacs: float
+    method: str = "leader"
+    schedules: int = 200
+    images: int = 512
+    batch_size: int = 64
+    device: str = "cpu"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SqueezedSchedule:
+    """A schedule and what it does.
+
+    Attributes:
+        schedule: patch tokens kept after each block.
+        gmacs: of an image, clustering counted.
+        divergence: mean KL of the predictions from the dense model's (nats).
+        agreement: share of the images whose class is the dense model's.
+        top1: share whose class is the true one; None where there are no labels.
+    """
+
+    schedule: tuple[int, ...]
+    gmacs: float
+    divergence: float
+    agreement: float
+    top1: float | None
+
+
+@dataclass(frozen=True)
+class Squeezed:
+    """What was found.
+
+    Attributes:
+        dense: the model as it was.
+        front: the best, and those that cost less and do more damage, by ascending cost.
+        best: of least divergence.
+        images: how many it was seen on.
+        notes: what was assumed or changed, each for one line.
+    """
+
+    dense: SqueezedSchedule
+    front: list[SqueezedSchedule]
+    best: SqueezedSchedule
+    images: int
+    notes: tuple[str, ...] = ()
+
+
+def share_of_dense(model: Any, rate: float) -> float:
+    """The bound in GMACs that a share of the dense cost is.
+
+    Raises:
+        UserError: the rate is no fraction.
+    """
+    if not 0 < rate < 1:
+        raise UserError(f"rate {rate:g} is no share of the dense cost: give one between 0 and 1")
+    spec = tp.vit_spec(model)
+    return rate * tp.vit_macs(spec, tp.Schedule.dense(spec.depth, spec.patches)).gmacs
+
+
+def find_schedule(
+    model: Any,
+    scorer: Scorer,
+    options: SqueezeOptions,
+    screen: Screen,
+    *,
+    labelled: bool,
+    kept_in: Path | None = None,
+    notes: tuple[str, ...] = (),
+) -> Squeezed:
+    """Looks for the best schedule within the bound; the model ends up pooled by it.
+
+    Args:
+        model: dense, in evaluation mode.
+        scorer: holds it, and the images.
+        options: bound, method and effort.
+        screen: told how long it will take, and how far it is.
+        labelled: whether the images' labels mean something.
+        kept_in: a file that what was measured is kept in until the end, so that a run that is
+            stopped can be repeated and goes on.
+        notes: handed on.
+
+    Raises:
+        UserError: nothing is within the bound, predictions are not finite, or the file is of
+            another squeeze.
+    """
+    spec = tp.vit_spec(model)
+    space = make_space(spec, options)
+    images = scorer.num_images()
+    chosen = asdict(options) | {"device": ""}
+    key = fingerprint(model, scorer.minival(), chosen)
+    answers = Answers(kept_in, key, screen.say)
+    counts = probe_counts(space, _PROBE_COUNTS)
+    needed = probes(space.depth, counts)
+    probed = min(_PROBE_IMAGES, images)
+    judge = _Judge(scorer, spec, options, answers)
+    work = judge.work
+    total = work.of_search(_search(space, options, images, [])) + sum(work.of(needed)) * probed
+    begun = len(answers)
+    pace = work.seconds_per_mac(judge.time, images)
+    said = f"{len(needed)} probes and {options.schedules} schedules on {images} images"
+    if begun:
+        screen.say(f"goes on from {kept_in}")
+    else:
+        screen.say(f"{said}: about {in_words(pace * total)}")
+    with screen.share_of("squeezing", total) as bar:
+        judge.bar = bar
+        bar.advance(note="what pooling costs at each layer")
+        seen = judge.see(needed, 0, probed)
+        table = damage_table(
+            space.depth, counts, {s: one.divergence for s, one in zip(needed, seen, strict=True)}
+        )
+        planned = [
+            (candidate, damage)
+            for candidate, damage in plan(
+                space, spec, options.method, table, seeds=_SEEDS, bins=_BINS
+            )
+            if candidate.gmacs >= _NEAR * options.max_gmacs
+        ]
+        planned.sort(key=lambda entry: entry[1])
+        search = _search(space, options, images, [c for c, _ in planned[:_PLANNED]])
+        while (asked := search.ask()) is not None:
+            seen = judge.see(asked.schedules, asked.start, asked.stop)
+            search.tell([one.divergence for one in seen])
+            if search.best is not None:
+                bar.advance(note=f"divergence {search.best.damage:.4f}")
+    dense, front = judge.rows(search, labelled)
+    answers.close()
+    tp.pool(model, front[-1].schedule, options.method)
+    return Squeezed(dense, front, front[-1], images, notes)
+
+
+def make_space(spec: tp.VitSpec, options: SqueezeOptions) -> ScheduleSpace:
+    """All schedules within the bound.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return ScheduleSpace(
+            spec.depth,
+            spec.patches,
+            [spec.width],
+            lambda width, schedule: tp.vit_macs(spec, schedule, options.method).gmacs,
+            max_gmacs=options.max_gmacs,
+        )
+    except ValueError as error:
+        raise UserError(f"{error}: raise the bound") from None
+
+
+def _search(
+    space: ScheduleSpace, options: SqueezeOptions, images: int, planned: Sequence[Candidate]
+) -> BoundedSearch:
+    return BoundedSearch(
+        space, planned, schedules=options.schedules, images=images, seed=options.seed
+    )
+
+
+class _Judge:
+    """Scores schedules batch by batch, keeps the answers and tells how far it is."""
+
+    def __init__(
+        self, scorer: Scorer, spec: tp.VitSpec, options: SqueezeOptions, answers: Answers
+    ) -> None:
+        self._scorer, self._spec, self._options, self._answers = scorer, spec, options, answers
+        self.work = Work(spec, options.method)
+        self.bar: ShareBar | None = None
+
+    def time(self, schedule: tuple[int, ...], images: int) -> None:
+        """Scores one for nothing."""
+        self._scorer.beside_dense(self._spec.width, [schedule], self._options.method, 0, images)
+
+    def see(self, schedules: Sequence[tuple[int, ...]], start: int, stop: int) -> list[Seen]:
+        """What each makes of images start to stop."""
+        size = self._options.batch_size
+        parts = [(a, min(a + size, stop)) for a in range(start, stop, size)]
+        for begin, end in parts:
+            asked: list[Question] = [(s, begin, end) for s in schedules]
+            missing = [q for q in asked if self._answers.get(q) is None]
+            known = len(asked) - len(missing)
+            if known and self.bar is not None:
+                done = sum(self.work.of([s for s, *_ in asked if (s, begin, end) not in missing]))
+                self.bar.advance(done * (end - begin))
+            if missing:
+                self._answers.add(self._measured(missing, begin, end))
+        weights = np.array([end - begin for begin, end in parts]) / (stop - start)
+        found = []
+        for schedule in schedules:
+            rows = [self._answers.get((schedule, begin, end)) for begin, end in parts]
+            found.append(Seen(*(weights @ np.array(rows, dtype=np.float64))))
+        return found
+
+    def _measured(
+        self, questions: Sequence[Question], start: int, stop: int
+    ) -> dict[Question, Seen]:
+        schedules = [schedule for schedule, *_ in questions]
+        steps = iter(self.work.of(schedules))
+
+        def told(images: int) -> None:
+            if self.bar is not None:
+                self.bar.advance(next(steps) * images)
+
+        found = self._scorer.beside_dense(
+            self._spec.width, schedules, self._options.method, start, stop, told
+        )
+        seen = {}
+        for question, one in zip(questions, found, strict=True):
+            if not np.isfinite(one.divergence).all():
+                raise UserError(
+                    f"the model's predictions are not finite with {','.join(map(str, question[0]))}"
+                    " tokens kept: look at its weights and at the images",
+                    exit_code=1,
+                )
+            seen[question] = Seen(
+                float(one.divergence.mean(dtype=np.float64)),
+                float(one.agrees.mean()),
+                float(one.right.mean()),
+            )
+        return seen
+
+    def rows(
+        self, search: BoundedSearch, labelled: bool
+    ) -> tuple[SqueezedSchedule, list[SqueezedSchedule]]:
+        """The dense model, and the front of those that were seen on all images."""
+        images = self._scorer.num_images()
+        complete = [entry for entry in search.standings() if entry.images == images]
+        front: list[Candidate] = []
+        for entry in complete:  # the best first
+            if not front or entry.candidate.gmacs < _SAME_COST * front[-1].gmacs:
+                front.append(entry.candidate)
+        schedules = [tuple(candidate.schedule) for candidate in front[::-1]]
+        dense = tuple(tp.Schedule.dense(self._spec.depth, self._spec.patches))
+        predicted, labels = self._scorer.predictions(self._spec.width)
+        top1 = float((predicted == labels).mean()) if labelled else None
+        return SqueezedSchedule(dense, self.work.dense / 1e9, 0.0, 1.0, top1), [
+            SqueezedSchedule(
+                schedule,
+                candidate.gmacs,
+                seen.divergence,
+                seen.agreement,
+                seen.top1 if labelled else None,
+            )
+            for schedule, candidate, seen in zip(
+                schedules, front[::-1], self._complete(schedules), strict=True
+            )
+        ]
+
+    def _complete(self, schedules: Sequence[tuple[int, ...]]) -> list[Seen]:
+        """Put together from the parts they were seen in; nothing is run again."""
+        edges = [0, *looks(self._scorer.num_images())]
+        parts = [self.see(schedules, start, stop) for start, stop in pairwise(edges)]
+        weights = np.diff(edges) / edges[-1]
+        return [Seen(*(weights @ np.array(rows))) for rows in zip(*parts, strict=True)]
