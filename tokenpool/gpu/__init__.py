@@ -1,0 +1,111 @@
+"""Fused Triton kernels for CUDA devices: where they are used, and how they are called.
+
+`usable` is the one place that decides. Everything has a reference in plain PyTorch, which is what
+runs where this says no; results are the same, assignments to the last token. Triton is imported at
+the first call on such a device, and a machine without it never notices.
+"""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+__all__ = ["LARGEST", "kmeans", "kmedoids", "leader", "received", "usable"]
+
+# Beyond this many tokens the N² comparisons of one program take longer than a sort would.
+LARGEST = 1024
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def usable(tokens: int, *tensors: Tensor) -> bool:
+    """Whether the kernels can do it: CUDA, Triton, at most `LARGEST` tokens, fp32, fp16 or bf16.
+
+    Not while a model is exported: what is exported has to run without this package.
+    """
+    if tokens > LARGEST or torch.compiler.is_exporting():
+        return False
+    return all(
+        tensor.dtype in _DTYPES and tensor.numel() > 0 and _runs_on(tensor.device.type)
+        for tensor in tensors
+    )
+
+
+def leader(
+    x: Tensor, features: Tensor, scores: Tensor | None, weights: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    """Means `[B, k, C]` and assignment `[B, N]` of `tokenpool.methods.leader`, in one launch.
+
+    Differentiable with respect to `x`.
+
+    Args:
+        x: tokens `[B, N, C]`.
+        features: `[B, N, F]`, of any length.
+        scores: significance `[B, N]`, or None.
+        weights: of the means `[B, N]`, or None.
+        k: how many.
+    """
+    from tokenpool.gpu import operators
+
+    means, assignment, _ = operators.leader(x, features, scores, weights, k)
+    return means, assignment
+
+
+def kmeans(
+    x: Tensor, features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means `[B, k, C]`, assignment and members `[B, N]` of K-Means on `features`, in one launch.
+
+    As `kernels.kmeans` and `clustering.segment_means`; differentiable with respect to `x`.
+    """
+    from tokenpool.gpu import operators
+
+    means, assignment, members, _ = operators.kmeans(x, features, start, weights, iterations)
+    return means, assignment, members
+
+
+def kmedoids(
+    features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Assignment `[B, N]` and medoids `[B, k]`, as `kernels.kmedoids`, in one launch."""
+    from tokenpool.gpu import operators
+
+    assignment, medoids = operators.kmedoids(features, start, weights, iterations)
+    return assignment, medoids
+
+
+def received(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    log_sizes: Tensor | None = None,
+    sizes: Tensor | None = None,
+) -> Tensor:
+    """The attention each token receives from all queries and heads `[B, N]`, fp32, no gradient.
+
+    Args:
+        query: `[B, H, n, D]`.
+        key: `[B, H, N, D]`.
+        scale: of the products.
+        log_sizes: added to the logits of each key `[B, N]`, or None.
+        sizes: how many queries each counts as `[B, n]`, or None.
+    """
+    from tokenpool.gpu import operators
+
+    by_head: Tensor = operators.received(query.detach(), key.detach(), scale, log_sizes, sizes)
+    return by_head.sum(1)
+
+
+@torch.compiler.assume_constant_result
+def _runs_on(device_type: str) -> bool:
+    """Whether Triton runs there; with its interpreter (TRITON_INTERPRET=1), which tests use, on CPUs.
+
+    Loads the operators, so that a compiler that comes by finds them.
+    """
+    if device_type not in ("cuda", "cpu") or importlib.util.find_spec("triton") is None:
+        return False
+    import triton
+
+    if device_type == "cpu" and not triton.knobs.runtime.interpret:
+        return False
+    importlib.import_module("tokenpool.gpu.operators")
+    return True
