@@ -10,7 +10,6 @@ growth per image between the smallest and the largest size is taken on to a mill
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -60,7 +59,7 @@ def main(
         for images in sorted(map(int, sizes.split(","))):
             with tempfile.TemporaryDirectory(prefix="tokenpool-bench-", dir=scratch) as folder:
                 rows.append(measure(form, images, classes, workers, Path(folder)))
-            print(json.dumps(rows[-1]), flush=True)
+                print(json.dumps(rows[-1]), flush=True)
         result["rows"] += rows
         if len(rows) > 1:
             result["to_a_million"][form] = extrapolate(rows[0], rows[-1])
@@ -103,7 +102,6 @@ def measure(form: str, images: int, classes: int, workers: int, scratch: Path) -
     samples = {split: part["samples"] for split, part in manifest["splits"].items()}
     if sum(samples.values()) != images:
         sys.exit(f"{form}: {samples} are not {images:,} images")
-    shutil.rmtree(source)
     return {
         "form": form,
         "images": images,
