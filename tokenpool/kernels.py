@@ -43,7 +43,7 @@ def kmedoids(
     """Assignment `[B, N]` and medoids `[B, k]` of weighted K-Medoids from `start`."""
     kernel = _REGISTERED.get(("kmedoids", features.device.type))
     if kernel is None:
-        kernel = _kmedoids_op if _better_opaque(features) else kmedoids_reference
+        kernel = _kmedoids_op if better_opaque(features) else kmedoids_reference
     return kernel(features, start, weights, iterations)
 
 
@@ -57,7 +57,7 @@ def kmeans(
     """
     kernel = _REGISTERED.get(("kmeans", features.device.type))
     if kernel is None:
-        kernel = _kmeans_op if _better_opaque(features) else kmeans_reference
+        kernel = _kmeans_op if better_opaque(features) else kmeans_reference
     return kernel(features, start, weights, iterations)
 
 
@@ -146,7 +146,7 @@ def segment_sum(values: Tensor, assignment: Tensor, k: int, space: Tensor | None
     On a CPU rows are added in order; elsewhere, where that would be atomic and so vary from run to
     run, a one-hot matrix is multiplied. On a CPU they are put into `space [B · k, C]`, if given.
     """
-    if _better_opaque(values):
+    if better_opaque(values):
         summed: Tensor = _segment_sum_op(values, assignment, k)
         return summed
     batch, _, width = values.shape
@@ -220,7 +220,7 @@ def scaled(weights: Tensor) -> Tensor:
     return torch.where(largest > 0, weights / largest, weights)
 
 
-def _better_opaque(features: Tensor) -> bool:
+def better_opaque(features: Tensor) -> bool:
     """Whether a compiler should leave sums over clusters, and all that is made of them, alone.
 
     For a CPU, inductor writes them as atomic additions one by one: DeiT-S with K-Medoids came out

@@ -12,6 +12,7 @@ Representative = Literal["medoid", "mean", "weighted_mean"]
 Significance = Literal["received", "cls"]
 Position = Literal["block", "attention"]
 Start = Literal["significance", "matching"]
+Linkage = Literal["average", "complete", "single", "ward"]
 
 _CHOICES = {
     "features": get_args(Features),
@@ -19,6 +20,7 @@ _CHOICES = {
     "significance": get_args(Significance),
     "position": get_args(Position),
     "start": get_args(Start),
+    "linkage": get_args(Linkage),
 }
 
 
@@ -50,6 +52,10 @@ class PoolOptions:
         start: where K-Means and K-Medoids start: at the k tokens of highest "significance" (the
             paper), or at those left when the tokens most like another one are dropped, found by
             bipartite "matching": it loses several times less at high keep rates.
+        linkage: how far apart `atc` and `agglomerative` call two clusters: the "average", largest
+            ("complete") or smallest ("single") distance between their tokens, or what merging adds
+            to the squared error ("ward"). None: the method's own, "average" for `atc`, "ward" for
+            `agglomerative`.
         generator: where `random` and `importance` draw from; None is torch's global generator.
     """
 
@@ -62,6 +68,7 @@ class PoolOptions:
     cls_only_last: bool = False
     position: Position | None = None
     start: Start = "significance"
+    linkage: Linkage | None = None
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:

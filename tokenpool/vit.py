@@ -245,7 +245,8 @@ class PooledBlock(View, nn.Module):
         if scores is not None and weights is not None and not self.proportional:
             # What a token receives counts all it stands for, as in proportional attention.
             scores = scores * weights
-        given = TokenSet(patch, features, scores, weights, plan.grid)
+        depth = plan.index / plan.depth
+        given = TokenSet(patch, features, scores, weights, plan.grid, depth)
         pooled = method.reduce(given, kept, plan.options)
         if self.observer is not None:
             self.observer(plan, given, pooled)

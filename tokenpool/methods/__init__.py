@@ -1,10 +1,12 @@
 """One strategy per pooling method, by name."""
 
+from tokenpool.methods.agglomerative import ATC, Agglomerative
 from tokenpool.methods.base import METHODS, PoolingMethod, method, register_method
 from tokenpool.methods.clusters import KMeans, KMedoids
-from tokenpool.methods.further import Agglomerative, DensityPeaks
+from tokenpool.methods.density import DensityPeaks
 from tokenpool.methods.grid import GridPool
 from tokenpool.methods.leader import Leader
+from tokenpool.methods.pitome import PiToMe
 from tokenpool.methods.selection import Importance, PowerBert, Random
 from tokenpool.methods.tome import ToMe
 
@@ -22,6 +24,8 @@ for _strategy in (
     ToMe(),
     DensityPeaks(),
     Agglomerative(),
+    ATC(),
+    PiToMe(),
     Leader(),
 ):
     register_method(_strategy)

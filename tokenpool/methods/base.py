@@ -21,6 +21,7 @@ class TokenSet(NamedTuple):
         sizes: how many original tokens each token stands for `[B, N]`, to weigh means and errors
             by, or None where all are 1 or nobody counts. `scores` count them already.
         grid: (rows, columns) of the N tokens, for methods that keep a grid, else None.
+        depth: the share of the model's blocks that come before this one.
     """
 
     tokens: Tensor
@@ -28,6 +29,7 @@ class TokenSet(NamedTuple):
     scores: Tensor | None
     sizes: Tensor | None
     grid: Grid | None
+    depth: float = 0.0
 
 
 class Pooled(NamedTuple):

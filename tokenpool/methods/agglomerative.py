@@ -1,0 +1,89 @@
+"""Agglomerative clustering: by Ward's linkage, and as ATC publishes it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenpool.clustering import gather_tokens, work_dtype, work_features
+from tokenpool.linkage import agglomerative_labels
+from tokenpool.methods.base import Pooled, Reducer, TokenSet
+from tokenpool.methods.represent import cluster_means, mean_weights, medoids_near_means
+from tokenpool.options import Linkage, PoolOptions
+
+__all__ = ["ATC", "Agglomerative"]
+
+
+class Agglomerative(Reducer):
+    """Bottom-up clustering with Ward's linkage: merge what raises the objective least.
+
+    A token weighs as many as it stands for, where that is counted. Puts out means (or medoids, if
+    `representative` says so); `linkage` may be another.
+    """
+
+    name = "agglomerative"
+    summary = "merges the closest clusters until k are left"
+    own_linkage: Linkage = "ward"
+
+    def needs_scores(self, options: PoolOptions) -> bool:
+        """Only to weigh means."""
+        return options.representative == "weighted_mean"
+
+    def features(self, options: PoolOptions) -> str:
+        """What the options say, or the method's own."""
+        return options.features or self.own_features
+
+    def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
+        """Merge, then represent."""
+        with torch.no_grad():
+            features = self._compared(given.features)
+            sizes = self._counted(given)
+            assignment = agglomerative_labels(
+                features, k, options.linkage or self.own_linkage, sizes
+            )
+            if options.representative == "medoid":
+                # No cluster is left empty: no token has to stand in.
+                anywhere = assignment.new_zeros(assignment.shape[0], k)
+                medoids = medoids_near_means(features, assignment, anywhere, given.sizes)
+        if options.representative == "medoid":
+            return Pooled(gather_tokens(given.tokens, medoids), assignment)
+        weights = mean_weights(given, options.representative)
+        return Pooled(cluster_means(given.tokens, assignment, k, weights), assignment)
+
+    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
+        """N²·F for the distances; the rest is additions."""
+        return tokens * tokens * features
+
+    def _compared(self, features: Tensor) -> Tensor:
+        """What squared L2 distances are taken of."""
+        return work_features(features)
+
+    def _counted(self, given: TokenSet) -> Tensor | None:
+        """What a token weighs in a distance between clusters."""
+        return given.sizes
+
+
+class ATC(Agglomerative):
+    """Agglomerative Token Clustering (Haurum et al., ECCV 2024).
+
+    The distance of two tokens is one minus the cosine of their head-mean keys, that of two clusters
+    the average between their tokens, or the largest or smallest (`linkage` "complete", "single").
+    As published, a token that was merged before counts as one there; in the means that stand for
+    clusters it weighs as many as it stands for. Attention is proportional, and tokens are pooled
+    between attention and MLP. Prefix tokens are left out.
+    """
+
+    name = "atc"
+    summary = "merges the closest clusters by the cosine of their keys"
+    proportional = True
+    needs_sizes = True
+    own_features = "keys"
+    own_position = "attention"
+    own_linkage = "average"
+
+    def _compared(self, features: Tensor) -> Tensor:
+        """Unit vectors: half their squared distance is one minus the cosine."""
+        return F.normalize(features.to(work_dtype(features)), dim=-1)
+
+    def _counted(self, given: TokenSet) -> Tensor | None:
+        """All the same."""
+        return None

@@ -1,0 +1,73 @@
+"""Density-peak clustering, as TCFormer merges tokens."""
+
+import torch
+from torch import Tensor
+
+from tokenpool.clustering import gather_tokens, top_indices, work_features
+from tokenpool.kernels import nearest_medoid, pairwise_distances
+from tokenpool.methods.base import Pooled, Reducer, TokenSet
+from tokenpool.methods.represent import cluster_means, mean_weights
+from tokenpool.options import PoolOptions
+
+__all__ = ["DensityPeaks", "density_peaks"]
+
+
+class DensityPeaks(Reducer):
+    """Density-peak clustering with k nearest neighbours (DPC-KNN, Du et al. 2016).
+
+    A token's density is exp(−mean squared distance to its 5 nearest); the k tokens of greatest
+    density · distance to the nearest denser token are centres, the others go to the nearest. The
+    centres are kept (`representative` "mean" averages, as TCFormer does).
+    """
+
+    name = "dpc"
+    summary = "keeps k density peaks"
+    neighbours = 5
+
+    def needs_scores(self, options: PoolOptions) -> bool:
+        """Only to weigh means."""
+        return options.representative == "weighted_mean"
+
+    def features(self, options: PoolOptions) -> str:
+        """What the options say, or the method's own."""
+        return options.features or self.own_features
+
+    def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
+        """Find the peaks, assign, represent."""
+        with torch.no_grad():
+            distances = pairwise_distances(work_features(given.features))
+            peaks = density_peaks(distances, k, self.neighbours)
+            assignment = nearest_medoid(distances, peaks)
+        if options.representative in (None, "medoid"):
+            return Pooled(gather_tokens(given.tokens, peaks), assignment)
+        return Pooled(
+            cluster_means(given.tokens, assignment, k, mean_weights(given, options.representative)),
+            assignment,
+        )
+
+    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
+        """N²·F for the distances."""
+        return tokens * tokens * features
+
+
+def density_peaks(distances: Tensor, k: int, neighbours: int) -> Tensor:
+    """The k tokens `[B, k]`, ascending, of greatest density times distance to a denser one.
+
+    Args:
+        distances: squared, `[B, N, N]`.
+        k: how many.
+        neighbours: how many nearest others measure the density.
+    """
+    tokens = distances.shape[1]
+    near = distances.topk(min(neighbours + 1, tokens), dim=-1, largest=False).values
+    # In the logarithm: exp(−d) of ViT features underflows to 0 for all of them.
+    spread = near.mean(-1)
+    index = torch.arange(tokens, device=distances.device)
+    ahead = spread.unsqueeze(1) < spread.unsqueeze(2)
+    tied = spread.unsqueeze(1) == spread.unsqueeze(2)
+    denser = ahead | (tied & (index.unsqueeze(0) < index.unsqueeze(1)))
+    far = distances.amax(-1)
+    gap = torch.where(denser, distances, torch.inf).amin(-1)
+    gap = torch.where(gap.isinf(), far, gap)
+    scale = spread.mean(-1, keepdim=True).clamp_min(1e-30)
+    return top_indices(gap.clamp_min(1e-30).log() - spread / scale, k)
