@@ -64,6 +64,7 @@ def squeeze(
     bound = share_of_dense(model, rate)
     batches, labelled = _taken(model, images, most_images)
     tp.pool(model, None)
+    training = model.training  # a scorer evaluates
     device = next(model.parameters()).device
     options = SqueezeOptions(bound, method, schedules, most_images, batch_size, str(device), seed)
     spec = tp.vit_spec(model)
@@ -75,8 +76,6 @@ def squeeze(
         num_threads=None,
         batches=batches,
     )
-    training = model.training
-    model.eval()
     try:
         screen = Screen(Console(quiet=quiet, highlight=False))
         found = find_schedule(model, scorer, options, screen, labelled=labelled)

@@ -7,12 +7,14 @@ needs no labels, and is several times less noisy on few images than their own lo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import tokenpool as tp
 from pipelines.console import Screen, ShareBar
@@ -22,11 +24,14 @@ from pipelines.search.scorer import Scorer
 from pipelines.squeeze.answers import Answers, Question, Seen, fingerprint
 from pipelines.squeeze.forecast import Work, in_words
 from tune_spaces.bounded import BoundedSearch, looks
+from tune_spaces.planner import DamageTable
 from tune_spaces.space import Candidate, ScheduleSpace
 
 _PROBE_COUNTS, _PROBE_IMAGES = 5, 32
 # Of the plan, those that come near the bound, the best of them first.
 _PLANNED, _NEAR, _SEEDS, _BINS = 8, 0.9, 256, 32
+# Schedules a stop may lose the work of.
+_KEPT_TOGETHER = 32
 # Of schedules that cost nearly the same, the best is worth showing.
 _SAME_COST = 0.99
 
@@ -135,20 +140,31 @@ def find_schedule(
     images = scorer.num_images()
     chosen = asdict(options) | {"device": ""}
     key = fingerprint(model, scorer.minival(), chosen)
-    answers = Answers(kept_in, key, screen.say)
+    with closing(Answers(kept_in, key, screen.say)) as answers:
+        judge = _Judge(scorer, spec, options, answers)
+        dense, front = _looked_for(
+            judge, space, screen, kept_in if len(answers) else None, labelled
+        )
+    tp.pool(model, front[-1].schedule, options.method)
+    return Squeezed(dense, front, front[-1], images, notes)
+
+
+def _looked_for(
+    judge: _Judge, space: ScheduleSpace, screen: Screen, goes_on: Path | None, labelled: bool
+) -> tuple[SqueezedSchedule, list[SqueezedSchedule]]:
+    """The dense model's row and the front's."""
     counts = probe_counts(space, _PROBE_COUNTS)
     needed = probes(space.depth, counts)
-    probed = min(_PROBE_IMAGES, images)
-    judge = _Judge(scorer, spec, options, answers)
-    work = judge.work
-    total = work.of_search(_search(space, options, images, [])) + sum(work.of(needed)) * probed
-    begun = len(answers)
-    pace = work.seconds_per_mac(judge.time, images)
-    said = f"{len(needed)} probes and {options.schedules} schedules on {images} images"
-    if begun:
-        screen.say(f"goes on from {kept_in}")
+    probed = min(_PROBE_IMAGES, judge.images)
+    total = judge.work.of_search(judge.search(space)) + sum(judge.work.of(needed)) * probed
+    if goes_on is None:
+        seconds = total * judge.work.seconds_per_mac(judge.time, judge.images)
+        screen.say(
+            f"{len(needed)} probes and {judge.options.schedules} schedules on {judge.images} "
+            f"images: about {in_words(seconds)}"
+        )
     else:
-        screen.say(f"{said}: about {in_words(pace * total)}")
+        screen.say(f"goes on from {goes_on}")
     with screen.share_of("squeezing", total) as bar:
         judge.bar = bar
         bar.advance(note="what pooling costs at each layer")
@@ -156,24 +172,21 @@ def find_schedule(
         table = damage_table(
             space.depth, counts, {s: one.divergence for s, one in zip(needed, seen, strict=True)}
         )
-        planned = [
-            (candidate, damage)
-            for candidate, damage in plan(
-                space, spec, options.method, table, seeds=_SEEDS, bins=_BINS
-            )
-            if candidate.gmacs >= _NEAR * options.max_gmacs
-        ]
-        planned.sort(key=lambda entry: entry[1])
-        search = _search(space, options, images, [c for c, _ in planned[:_PLANNED]])
+        search = judge.search(space, _near_bound(judge, space, table))
         while (asked := search.ask()) is not None:
             seen = judge.see(asked.schedules, asked.start, asked.stop)
             search.tell([one.divergence for one in seen])
             if search.best is not None:
                 bar.advance(note=f"divergence {search.best.damage:.4f}")
-    dense, front = judge.rows(search, labelled)
-    answers.close()
-    tp.pool(model, front[-1].schedule, options.method)
-    return Squeezed(dense, front, front[-1], images, notes)
+        judge.bar = None
+    return judge.rows(search, labelled)
+
+
+def _near_bound(judge: _Judge, space: ScheduleSpace, table: DamageTable) -> list[Candidate]:
+    """Of the plan, the best that spend nearly all they may."""
+    planned = plan(space, judge.spec, judge.options.method, table, seeds=_SEEDS, bins=_BINS)
+    near = [entry for entry in planned if entry[0].gmacs >= _NEAR * judge.options.max_gmacs]
+    return [candidate for candidate, _ in sorted(near, key=lambda entry: entry[1])[:_PLANNED]]
 
 
 def make_space(spec: tp.VitSpec, options: SqueezeOptions) -> ScheduleSpace:
@@ -194,31 +207,34 @@ def make_space(spec: tp.VitSpec, options: SqueezeOptions) -> ScheduleSpace:
         raise UserError(f"{error}: raise the bound") from None
 
 
-def _search(
-    space: ScheduleSpace, options: SqueezeOptions, images: int, planned: Sequence[Candidate]
-) -> BoundedSearch:
-    return BoundedSearch(
-        space, planned, schedules=options.schedules, images=images, seed=options.seed
-    )
-
-
 class _Judge:
     """Scores schedules batch by batch, keeps the answers and tells how far it is."""
 
     def __init__(
         self, scorer: Scorer, spec: tp.VitSpec, options: SqueezeOptions, answers: Answers
     ) -> None:
-        self._scorer, self._spec, self._options, self._answers = scorer, spec, options, answers
+        self._scorer, self._answers = scorer, answers
+        self.spec, self.options, self.images = spec, options, scorer.num_images()
         self.work = Work(spec, options.method)
         self.bar: ShareBar | None = None
 
+    def search(self, space: ScheduleSpace, planned: Sequence[Candidate] = ()) -> BoundedSearch:
+        """One that has not begun."""
+        return BoundedSearch(
+            space,
+            planned,
+            schedules=self.options.schedules,
+            images=self.images,
+            seed=self.options.seed,
+        )
+
     def time(self, schedule: tuple[int, ...], images: int) -> None:
         """Scores one for nothing."""
-        self._scorer.beside_dense(self._spec.width, [schedule], self._options.method, 0, images)
+        self._scorer.beside_dense(self.spec.width, [schedule], self.options.method, 0, images)
 
     def see(self, schedules: Sequence[tuple[int, ...]], start: int, stop: int) -> list[Seen]:
         """What each makes of images start to stop."""
-        size = self._options.batch_size
+        size = self.options.batch_size
         parts = [(a, min(a + size, stop)) for a in range(start, stop, size)]
         for begin, end in parts:
             asked: list[Question] = [(s, begin, end) for s in schedules]
@@ -227,13 +243,16 @@ class _Judge:
             if known and self.bar is not None:
                 done = sum(self.work.of([s for s, *_ in asked if (s, begin, end) not in missing]))
                 self.bar.advance(done * (end - begin))
-            if missing:
-                self._answers.add(self._measured(missing, begin, end))
+            # Those that begin alike stay together.
+            missing.sort(reverse=True)
+            for first in range(0, len(missing), _KEPT_TOGETHER):
+                some = missing[first : first + _KEPT_TOGETHER]
+                self._answers.add(self._measured(some, begin, end))
         weights = np.array([end - begin for begin, end in parts]) / (stop - start)
         found = []
         for schedule in schedules:
             rows = [self._answers.get((schedule, begin, end)) for begin, end in parts]
-            found.append(Seen(*(weights @ np.array(rows, dtype=np.float64))))
+            found.append(_mean(rows, weights))
         return found
 
     def _measured(
@@ -247,7 +266,7 @@ class _Judge:
                 self.bar.advance(next(steps) * images)
 
         found = self._scorer.beside_dense(
-            self._spec.width, schedules, self._options.method, start, stop, told
+            self.spec.width, schedules, self.options.method, start, stop, told
         )
         seen = {}
         for question, one in zip(questions, found, strict=True):
@@ -268,15 +287,14 @@ class _Judge:
         self, search: BoundedSearch, labelled: bool
     ) -> tuple[SqueezedSchedule, list[SqueezedSchedule]]:
         """The dense model, and the front of those that were seen on all images."""
-        images = self._scorer.num_images()
-        complete = [entry for entry in search.standings() if entry.images == images]
+        complete = [entry for entry in search.standings() if entry.images == self.images]
         front: list[Candidate] = []
         for entry in complete:  # the best first
             if not front or entry.candidate.gmacs < _SAME_COST * front[-1].gmacs:
                 front.append(entry.candidate)
         schedules = [tuple(candidate.schedule) for candidate in front[::-1]]
-        dense = tuple(tp.Schedule.dense(self._spec.depth, self._spec.patches))
-        predicted, labels = self._scorer.predictions(self._spec.width)
+        dense = tuple(tp.Schedule.dense(self.spec.depth, self.spec.patches))
+        predicted, labels = self._scorer.predictions(self.spec.width)
         top1 = float((predicted == labels).mean()) if labelled else None
         return SqueezedSchedule(dense, self.work.dense / 1e9, 0.0, 1.0, top1), [
             SqueezedSchedule(
@@ -293,7 +311,11 @@ class _Judge:
 
     def _complete(self, schedules: Sequence[tuple[int, ...]]) -> list[Seen]:
         """Put together from the parts they were seen in; nothing is run again."""
-        edges = [0, *looks(self._scorer.num_images())]
+        edges = [0, *looks(self.images)]
         parts = [self.see(schedules, start, stop) for start, stop in pairwise(edges)]
         weights = np.diff(edges) / edges[-1]
-        return [Seen(*(weights @ np.array(rows))) for rows in zip(*parts, strict=True)]
+        return [_mean(rows, weights) for rows in zip(*parts, strict=True)]
+
+
+def _mean(rows: Sequence[Seen | None], weights: NDArray[np.float64]) -> Seen:
+    return Seen(*(weights @ np.array(rows, dtype=np.float64)).tolist())
