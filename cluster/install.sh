@@ -25,7 +25,7 @@ system_packages=(g++ libjpeg-dev libopencv-dev libturbojpeg0-dev pkg-config)
 # Tests use them where they are (`ip` for hosts in network namespaces); nothing else needs them, so
 # this does not fail for want of them. With CI set, as .ci/run does, the tests do.
 helpful_packages=()
-[ "$extras" = search ] || helpful_packages=(iproute2 shellcheck)
+[ "$extras" = search ] || helpful_packages=(chromium iproute2 shellcheck)
 
 wanted=$(cat constraints.txt pyproject.toml cluster/install.sh | sha256sum | cut -d' ' -f1)
 installed=

@@ -70,7 +70,7 @@ def mlflow_ui(storage: Path) -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.mark.slow  # MLflow's server and its pages take half a minute to come up
-@pytest.mark.skipif(chromium.EXECUTABLE is None, reason="needs Chromium: apt-get install chromium")
+@chromium.needed
 def test_a_colleague_browses_the_front(folder: Path) -> None:
     storage = Path(os.environ.get("TOKENPOOL_BROWSE", folder))
     if storage == folder:

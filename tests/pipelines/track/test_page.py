@@ -73,12 +73,7 @@ def test_the_picture_is_written(state: SearchState, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.png", "full.png"]
 
 
-needs_browser = pytest.mark.skipif(
-    chromium.EXECUTABLE is None, reason="needs Chromium: apt-get install chromium"
-)
-
-
-@needs_browser
+@chromium.needed
 def test_the_page_in_a_browser(state: SearchState, tmp_path: Path) -> None:
     path = tmp_path / "front.html"
     published = OutsideFront("DeiT <b>paper</b>", (OutsidePoint("DeiT-Ti", 0.02, 0.91),))
@@ -130,7 +125,7 @@ def test_the_page_in_a_browser(state: SearchState, tmp_path: Path) -> None:
         assert outside == []
 
 
-@needs_browser
+@chromium.needed
 def test_a_page_without_models_says_so(tmp_path: Path) -> None:
     path = tmp_path / "front.html"
     write_page(build_front(SearchState("new")), path)
