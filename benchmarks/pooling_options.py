@@ -31,6 +31,7 @@ _KEYS = "features=keys,position=attention"
 _INSIDE = "position=attention"
 _PROPORTIONAL = "proportional_attention=true"
 METHODS = (
+    "leader",
     "wkmedoids",
     "wkmedoids(start=matching)",
     f"wkmedoids(start=matching,{_MEANS})",

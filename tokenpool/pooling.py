@@ -36,7 +36,7 @@ _WRAPPERS = ("_orig_mod", "module", "model")
 def pool(
     model: nn.Module,
     schedule: Schedule | tuple[int, ...] | list[int] | str | None,
-    method: str = "wkmedoids",
+    method: str = "leader",
     **options: Any,
 ) -> VisionTransformer:
     """Turn a timm `VisionTransformer` into its pooled form, in place, and give it back.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pipelines.data.preprocessing import Preprocessing
 
-_METHODS = "kmeans,kmedoids,wkmedoids,powerbert,random,grid,tome"
+_METHODS = "leader,kmeans,kmedoids,wkmedoids,powerbert,random,grid,tome"
 
 
 def analyze(
@@ -68,7 +68,7 @@ def analyze(
             own = tp.Schedule.parse(schedule)
         elif own is None:
             own = tp.Schedule.constant_rate(depth, patches, 0.85)
-        chosen = method or tp.method_of(vit) or "wkmedoids"
+        chosen = method or tp.method_of(vit) or "leader"
         named = methods.split(",")
         dense = tp.macs(vit, tp.Schedule.dense(depth, patches))
         tp.pool(vit, own, chosen)

@@ -40,9 +40,9 @@ class SpaceConfig(StrictModel):
 
     widths: tuple[SearchWidthConfig, ...] = Field(min_length=1)
     method: str | tuple[str, ...] = Field(
-        default="wkmedoids",
+        default="leader",
         min_length=1,
-        description="How tokens are pooled, with options: wkmedoids(start=matching). Several: a "
+        description="How tokens are pooled, with options: kmeans(start=matching). Several: a "
         "list to choose from.",
     )
     min_tokens: Positive = Field(default=1, description="Fewest tokens any layer may keep.")

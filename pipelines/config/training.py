@@ -167,7 +167,7 @@ class TrainRunConfig(RunConfig):
     schedule: tuple[Positive, ...] | None = Field(
         default=None, description="Patch tokens kept after each block; none for a dense model."
     )
-    method: str = "wkmedoids"
+    method: str = "leader"
     init: Weights | None = Field(
         default=None, description="A saved model, a .safetensors or .pth file, or a timm name."
     )

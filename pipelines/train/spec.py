@@ -40,7 +40,7 @@ class TrainJob(StrictModel):
     schedule: tuple[int, ...] | None = Field(
         default=None, description="Tokens kept per block, or dense."
     )
-    method: str = "wkmedoids"
+    method: str = "leader"
     init: str | None = Field(
         default=None,
         description="Weights to start from: a `tp.save` folder, a file, or a timm name.",
