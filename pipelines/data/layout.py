@@ -5,6 +5,8 @@ shards are read by the same rules, which follow torchvision, timm and `datasets`
 """
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Literal
 
 Split = Literal["train", "val", "test", ""]
@@ -27,6 +29,12 @@ FILLERS = frozenset({
     "resized", "ilsvrc", "imagenet", "clsloc", "loc", "coco", "shard", "shards", "part", "parquet",
 })  # fmt: skip
 """Words that may stand beside the word for a split in a folder's name, as in `seg_train`."""
+
+HOLDERS = frozenset({"image", "images", "img", "imgs", "jpegimages", "data", "dataset"})
+"""Words for a folder of images: a folder of such a name among others is hardly a class."""
+
+PARTS = frozenset({*FILLERS, "batch", "fold", "chunk", "volume", "vol", "disc", "disk"})
+"""Words that, with a number, name one of several parts of the same: `images_001`, `fold3`."""
 
 FOREIGN_NAMES = frozenset({
     "__macosx", "icon\r", "network trash folder", "temporary items",  # macOS
@@ -76,6 +84,27 @@ def split_of_folder(name: str) -> Split:
     return found.pop() if len(found) == 1 and all(map(_means_nothing_else, words)) else ""
 
 
+def splits_of_folders(names: Iterable[str]) -> dict[str, Split]:
+    """Which of the folders that lie side by side speak of a split, and of which.
+
+    Besides those of `split_of_folder` these are folders of one name but for the split's word:
+    `cars_train` and `cars_test`. One of them alone may be a class, like `bullet_train`.
+    """
+    found: dict[str, Split] = {}
+    alike: defaultdict[tuple[str, ...], dict[str, Split]] = defaultdict(dict)
+    for name in names:
+        words = _words(name)
+        if split := split_of_folder(name):
+            found[name] = split
+        elif len(spoken := _splits(words)) == 1:
+            others = tuple(word for word in words if not _means_nothing_else(word))
+            alike[others][name] = spoken.pop()
+    for group in alike.values():
+        if len(set(group.values())) > 1:
+            found |= group
+    return found
+
+
 def split_of_path(relative: str) -> Split:
     """Which split a shard belongs to, by the folders below the source and by its own name.
 
@@ -99,6 +128,17 @@ def split_of_path(relative: str) -> Split:
 def says_nothing(name: str) -> bool:
     """Whether a name is made of words that mean nothing and numbers only: `shard-000012`."""
     return all(word in FILLERS for word in _words(name))
+
+
+def only_holds(name: str) -> bool:
+    """Whether a folder's name says no more than that images are in it: `images`, `img_data`."""
+    return says_nothing(name) and not HOLDERS.isdisjoint(_words(name))
+
+
+def are_parts(names: Iterable[str]) -> bool:
+    """Whether names differ by numbers only and name parts of something: `images_1`, `images_2`."""
+    found = {tuple(_words(name)) for name in names}
+    return len(found) == 1 and not PARTS.isdisjoint(found.pop())
 
 
 def _words(name: str) -> list[str]:

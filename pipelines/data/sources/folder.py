@@ -10,15 +10,15 @@ from pathlib import Path
 from pipelines.data.class_choice import chosen_classes
 from pipelines.data.names import printable
 from pipelines.data.sources.base import LeftOut, Sample, Source
+from pipelines.data.sources.class_doubts import nested_notes
 from pipelines.data.sources.file_list import Labelled, LabelledFiles, MadeWhenAsked
 from pipelines.data.sources.folder_layout import (
     Layout,
     find_layout,
     given_layout,
-    labels_option,
-    shown,
 )
 from pipelines.data.sources.folder_tree import Folder, Tree, scan
+from pipelines.data.sources.folder_words import labels_option, shown
 from pipelines.data.sources.imagenet import label_flat_val, label_if_flat
 from pipelines.errors import UserError
 
@@ -118,7 +118,7 @@ def folder_source(
         problems=problems,
         origins={split: [shown(f) for f in folders] for split, folders in layout.roots.items()},
         left_out=_left_out(layout, set(chosen), trees),
-        notes=notes + layout.notes + order_notes(found),
+        notes=notes + layout.notes + nested_notes(layout.classes) + order_notes(found),
     )
 
 

@@ -3,15 +3,16 @@
 Only names and where the images lie count, never how many there are.
 """
 
-import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from pipelines.data.layout import Split, split_of_folder
+from pipelines.data.layout import Split, split_of_folder, splits_of_folders
 from pipelines.data.names import printable
 from pipelines.data.sources.base import LeftOut
-from pipelines.data.sources.folder_tree import Folder
+from pipelines.data.sources.class_doubts import refuse_doubtful
+from pipelines.data.sources.folder_tree import Folder, class_root, wrapped
+from pipelines.data.sources.folder_words import argument, joined, labels_option, shown
 from pipelines.errors import UserError
 
 LAYOUTS = {
@@ -22,6 +23,7 @@ LAYOUTS = {
     "images/train/CLASS, images/val/CLASS": "a folder around everything counts for nothing",
     "train/images/CLASS, val/CLASS": "nor does one between a split and its classes",
     "CLASS/train, CLASS/val": "train and val, class by class",
+    "cars_train/CLASS, cars_val/CLASS": "folders of one name but for the split's word are splits",
     "CLASS": "classes; val is taken out of them by the seed",
     "CLASS, train": "train is a class too: its images lie beside the other classes'",
 }
@@ -33,6 +35,9 @@ REFUSED = {
     "CLASS, test": "a class or not? `--train .`, with `--class` if it is none",
     "val/CLASS, test/CLASS": "no training images: `--train DIR`",
     "train/CLASS, val/CLASS, valid/CLASS": "which is val? `--train DIR --val DIR`",
+    "images, masks": "hardly classes: `--labels FILE.csv`, or `--train .` if they are",
+    "images_001, images_002": "parts, not classes: `--labels FILE.csv`, or `--train .` if classes",
+    "photo/CLASS, sketch/CLASS": "which level has the classes? `--train photo` or `--train .`",
     "images": "one class only: `--class images`, if that is meant",
 }
 """What is read in two ways, and the options that settle it."""
@@ -75,11 +80,6 @@ class Layout:
         return [LeftOut(why, count, first[why], "images") for why, count in counts.items()]
 
 
-def shown(folder: Folder) -> str:
-    """A folder as it is named to the user."""
-    return f"{printable(folder.path)}/" if folder.path else "./"
-
-
 def given_layout(
     tree: Folder, train: Folder | None, val: Folder | None, where: str, tables: Sequence[str] = ()
 ) -> Layout:
@@ -100,15 +100,17 @@ def given_layout(
         layout.tests, layout.notes = rest.tests, rest.notes
     else:
         assert train is not None  # the caller gives at least one
+        around = _speaking(train.parent or tree)
         if val is None:
-            beside = [f for f in _speaking(tree).get("val", []) if not _within(train, f)]
+            beside = around["val"] or _speaking(tree)["val"]
+            beside = [folder for folder in beside if not _within(train, folder)]
             val = beside[0] if len(beside) == 1 and not _within(beside[0], train) else None
         elif _within(train, val):
             _take_out(val)
         layout = Layout({"train": dict(train.holding)}, {"train": [train]})
-        layout.tests = [f for f in _speaking(tree).get("test", []) if not _within(train, f)]
+        layout.tests = [f for f in around["test"] if not _within(train, f)]
     if val is not None:
-        layout.classes["val"], layout.roots["val"] = dict(_class_root(val).holding), [val]
+        layout.classes["val"], layout.roots["val"] = dict(class_root(val).holding), [val]
     _check_common(layout, where)
     return layout
 
@@ -126,16 +128,16 @@ def find_layout(tree: Folder, where: str, tables: Sequence[str] = ()) -> Layout:
             has the option that settles it.
     """
     top = tree
-    while (inner := _wrapped(top)) is not None and not split_of_folder(_name(inner)):
+    while (inner := wrapped(top)) is not None and not split_of_folder(_name(inner)):
         top = inner
     speaking = _speaking(top)
-    if not any(speaking.values()):
+    if not _any_split(speaking):
         layout = _class_first(top, where) or _flat(top, where, tables)
     elif (named := _class_called_so(top)) is not None:
-        if split_of_folder(_name(named)) != "train":
+        if named not in speaking["train"]:
             raise UserError(
                 f"{where}: {shown(named)} lies beside class folders and holds images: give "
-                f"--train {_argument(top)} if it is a class too, with --class for each of the "
+                f"--train {argument(top)} if it is a class too, with --class for each of the "
                 "others if it is not"
             )
         layout = _flat(top, where, tables)
@@ -154,34 +156,36 @@ def _splits_first(
         if len(speaking[named]) > 1:
             raise UserError(
                 f"{where} has {_list(speaking[named])}, which may all be {named}: "
-                f"say which by --train DIR and --val DIR"
+                f"say which by --train DIR and --val DIR, or give --train {argument(top)} if all "
+                "are classes"
             )
     if not speaking["train"]:
         found = _list([*speaking["val"], *speaking["test"]])
         raise UserError(
             f"{where} has {found} but no folder of training images: name it by --train DIR "
-            f"(and --val DIR), or give --train {_argument(top)} if all folders are classes"
+            f"(and --val DIR), or give --train {argument(top)} if all folders are classes"
         )
-    roots = {"train": _class_root(speaking["train"][0])}
+    roots = {"train": class_root(speaking["train"][0])}
     if speaking["val"]:
-        roots["val"] = _class_root(speaking["val"][0])
+        roots["val"] = class_root(speaking["val"][0])
     for split, root in roots.items():
         if not root.holding:
-            classes = f", or --train {_argument(top)} if it is a class" if split == "train" else ""
+            classes = f", or --train {argument(top)} if it is a class" if split == "train" else ""
             raise UserError(
                 f"{where}: {shown(root)} holds {root.num_images} images but no class folders: "
                 f"make them, or give {labels_option(tables)} or another --{split} DIR{classes}"
             )
         _check_no_splits_within(root, where)
+        refuse_doubtful(root, where, tables)
     common = set(roots["train"].holding)
-    others = [f for name, f in top.holding.items() if not split_of_folder(name)]
+    others = _speaking(top)[""]
     confirmed = [*speaking["val"], *speaking["test"]]
-    if others and not any(common & set(_class_root(folder).holding) for folder in confirmed):
+    if others and not any(common & set(class_root(folder).holding) for folder in confirmed):
         train = speaking["train"][0]
         raise UserError(
             f"{where}: {shown(train)} holds class folders, yet lies beside "
-            f"{_list(others)}: give --train {_argument(train)} if it is the training "
-            f"split, or --train {_argument(top)} if all are classes"
+            f"{_list(others)}: give --train {argument(train)} if it is the training "
+            f"split, or --train {argument(top)} if all are classes"
         )
     classes_in = {split: dict(root.holding) for split, root in roots.items()}
     return Layout(classes_in, {split: [root] for split, root in roots.items()}, speaking["test"])
@@ -190,20 +194,19 @@ def _splits_first(
 def _class_first(top: Folder, where: str) -> Layout | None:
     """CLASS/train and CLASS/val; None where no class has such folders."""
     inner = {name: _speaking(folder) for name, folder in top.holding.items()}
-    with_splits = [name for name, found in inner.items() if any(found.values())]
+    with_splits = [name for name, found in inner.items() if _any_split(found)]
     if not with_splits:
         return None
     layout = Layout({"train": {}, "val": {}}, {"train": [], "val": []})
     for name, folder in top.holding.items():
         speaking = inner[name]
-        plain = [f for sub, f in folder.holding.items() if not split_of_folder(sub)]
-        deep = any(f.holding for folders in speaking.values() for f in folders)
+        deep = any(f.holding for f in folder.holding.values())
         once = all(len(speaking[split]) <= 1 for split in ("train", "val"))
-        if not speaking["train"] or not once or plain or deep or folder.images:
+        if not speaking["train"] or not once or speaking[""] or deep or folder.images:
             raise UserError(
                 f"{where}: {shown(top.holding[with_splits[0]])} holds folders called like splits; "
                 "give --train DIR and --val DIR, or "
-                f"--train {_argument(top)} if the folders are classes all the same"
+                f"--train {argument(top)} if the folders are classes all the same"
             )
         for split in ("train", "val"):
             if speaking[split]:
@@ -224,21 +227,23 @@ def _flat(top: Folder, where: str, tables: Sequence[str]) -> Layout:
             + ": expected train/CLASS/IMAGE (and val/CLASS/IMAGE), CLASS/IMAGE, or a table of "
             f"labels ({labels_option(tables)})"
         )
+    refuse_doubtful(top, where, tables)
     return Layout({"": dict(top.holding)}, {"": [top]})
 
 
 def _check_no_splits_within(root: Folder, where: str) -> None:
-    if any(_speaking(root).values()) and _class_called_so(root) is None:
+    if _any_split(_speaking(root)) and _class_called_so(root) is None:
         raise UserError(
             f"{where}: {shown(root)} holds {_list(list(root.holding.values()))}, which may be "
             "splits or classes: give --train DIR and --val DIR, or "
-            f"--train {_argument(root)} if they are classes"
+            f"--train {argument(root)} if they are classes"
         )
 
 
 def _class_called_so(top: Folder) -> Folder | None:
     """The single folder called like a split that lies among classes as one of them."""
-    named = [folder for folders in _speaking(top).values() for folder in folders]
+    speaking = _speaking(top)
+    named = [*speaking["train"], *speaking["val"], *speaking["test"]]
     alone = len(named) == 1 and len(top.holding) > 1 and not named[0].holding
     return named[0] if alone else None
 
@@ -250,38 +255,22 @@ def _check_common(layout: Layout, where: str) -> None:
         raise UserError(
             f"{where}: train and val have no class in common: "
             f"{_some(train)} in {_list(layout.roots['train'])}, "
-            f"{_some(val)} in {_list(layout.roots['val'])}: name the folders by --train DIR and "
-            "--val DIR"
+            f"{_some(val)} in {_list(layout.roots['val'])}: name other folders by --train DIR and "
+            "--val DIR, or call those of one class alike"
         )
 
 
 def _speaking(top: Folder) -> dict[Split, list[Folder]]:
-    """The folders with images in `top` that are called like a split."""
-    found: dict[Split, list[Folder]] = {"train": [], "val": [], "test": []}
+    """The folders with images in `top`, by the split that they are called like ("": none)."""
+    found: dict[Split, list[Folder]] = {"train": [], "val": [], "test": [], "": []}
+    splits = splits_of_folders(top.holding)
     for name, folder in top.holding.items():
-        if split := split_of_folder(name):
-            found[split].append(folder)
+        found[splits.get(name, "")].append(folder)
     return found
 
 
-def _class_root(folder: Folder) -> Folder:
-    """Where in a split the classes are: train/images/CLASS has a folder more."""
-    while (inner := _wrapped(folder)) is not None:
-        folder = inner
-    return folder
-
-
-def _wrapped(folder: Folder) -> Folder | None:
-    """The one folder in it that holds all images, if that holds several that do; else None."""
-    inner = list(folder.holding.values())
-    if folder.images or len(inner) != 1 or inner[0].images:
-        return None
-    return inner[0] if len(inner[0].holding) > 1 or _wrapped(inner[0]) is not None else None
-
-
-def labels_option(tables: Sequence[str]) -> str:
-    """How to name a table of labels that lies there, or some table."""
-    return f"--labels {shlex.quote(tables[0]) if len(tables) == 1 else 'FILE.csv'}"
+def _any_split(speaking: dict[Split, list[Folder]]) -> bool:
+    return any(folders for split, folders in speaking.items() if split)
 
 
 def _take_out(folder: Folder) -> None:
@@ -307,19 +296,9 @@ def _name(folder: Folder) -> str:
     return folder.path.rpartition("/")[2]
 
 
-def _argument(folder: Folder) -> str:
-    return shlex.quote(printable(folder.path) or ".")
-
-
 def _list(folders: list[Folder]) -> str:
-    return _joined(shown(folder) for folder in folders)
+    return joined(shown(folder) for folder in folders)
 
 
 def _some(names: Iterable[str]) -> str:
-    return _joined(printable(name) for name in sorted(names)) or "none"
-
-
-def _joined(texts: Iterator[str]) -> str:
-    found = list(texts)
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return ", ".join(found[:3]) + more
+    return joined(printable(name) for name in sorted(names)) or "none"

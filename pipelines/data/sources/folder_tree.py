@@ -24,7 +24,7 @@ _PICTURE = re.compile(
     re.DOTALL,
 )
 _MOST_LINKS = 3  # linked folders within one another that are followed
-TABLE_SUFFIXES = (".csv", ".tsv")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 _SHARDS = {".parquet": "parquet", ".tar": "tar"}
 
 
@@ -68,6 +68,21 @@ class Folder:
             for folder in self.walk()
             for name, size, modified in folder.images
         )
+
+
+def class_root(folder: Folder) -> Folder:
+    """Where in a split the classes are: train/images/CLASS has a folder more."""
+    while (inner := wrapped(folder)) is not None:
+        folder = inner
+    return folder
+
+
+def wrapped(folder: Folder) -> Folder | None:
+    """The one folder in it that holds all images, if that holds several that do; else None."""
+    inner = list(folder.holding.values())
+    if folder.images or len(inner) != 1 or inner[0].images:
+        return None
+    return inner[0] if len(inner[0].holding) > 1 or wrapped(inner[0]) is not None else None
 
 
 @dataclass

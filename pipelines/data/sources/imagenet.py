@@ -16,16 +16,19 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.layout import split_of_folder
+from pipelines.data.layout import only_holds, split_of_folder
 from pipelines.data.sources.base import Tally
 from pipelines.data.sources.file_list import Files
-from pipelines.data.sources.folder_layout import shown
 from pipelines.data.sources.folder_tree import Folder, Tree
+from pipelines.data.sources.folder_words import shown
 from pipelines.errors import UserError
 
 SOLUTION = "LOC_val_solution.csv"
 NUMBERS = "ILSVRC2012_validation_ground_truth.txt"
 WNIDS = "imagenet_2012_validation_synset_labels.txt"
+TINY = "val_annotations.txt"
+"""Tiny ImageNet's: name, class and a box of each image, with tabs."""
+
 DEVKIT = "ILSVRC2012_devkit_t12"
 ORDERS = ("meta.mat", "map_clsloc.txt")
 """Files with the devkit's order of classes; `LOC_synset_mapping.txt` and `synset_words.txt` are
@@ -133,6 +136,9 @@ def label_flat_val(root: Path, tree: Tree) -> list[str]:
 
 def label_if_flat(root: Path, val: Folder, problems: list[tuple[str, str]]) -> list[str]:
     """`label_flat_val` of one folder, which the user may have named."""
+    inner = list(val.holding.values())
+    if not val.images and len(inner) == 1 and only_holds(inner[0].path.rpartition("/")[2]):
+        val = inner[0]  # val/images/
     if val.holding or not val.images:
         return []
     flat = FlatVal(root / val.path, shown(val), problems)
@@ -156,7 +162,7 @@ def _flat_vals(top: Folder) -> Iterator[Folder]:
     for folder in top.walk():
         sides = {split_of_folder(name): below for name, below in folder.holding.items()}
         val, train = sides.get("val"), sides.get("train")
-        if val is not None and train is not None and train.holding and not val.holding:
+        if val is not None and train is not None and train.holding and len(val.holding) < 2:
             yield val
 
 
@@ -176,6 +182,8 @@ def find_ground_truth(near: Path) -> GroundTruth | None:
         if archive.is_file():
             files = _unpacked(archive)
             return _from_devkit(str(archive), files.get)
+        if (folder / TINY).is_file():
+            return _from_tiny(folder / TINY)
         if (folder / WNIDS).is_file():
             return _numbered(str(folder / WNIDS), _lines(_read(folder / WNIDS) or b""))
     return None
@@ -194,6 +202,16 @@ def _from_solution(path: Path) -> GroundTruth:
             f"({type(error).__name__}: {error}): download it anew"
         ) from None
     return GroundTruth(str(path), classes)
+
+
+def _from_tiny(path: Path) -> GroundTruth:
+    rows = [line.split("\t") for line in _lines(_read(path) or b"")]
+    wrong = next((row for row in rows if len(row) < 2 or not _WNID.fullmatch(row[1])), None)
+    if wrong is not None:
+        raise UserError(
+            f"{path}: {wrong[0]!r} has no class of ImageNet (n01440764) behind it: download it anew"
+        )
+    return GroundTruth(str(path), {name.rpartition(".")[0]: wnid for name, wnid, *_ in rows})
 
 
 def _from_devkit(where: str, read: Callable[[str], bytes | None]) -> GroundTruth:

@@ -1,6 +1,10 @@
-"""Images beside a table of labels: a CSV file that names each image and its class."""
+"""Images beside a table of labels: a CSV or JSON Lines file that names each image and its class."""
 
+import codecs
 import csv
+import json
+import os
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +26,11 @@ IMAGE_COLUMNS = (
 LABEL_COLUMNS = ("label", "class", "category", "target", "label_name", "class_name")
 SPLIT_COLUMNS = ("split", "set", "partition", "subset")
 """Names of columns, in any case, the first that is there; others are named by an option."""
+
+JSON_LINES = (".jsonl", ".ndjson")
+"""Endings of tables that have a JSON object on each line; others are CSV."""
+
+_FROM_ROOT = re.compile(r"/|[A-Za-z]:/")
 
 Row = tuple[str, str, str]
 """(image, label, split) as the table has them."""
@@ -116,31 +125,63 @@ def labelled_source(root: Path, options: PrepareOptions, tree: Tree) -> Source:
 
 
 def read_table(table: Path, options: PrepareOptions) -> Iterator[Row]:
-    """The rows of a CSV file with a line of column names; comma, semicolon or tab.
+    """The rows of a table with a line of column names, or of JSON objects, one a line.
 
     Raises:
         UserError: it is no such table, or which columns are meant cannot be told.
     """
     try:
-        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            rows = csv.reader(file, delimiter=max(",;\t", key=first.count))
-            header = [name.strip() for name in next(rows, [])]
-            image, label, split = _columns(header, table, options)
-            for row in rows:
-                if len(row) > max(image, label, split):
-                    yield row[image].strip(), row[label].strip(), row[split] if split >= 0 else ""
-                elif any(row):
-                    raise UserError(f"{printable(table)}, line {rows.line_num}: too few columns")
-    except (OSError, csv.Error) as error:
+        rows = _json_rows(table) if table.suffix.lower() in JSON_LINES else _text_rows(table)
+        _, header = next(rows, (0, []))
+        image, label, split = _columns([name.strip() for name in header], table, options)
+        for line, row in rows:
+            if len(row) > max(image, label, split):
+                yield row[image].strip(), row[label].strip(), row[split] if split >= 0 else ""
+            elif any(row):
+                raise UserError(f"{printable(table)}, line {line}: too few columns")
+    except (OSError, csv.Error, ValueError) as error:
         raise UserError(
             f"{printable(table)} cannot be read as a table: {error}", exit_code=1
         ) from None
 
 
+def _text_rows(table: Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines with their numbers; between the columns commas, semicolons or tabs."""
+    with table.open("rb") as file:
+        wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's Unicode text
+    encoding = "utf-16" if wide else "utf-8-sig"
+    with table.open(encoding=encoding, errors="surrogateescape", newline="") as text:
+        first = text.readline()
+        text.seek(0)
+        rows = csv.reader(text, delimiter=max(",;\t", key=first.count))
+        for row in rows:
+            yield rows.line_num, row
+
+
+def _json_rows(table: Path) -> Iterator[tuple[int, list[str]]]:
+    """The names in the first object, then each object's values of these."""
+    names: list[str] = []
+    with table.open(encoding="utf-8-sig", errors="surrogateescape") as text:
+        for number, line in enumerate(text, 1):
+            if not line.strip():
+                continue
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is no JSON object")
+            if not names:
+                names = list(row)
+                yield number, names
+            values = (row.get(name) for name in names)
+            yield number, [str(v) if isinstance(v, str | int | float) else "" for v in values]
+
+
 def _columns(header: list[str], table: Path, options: PrepareOptions) -> tuple[int, int, int]:
     """Positions of image, label and split (-1: none)."""
+    if first := next((name for name in header if _is_image(name.split(" ")[0])), None):
+        raise UserError(
+            f"{printable(table)} begins with {first!r}: put a line of column names first, and "
+            "commas between the columns"
+        )
     lower = [name.lower() for name in header]
     found: list[int] = []
     for given, known, option in (
@@ -165,11 +206,7 @@ def _columns(header: list[str], table: Path, options: PrepareOptions) -> tuple[i
     image, label, split = found
     if image == label:
         raise UserError(
-            f"{table}: {header[image]!r} cannot be image and label: give --label-column"
-        )
-    if header[image].lower().endswith(tuple(IMAGE_SUFFIXES)):
-        raise UserError(
-            f"{printable(table)} begins with {header[image]!r}: put a line of column names first"
+            f"{printable(table)}: {header[image]!r} cannot be image and label: give --label-column"
         )
     return image, label, split
 
@@ -191,7 +228,11 @@ class _Index:
         Raises:
             UserError: there are several.
         """
-        path = written.replace("\\", "/").removeprefix("./").lstrip("/")
+        path = written.replace("\\", "/").removeprefix("./")
+        if _FROM_ROOT.match(path):  # perhaps another machine's: the last parts count
+            parts = path.split("/")
+            ends = [path, *("/".join(parts[i:]) for i in range(1, len(parts)))]
+            return next((end for end in ends if end in self._files), None)
         near = f"{beside.relative_to(root)}/{path}" if beside.is_relative_to(root) else path
         for candidate in (path, near.removeprefix("./")):
             if candidate in self._files:
@@ -208,10 +249,13 @@ class _Index:
         return ends[0] if ends else None
 
 
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
 def _stem(name: str) -> str:
     """A name without the ending of an image."""
-    start, dot, ending = name.rpartition(".")
-    return start if f"{dot}{ending}".lower() in IMAGE_SUFFIXES else name
+    return name.rpartition(".")[0] if _is_image(name) else name
 
 
 def _split(written: str, path: str, table: Path) -> Split:

@@ -14,6 +14,8 @@ from pipelines.errors import UserError
 if TYPE_CHECKING:
     from pipelines.data.sources.folder_tree import Tree
 
+_ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
+
 
 def canonical(source: str) -> str:
     """A source's name as the manifest has it: made-up ones by name, paths in full."""
@@ -51,7 +53,15 @@ def open_source(source: str, options: PrepareOptions) -> Source:
     path = Path(canonical(source))
     if path.is_file() and path.name.lower().endswith((".tar", *COMPRESSED_ENDINGS)):
         return tar_source(path, None, options)
-    return _directory(path, options) if path.is_dir() else _parquet(str(path), options)
+    if path.is_dir():
+        return _directory(path, options)
+    if path.suffix.lower() != ".parquet":
+        archive = path.name.lower().endswith(_ARCHIVES)
+        raise UserError(
+            f"{printable(path)} is no Parquet file, tar or folder: "
+            + ("unpack it and give the folder" if archive else "give the folder of the images")
+        )
+    return _parquet(str(path), options)
 
 
 def _refuse_layout_options(source: str, options: PrepareOptions) -> None:
@@ -80,8 +90,9 @@ def _directory(root: Path, options: PrepareOptions) -> Source:
         return _parquet(str(root), options, tree)
     if kind == "tar":
         return tar_source(root, tree, options)
-    if not tree.root.num_images:
+    if not tree.root.num_images and options.train_from is None:
         refuse_compressed(root)
+        _refuse_empty(root, tree)
     source = folder_source(
         root, options.classes, train=options.train_from, val=options.val_from, tree=tree
     )
@@ -89,6 +100,18 @@ def _directory(root: Path, options: PrepareOptions) -> Source:
         if shards:
             source.left_out.append(LeftOut("no images (shards)", len(shards), shards[0]))
     return source
+
+
+def _refuse_empty(root: Path, tree: "Tree") -> None:
+    """Raises UserError that says what else is there."""
+    found = [f"{name}: {why}" for name, why in tree.problems[:3]]
+    found += [f"{entry.count} {entry.reason}, as {entry.first}" for entry in tree.left_out[:3]]
+    archives = any(entry.first.lower().endswith(_ARCHIVES) for entry in tree.left_out)
+    raise UserError(
+        f"{printable(root)} has no images, Parquet files or tars"
+        + printable(f" ({'; '.join(found)})" if found else "")
+        + (": unpack the archives first" if archives else "")
+    )
 
 
 def _kind(tree: "Tree", root: Path, options: PrepareOptions) -> str:

@@ -16,8 +16,10 @@ from pipelines.data.class_choice import chosen_classes
 from pipelines.data.layout import Split, foreign, foreign_path, says_nothing, split_of_folder
 from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.base import LeftOut, Source, Tally
-from pipelines.data.sources.folder_layout import find_layout, shown
+from pipelines.data.sources.class_doubts import nested_notes
+from pipelines.data.sources.folder_layout import find_layout
 from pipelines.data.sources.folder_tree import IMAGE_SUFFIXES, Folder, Tree
+from pipelines.data.sources.folder_words import shown
 from pipelines.data.sources.imagenet import FlatVal, leave_out_subsets
 from pipelines.data.sources.shard_names import origin_of, splits_of_paths
 from pipelines.data.sources.tar_members import COMPRESSED_ENDINGS, Member, scan
@@ -259,7 +261,10 @@ class _Reader:
                 above.num_images += counts[index]
                 above = above.parent
             places.append(folder)
-        layout = find_layout(tree, str(self._root))
+        try:
+            layout = find_layout(tree, str(self._root))
+        except UserError as error:
+            raise UserError(f"{error} (unpack the tars first: there options name tars)") from None
         names = layout.names()
         labels = {name: label for label, name in enumerate(names)}
         found: dict[int, tuple[str, int]] = {}
@@ -267,7 +272,7 @@ class _Reader:
             for name, folder in classes.items():
                 found |= {id(inner): (said, labels[name]) for inner in folder.walk()}
         self._roots = {said: [shown(f) for f in roots] for said, roots in layout.roots.items()}
-        self.notes += layout.notes
+        self.notes += layout.notes + nested_notes(layout.classes)
         self.not_taken = layout.not_taken([tree])
         self._told = {i for i, folder in enumerate(places) if id(folder) not in found}
         return names, [found.get(id(folder), ("", -1)) for folder in places]

@@ -76,7 +76,9 @@ TABLES = {
             ("names of numbered classes", names(webdataset.CLASS_NAME_FILES)),
         ],
     ),
-    "imagenet": names([imagenet.SOLUTION, imagenet.NUMBERS, imagenet.WNIDS, *imagenet.ORDERS]),
+    "imagenet": names([
+        imagenet.SOLUTION, imagenet.NUMBERS, imagenet.WNIDS, imagenet.TINY, *imagenet.ORDERS,
+    ]),
 }  # fmt: skip
 
 

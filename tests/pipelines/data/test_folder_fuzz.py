@@ -4,6 +4,7 @@ The oracle knows nothing of the program's: it works on the list of the images' p
 name means stands in its own table.
 """
 
+import itertools
 import tempfile
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,7 @@ USUAL = [
     ["train", "dev"], ["train", "test", "testing"],
 ]  # fmt: skip
 CLASSES = ["cat", "dog", "1", "10", "2", "steam_train", "contest", "images", "caf\udce9", "a\nb"]
+NAMELESS = {"1", "10", "2", "images"}  # they say nothing of what is in them
 FOREIGN = ["__MACOSX", ".hidden", "@eaDir", "lost+found"]
 FILES = ["0.png", "1.PNG", "noending", "x.txt", "caf\udce9.png", "a\nb.png"]
 OTHERS = ["notes.txt", "Thumbs.db", "._0.png", "labels.json"]
@@ -52,9 +54,10 @@ class Oracle:
             if any(n in SPLITS for name in names for n in self.within((*top, name))):
                 found = self.class_first(top)
             else:
-                found = self.classes(top, "")
+                found = None if self.doubtful(top) else self.classes(top, "")
         elif len(speaking) == 1 and len(names) > 1 and not self.within((*top, speaking[0])):
-            found = self.classes(top, "") if SPLITS[speaking[0]] == "train" else None
+            as_classes = SPLITS[speaking[0]] == "train" and not self.doubtful(top)
+            found = self.classes(top, "") if as_classes else None
         else:
             found = self.split_first(top)
         if found is None or len({name for name, _ in found.values()}) < 2:
@@ -77,7 +80,7 @@ class Oracle:
             as_class = (
                 len(speaking) == 1 and len(names) > 1 and not self.within((*root, speaking[0]))
             )
-            if not names or (speaking and not as_class):
+            if not names or (speaking and not as_class) or self.doubtful(root):
                 return None
         common = set(self.within(roots["train"]))
         vouched = [*by["val"], *by["test"]]
@@ -87,6 +90,14 @@ class Oracle:
         for split, root in roots.items():
             found |= self.classes(root, split)
         return found
+
+    def doubtful(self, root: Path_) -> bool:
+        """Whether `images` lies beside others, or two folders hold two of the same names."""
+        names = self.within(root)
+        places = [root, *(self.deepest((*root, name)) for name in names)]
+        inner = [set(self.within(place)) - NAMELESS for place in places]
+        alike = any(len(a & b) > 1 for a, b in itertools.combinations(inner, 2))
+        return len(names) > 1 and ("images" in names or alike)
 
     def class_first(self, top: Path_) -> Meaning | None:
         found: Meaning = {}

@@ -94,7 +94,7 @@ def test_classes_called_like_splits(tmp_path, classes):
         (["x/train", "x/val", "y"], "called like splits"),
         (["images"], "one class only, 'images'.*--labels FILE.csv"),
         (["train/x", "val/x"], "one class only, 'x'"),
-        ([], "has no class folders"),
+        ([], "has no images, Parquet files or tars"),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused(tmp_path, folders, message):
@@ -114,7 +114,7 @@ def test_options_settle_it(tmp_path):
     }
     assert outcome(root, train_from=".", val_from="train") == (
         f"{root}: train and val have no class in common: bus, car, holdout in ./, day, night in "
-        "train/: name the folders by --train DIR and --val DIR"
+        "train/: name other folders by --train DIR and --val DIR, or call those of one class alike"
     )
     elsewhere = make(tmp_path / "b", "bus", "car")
     both = outcome(make(tmp_path / "c", "bus", "car"), val_from=str(elsewhere))

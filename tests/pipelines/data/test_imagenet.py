@@ -22,6 +22,7 @@ from pipelines.data.sources import imagenet
 from pipelines.errors import UserError
 
 from .conftest import jpeg, photo
+from .folders import make, opened
 from .tar_made import all_true, left_out, open_made, put, said, taken, tar_bytes
 
 WNIDS = ["n02119789", "n01440764", "n02100735"]  # in the devkit's order: 1, 2, 3
@@ -331,10 +332,10 @@ def as_parquet(
 def indices(tmp_path_factory) -> dict[str, list[tuple[object, ...]]]:
     """The index of each form: split, place in it, label, digest of the source's bytes."""
     found = {}
-    for make in (as_folders, as_tars, as_shards, as_parquet):
-        place = tmp_path_factory.mktemp(make.__name__)
-        make(place / "s")
-        if make in (as_folders, as_tars):
+    for form in (as_folders, as_tars, as_shards, as_parquet):
+        place = tmp_path_factory.mktemp(form.__name__)
+        form(place / "s")
+        if form in (as_folders, as_tars):
             table = {f"ILSVRC2012_val_{i:08d}": w for i, w in enumerate(VAL * 2, 1)}
             rows = [f"{name},{w} 1 2 3 4" for name, w in table.items()]
             write(
@@ -345,13 +346,13 @@ def indices(tmp_path_factory) -> dict[str, list[tuple[object, ...]]]:
         prepare(str(place / "s"), out, PrepareOptions(workers=1, minival=0.25))
         rows = pq.read_table(out / "index.parquet").to_pylist()
         columns = ("split", "position", "label", "class", "source_sha1")
-        found[make.__name__] = [tuple(row[column] for column in columns) for row in rows]
+        found[form.__name__] = [tuple(row[column] for column in columns) for row in rows]
         # A flat val is read class by class in folders, and image by image in the others.
-        found[make.__name__].sort(
+        found[form.__name__].sort(
             key=lambda row: (row[0] == "val", row[1] if row[0] != "val" else 0, row[4])
         )
-        found[make.__name__] = [
-            row[:1] + row[2:] if row[0] == "val" else row for row in found[make.__name__]
+        found[form.__name__] = [
+            row[:1] + row[2:] if row[0] == "val" else row for row in found[form.__name__]
         ]
     return found
 
@@ -376,3 +377,20 @@ def test_294_shards_of_the_hub(tmp_path):
     [train], [val] = source.origins["train"], source.origins["val"]
     assert train == "data/train-00000-of-00294.parquet … train-00293-of-00294.parquet (294)"
     assert val == "data/validation-00000-of-00014.parquet … validation-00013-of-00014.parquet (14)"
+
+
+def test_tiny_imagenet(tmp_path):
+    """A neighbour of the flat val: its images lie in a folder more, its table is another."""
+    wnids = ["n01443537", "n01629819"]
+    make(tmp_path, *(f"train/{wnid}/images" for wnid in wnids))
+    make(tmp_path, "val/images", "test/images", count=4)
+    table = tmp_path / "val/val_annotations.txt"
+    rows = [f"{i}.png\t{wnids[i % 2]}\t0\t0\t9\t9\n" for i in range(4)]
+    table.write_text("".join(rows))
+    _, samples = opened(tmp_path)
+    val = {name: label for name, (label, split) in samples.items() if split == "val"}
+    assert val == {f"val/images/{i}.png": wnids[i % 2] for i in range(4)}
+    assert sum(split == "train" for _, split in samples.values()) == 4
+    table.write_text("0.png n01443537\n")
+    with pytest.raises(UserError, match=r"0\.png n01443537.*download it anew"):
+        opened(tmp_path)

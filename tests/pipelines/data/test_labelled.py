@@ -30,6 +30,9 @@ def pictures(tmp_path):
         "Image,Label\n./images/0.png,cat\nimages/1.png,dog\nimages/2.png,cat\n",
         "was,ist\n0.png,cat\n1.png,dog\n2.png,cat\n\n",
         'width,file_name,label\n9,"0.png", cat\n9,1.png,dog \n9,2.png,cat\n',
+        # Excel's "Unicode text"; whole paths of other machines.
+        "file\tKlasse\n0.png\tcat\n1.png\tdog\n2.png\tcat\n".encode("utf-16"),
+        "path,label\n/home/me/data/images/0.png,cat\nC:\\d\\images\\1.png,dog\n/images/2.png,cat\n",
     ],
 )
 def test_tables(pictures, text):
@@ -39,6 +42,32 @@ def test_tables(pictures, text):
     }  # fmt: skip
     assert left_out(source)["images that labels.csv does not name"] == 3
     assert not source.problems
+
+
+def test_json_lines(pictures):
+    rows = [
+        '{"file_name": "0.png", "label": "cat", "objects": {"bbox": [1, 2]}}',
+        "",
+        '{"label": "dog", "file_name": "1.png"}',  # another order of the keys
+        '{"file_name": "2.png"}',
+        '{"file_name": "3.png", "label": null}',
+    ]
+    name = table(pictures, "\n".join(rows), "metadata.jsonl")
+    source, samples = opened(pictures, labels=name)
+    assert samples == {"images/0.png": ("cat", ""), "images/1.png": ("dog", "")}
+    assert left_out(source)["without a label in the table"] == 2
+    for broken in ("[1, 2]\n", '{"file_name": \n'):
+        with pytest.raises(UserError, match="cannot be read as a table"):
+            opened(pictures, labels=table(pictures, broken, "metadata.jsonl"))
+
+
+def test_whole_paths_mean_no_other_image(tmp_path):
+    root = make(tmp_path, "a", "b")
+    text = f"path,label\n{root}/a/0.png,x\n/mnt/b/0.png,y\n/mnt/c/1.png,y\n"
+    source, samples = opened(root, labels=table(root, text))
+    assert samples == {"a/0.png": ("x", ""), "b/0.png": ("y", "")}
+    told = [("/mnt/c/1.png", "named in labels.csv, but there is no such image")]
+    assert source.problems == told
 
 
 def test_splits_by_column_by_folder_and_by_option(tmp_path):
