@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tokenpool as tp
 from tokenpool.method_text import format_method, parse_method
+from tokenpool.methods import method
+from tokenpool.options import PoolOptions
 
 __all__ = ["LEADING", "REFERENCES", "all_variants"]
 
@@ -15,14 +17,16 @@ REFERENCES = ("tome", "tome(position=attention)")
 """What others are held against: ToMe pooled after the block, as here, and as published."""
 
 _LEADING = (
-    "wkmedoids",
+    "leader",
     "tome(position=attention)",
+    "pitome",
+    "atc",
+    "atm",
     f"kmeans({_BY_KEYS})",
     f"wkmedoids({_BY_KEYS})",
     f"agglomerative(features=keys, {_AS_TOME})",
-    f"atc({_AS_TOME})",
-    f"pitome({_AS_TOME})",
-    f"atm({_AS_TOME})",
+    "wkmedoids(start=matching)",
+    "wkmedoids",
 )
 
 
@@ -30,12 +34,15 @@ def all_variants() -> list[str]:
     """Each method plain, and pooled as ToMe pools; the paper's four by better starts as well."""
     found: list[str] = []
     for name in tp.METHODS:
-        found += [name, f"{name}({_AS_TOME})"]
+        found.append(name)
+        strategy = method(name)
+        if strategy.merges and strategy.position(PoolOptions()) != "attention":
+            found.append(f"{name}({_AS_TOME})")
         if name in _CLUSTERS:
             found += [f"{name}(start=matching)", f"{name}({_BY_KEYS})"]
         elif name in ("dpc", "agglomerative"):
             found.append(f"{name}(features=keys, representative=mean, {_AS_TOME})")
-    return _known([*found, *REFERENCES])
+    return _known([*_LEADING, *found, *REFERENCES])
 
 
 def _known(texts: list[str] | tuple[str, ...]) -> list[str]:
