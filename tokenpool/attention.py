@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor, nn
 
+from tokenpool import gpu
+
 __all__ = ["AttentionRecord", "ScoredAttention", "View"]
 
 
@@ -113,11 +115,10 @@ class ScoredAttention(View, nn.Module):
             record.keys = torch.cat((q.detach().mean(1), k.detach().mean(1)), -1)
         if record.want_cls:
             record.scores = _attention(q[:, :, :1], k, self.scale, bias).detach().sum((1, 2))
-        if record.want_received:
+        if record.want_received and not (self.fused_attn and gpu.usable(k.shape[2], q, k)):
             out = self._attend_scored(q, k, v, bias, record)
         elif self.fused_attn:
-            dropout = self.attn_drop.p if self.training else 0.0
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+            out = self._attend_fused(q, k, v, bias, record)
         else:
             out = self.attn_drop(_attention(q, k, self.scale, bias)) @ v
         out = out.transpose(1, 2).flatten(2)
@@ -148,6 +149,17 @@ class ScoredAttention(View, nn.Module):
             kv = kv.reshape(batch, tokens, 2, self.num_heads, head).permute(2, 0, 3, 1, 4)
             k, v = kv.unbind(0)
         return self.q_norm(q), self.k_norm(k), v
+
+    def _attend_fused(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, record: AttentionRecord
+    ) -> Tensor:
+        """Attention output by a kernel that stores no probabilities; what is received likewise."""
+        if record.want_received:
+            record.scores = gpu.received(q, k, self.scale, record.log_sizes, record.sizes)
+        dropout = self.attn_drop.p if self.training else 0.0
+        if record.log_sizes is not None and q.is_cuda:
+            return sized_attention(q, k, v, record.log_sizes, dropout)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
     def _attend_scored(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, record: AttentionRecord
@@ -185,6 +197,30 @@ def is_plain_linear(module: nn.Module) -> bool:
             )
         )
     )
+
+
+def sized_attention(
+    q: Tensor, k: Tensor, v: Tensor, log_sizes: Tensor, dropout: float = 0.0
+) -> Tensor:
+    """Attention with `log_sizes [B, N]` added to the logits of each key, without a mask.
+
+    Flash attention takes no bias, so it is two more columns of q and k (ones, and the bias over the
+    scale with its rounding error beside it), filled up to a multiple of 8, as flash attention
+    needs; v has to be as wide.
+    """
+    head = q.shape[-1]
+    scale = head**-0.5
+    # A token that stands for nothing has −∞, which has no rounding error.
+    bias = (log_sizes / scale).clamp_min(torch.finfo(torch.float16).min / 2)
+    bias = bias[:, None, :, None].expand(-1, k.shape[1], -1, -1)
+    most = bias.to(k.dtype)
+    rest = (bias - most).to(k.dtype)
+    more = 2 + -(head + 2) % 8
+    q = F.pad(F.pad(q, (0, 2), value=1.0), (0, more - 2))
+    k = F.pad(torch.cat((k, most, rest), -1), (0, more - 2))
+    v = F.pad(v, (0, more))
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+    return out[..., :head]
 
 
 def _attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokenpool import kernels
+from tokenpool import gpu, kernels
 
 __all__ = ["Clustering", "kmeans", "kmedoids", "nearest", "reconstruction_error"]
 
@@ -89,8 +89,7 @@ def kmeans(
     with torch.no_grad():
         features = work_features(x)
         start = initial_indices(features, k, weights if init is None else init)
-        assignment, members = kernels.kmeans(features, start, weights, iterations)
-    centers = segment_means(x, members, start, weights)
+    centers, assignment = kmeans_means(x, features, start, weights, iterations)
     return Clustering(centers, assignment, cluster_sizes(assignment, k), None)
 
 
@@ -250,6 +249,18 @@ def segment_means(x: Tensor, members: Tensor, start: Tensor, weights: Tensor | N
     inverse = torch.where(mass > kernels.NOTHING, 1 / mass, 0).unsqueeze(2)
     means = torch.where(inverse > 0, sums * inverse, gather_tokens(x, start).to(dtype))
     return means.to(x.dtype)
+
+
+def kmeans_means(
+    x: Tensor, features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Means `[B, k, C]` and assignment `[B, N]` of K-Means on `features`; see `kernels.kmeans`."""
+    if kernels.registered("kmeans", x) is None and gpu.usable(x.shape[1], x, features):
+        means, assignment, _ = gpu.kmeans(x, features, start, weights, iterations)
+        return means, assignment
+    with torch.no_grad():
+        assignment, members = kernels.kmeans(features, start, weights, iterations)
+    return segment_means(x, members, start, weights), assignment
 
 
 def cluster_sizes(assignment: Tensor, k: int) -> Tensor:

@@ -23,7 +23,10 @@ def test_only_torch_timm_numpy_and_safetensors_are_imported_at_the_top():
                 top = name.split(".")[0]
                 # Plots alone may use matplotlib, and import it where they draw.
                 drawing = file.name == "plots.py" and top == "matplotlib"
-                assert top in ALLOWED | set(sys.stdlib_module_names) or drawing, (file, name)
+                # Triton's kernels stand in files that a machine without Triton never loads.
+                fused = file.parent.name == "gpu" and file.stem != "__init__" and top == "triton"
+                known = top in ALLOWED | set(sys.stdlib_module_names)
+                assert known or drawing or fused, (file, name)
 
 
 def test_importing_it_loads_no_ray_deepspeed_ffcv_or_mlflow():

@@ -5,7 +5,9 @@ runs where this says no; results are the same, assignments to the last token. Tr
 the first call on such a device, and a machine without it never notices.
 """
 
+import importlib
 import importlib.util
+import os
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ __all__ = ["LARGEST", "kmeans", "kmedoids", "leader", "received", "usable"]
 # Beyond this many tokens the N² comparisons of one program take longer than a sort would.
 LARGEST = 1024
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# What `_runs_on` found out.
+_RUNS: dict[str, bool] = {}
 
 
 def usable(tokens: int, *tensors: Tensor) -> bool:
@@ -97,15 +101,14 @@ def received(
 
 @torch.compiler.assume_constant_result
 def _runs_on(device_type: str) -> bool:
-    """Whether Triton runs there; with its interpreter (TRITON_INTERPRET=1), which tests use, on CPUs.
+    """Whether Triton runs there; with its interpreter, which tests use, on CPUs too.
 
-    Loads the operators, so that a compiler that comes by finds them.
+    Loads the operators at the first call, so that a compiler that comes by finds them.
     """
-    if device_type not in ("cuda", "cpu") or importlib.util.find_spec("triton") is None:
-        return False
-    import triton
-
-    if device_type == "cpu" and not triton.knobs.runtime.interpret:
-        return False
-    importlib.import_module("tokenpool.gpu.operators")
-    return True
+    if device_type not in _RUNS:
+        interpreted = device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+        runs = device_type == "cuda" or interpreted
+        _RUNS[device_type] = runs and importlib.util.find_spec("triton") is not None
+        if _RUNS[device_type]:
+            importlib.import_module("tokenpool.gpu.operators")
+    return _RUNS[device_type]

@@ -8,7 +8,8 @@ import triton.language as tl
 from tokenpool.gpu.tiles import own_sums, write_gram, write_means, write_scaled
 
 
-@triton.jit
+# Compiled once for all counts, not once a layer.
+@triton.jit(do_not_specialize=["tokens", "kept", "iterations"])
 def kmeans_kernel(
     x,
     features,
@@ -154,9 +155,9 @@ def nearest_means(
                     depth = first + tl.arange(0, DEPTH)
                     member = tl.load(members + depth, mask=depth < tokens, other=-1)
                     weight = tl.load(weights + depth, mask=depth < tokens, other=0.0)
-                    at = gram + depth[:, None] * tokens + columns[None, :]
+                    row = gram + depth[:, None] * tokens + columns[None, :]
                     there = (depth < tokens)[:, None] & (columns < tokens)[None, :]
-                    value = tl.load(at, mask=there, other=0.0) * weight[:, None]
+                    value = tl.load(row, mask=there, other=0.0) * weight[:, None]
                     ours = (clusters[:, None] == member[None, :]).to(tl.float32)
                     total = tl.dot(ours, value, total, input_precision=PRECISION)
                 moved = tl.load(squares + clusters, mask=within, other=0.0)

@@ -8,7 +8,8 @@ import triton.language as tl
 from tokenpool.gpu.tiles import goes_before, own_sums, write_gram, write_scaled
 
 
-@triton.jit
+# Compiled once for all counts, not once a layer.
+@triton.jit(do_not_specialize=["tokens", "kept", "iterations"])
 def kmedoids_kernel(
     features,
     start,

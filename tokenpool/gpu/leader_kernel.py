@@ -8,7 +8,8 @@ import triton.language as tl
 from tokenpool.gpu.tiles import goes_before, products, write_means
 
 
-@triton.jit
+# Compiled once for all counts, not once a layer.
+@triton.jit(do_not_specialize=["tokens", "kept"])
 def leader_kernel(
     x,
     features,

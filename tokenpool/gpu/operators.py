@@ -22,7 +22,6 @@ __all__ = ["kmeans", "kmedoids", "leader", "received"]
 _NOTHING = 1e-12
 _LEAST = 1e-30
 _ROWS = 32
-_WARPS = 8
 
 
 @torch.library.custom_op("tokenpool::fused_leader", mutates_args=())
@@ -175,14 +174,19 @@ def _outputs(x: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _tiles(features: Tensor) -> dict[str, Any]:
-    """Sizes of tiles and numbers that every launch names: all tokens in one tile up to 256."""
-    columns = min(256, max(16, triton.next_power_of_2(features.shape[-2])))
+    """Sizes of tiles and what else every launch names; chosen so that no register is spilt.
+
+    Up to 256 tokens are one tile wide (128 in fp32, which needs the registers three times).
+    """
+    single = features.dtype == torch.float32
+    columns = max(16, triton.next_power_of_2(features.shape[-2]))
+    columns = min(128 if single else 256, columns)
     return {
         "ROWS": _ROWS,
         "COLUMNS": columns,
-        "DEPTH": 32 if features.dtype == torch.float32 else 64,
+        "DEPTH": 32 if single else 64,
         "PRECISION": _precision(features),
-        "num_warps": _WARPS,
+        "num_warps": 16 if columns == 256 else 8,
         "num_stages": 2,
     }
 
@@ -193,7 +197,11 @@ def _wide(width: int) -> int:
 
 def _precision(x: Tensor) -> str:
     """How fp32 is multiplied: in three products of tf32 (22 bits) where a tensor core has them."""
-    if x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device)[0] > 7:
+    if (
+        x.is_cuda
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(x.device)[0] > 7
+    ):
         return "tf32x3"
     return "ieee"
 

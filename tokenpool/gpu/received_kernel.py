@@ -29,7 +29,8 @@ def attention_logits(
     return tl.where((columns < tokens)[None, :], logits, float("-inf"))
 
 
-@triton.jit
+# Compiled once for all counts, not once a layer.
+@triton.jit(do_not_specialize=["tokens", "queries"])
 def received_kernel(
     query,
     key,

@@ -1,7 +1,7 @@
 """Steps that the Triton kernels share. One program works on one image; all sums are in fp32.
 
-A matrix over tokens is met in tiles of ROWS × COLUMNS, so that 256 tokens are one tile wide and more
-are several. What one tile finds and another needs goes through global memory (it stays in the
+A matrix over tokens is met in tiles of ROWS × COLUMNS: few tokens are one tile wide, many are
+several. What one tile finds and another needs goes through global memory (it stays in the
 cache), with a barrier between.
 """
 
@@ -29,7 +29,7 @@ def products(
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Inner products `[ROWS, COLUMNS]` of the tokens `rows` and `columns` of `features [N, size]`."""
+    """Inner products `[ROWS, COLUMNS]` of the tokens `rows` and `columns` of `[N, size]`."""
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in range(0, size, DEPTH):
         depth = first + tl.arange(0, DEPTH)

@@ -6,6 +6,7 @@ from torch import Tensor
 from tokenpool import kernels
 from tokenpool.clustering import (
     gather_tokens,
+    kmeans_means,
     matched_indices,
     matching_macs,
     segment_means,
@@ -96,12 +97,13 @@ class KMeans(_Clusters):
         kept = options.representative or own
         with torch.no_grad():
             features, start, weights = self._inputs(given, k, options)
-            assignment, members = kernels.kmeans(features, start, weights, options.iterations)
+        if kept == own:
+            return Pooled(*kmeans_means(given.tokens, features, start, weights, options.iterations))
+        with torch.no_grad():
+            assignment, _ = kernels.kmeans(features, start, weights, options.iterations)
             if kept == "medoid":
                 medoids = medoids_near_means(features, assignment, start, given.sizes)
         if kept == "medoid":
             return Pooled(gather_tokens(given.tokens, medoids), assignment)
-        if kept == own:
-            return Pooled(segment_means(given.tokens, members, start, weights), assignment)
         of_means = mean_weights(given, options.representative)
         return Pooled(segment_means(given.tokens, assignment, start, of_means), assignment)

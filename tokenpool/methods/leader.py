@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenpool import gpu
 from tokenpool.clustering import gather_tokens, work_dtype
 from tokenpool.methods.base import Pooled, Reducer, TokenSet
 from tokenpool.options import PoolOptions
@@ -47,6 +48,9 @@ class Leader(Reducer):
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
         """Rank by novelty, let the others join, average."""
         x, features, scores = given.tokens, given.features, given.scores
+        weights = given.scores if options.representative == "weighted_mean" else given.sizes
+        if options.representative != "medoid" and gpu.usable(x.shape[1], x, features):
+            return Pooled(*gpu.leader(x, features, scores, weights, k))
         with torch.no_grad():
             if scores is not None:
                 # By significance, so that one constant mask tells who goes before whom.
@@ -65,7 +69,6 @@ class Leader(Reducer):
             assignment = torch.empty_like(order).scatter(1, kept, own).scatter(1, dropped, target)
         if options.representative == "medoid":
             return Pooled(gather_tokens(x, kept), assignment)
-        weights = given.scores if options.representative == "weighted_mean" else given.sizes
         return Pooled(_means(x, weights, kept, dropped, target), assignment)
 
     def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
