@@ -48,11 +48,32 @@ class _Merges(NamedTuple):
         into: `[B, N]`, the lowest token of the cluster that took it, or the token itself.
         heights: `[B, N]`, infinite if the token still leads a cluster.
         rounds: `[B, N]`, when.
+        bar: `[B, 1]`, the height of the last of as many lowest merges as are wanted: what is not
+            below it is not among them. Infinite while there are too few.
     """
 
     into: Tensor
     heights: Tensor
     rounds: Tensor
+    bar: Tensor
+
+
+class _Round(NamedTuple):
+    """What one round finds, for each of the M clusters, `[B, M]`.
+
+    Attributes:
+        nearest: the cluster nearest to it.
+        height: of a merge with that one.
+        lower: whether both are each other's nearest and it is the one of lower token.
+        useful: whether it may still take part in a merge that is wanted after this round.
+        gone: whether it is no more.
+    """
+
+    nearest: Tensor
+    height: Tensor
+    lower: Tensor
+    useful: Tensor
+    gone: Tensor
 
 
 def agglomerative_labels(
@@ -67,7 +88,7 @@ def agglomerative_labels(
     that lack are made by giving clusters to their nearest one of lower token, lowest first.
 
     Args:
-        features: `[B, N, F]`. For unit vectors the distance is twice that of the cosine.
+        features: `[B, N, F]`, centred. For unit vectors the distance is twice that of the cosine.
         k: how many clusters, 1..N.
         linkage: "average", "complete" or "single" of the distances between tokens, or "ward", what
             the merge adds to the sum of squared distances to the means.
@@ -80,59 +101,88 @@ def agglomerative_labels(
     own = torch.arange(tokens, device=features.device).expand(batch, tokens)
     if k == tokens:
         return own
-    at_will = features.device.type == "cpu" and not torch.compiler.is_compiling()
+    at_will = features.device.type == "cpu" and not torch.compiler.is_compiling() and batch > 0
+    merge = _merge_at_will if at_will else _merge_bounded
     with torch.no_grad():
-        merges = _merge(features, own, tokens - k, linkage, sizes, at_will=at_will)
-        return _cut(merges, own, tokens - k)
+        return _cut(merge(features, own, tokens - k, linkage, sizes), own, tokens - k)
 
 
-def _merge(
-    features: Tensor,
-    own: Tensor,
-    wanted: int,
-    linkage: Linkage,
-    sizes: Tensor | None,
-    *,
-    at_will: bool,
+def _merge_at_will(
+    features: Tensor, own: Tensor, wanted: int, linkage: Linkage, sizes: Tensor | None
 ) -> _Merges:
-    """At least the `wanted` merges of least height; `at_will` as many rounds as that takes."""
-    distances = kernels.pairwise_distances(features)
+    """The `wanted` merges of least height and some others, in as many rounds as that takes."""
+    square = features.square().sum(-1)
+    with torch.autocast(features.device.type, enabled=False):
+        distances = torch.baddbmm(
+            square.unsqueeze(1), features, features.transpose(1, 2), alpha=-2
+        ).add_(square.unsqueeze(2))
+    left, merges = _start(distances, own, sizes)
+    symmetric = False
+    while True:
+        found, merges = _round(left, merges, wanted, linkage, int(merges.rounds.max()) + 1)
+        count = int(found.useful.sum(-1).max())
+        if count < 2:
+            return merges
+        if found.lower.any():
+            # Those that are gone last, where they can be left out of all images.
+            worth = (~found.gone).int() + found.useful.int()
+            index = worth.argsort(dim=-1, descending=True, stable=True)[:, :count]
+            left = _joined(left, found, index.sort(dim=-1).values, linkage)
+            symmetric = False
+        elif symmetric:
+            # Tokens that are not finite are near to none.
+            return merges
+        else:
+            # Of distances equal but for rounding, each can be another's least, in a ring.
+            even = (left.distances + left.distances.transpose(1, 2)) / 2
+            left, symmetric = left._replace(distances=even), True
+
+
+def _merge_bounded(
+    features: Tensor, own: Tensor, wanted: int, linkage: Linkage, sizes: Tensor | None
+) -> _Merges:
+    """At least `wanted` merges, in a number of rounds that depends on no data."""
+    left, merges = _start(kernels.pairwise_distances(features), own, sizes)
+    for turn in range(min(wanted, _ROUNDS)):
+        found, merges = _round(left, merges, wanted, linkage, turn)
+        left = _joined(left, found, own, linkage)
+        even = (left.distances + left.distances.transpose(1, 2)) / 2
+        left = left._replace(distances=even)
+    if wanted > _ROUNDS:
+        near, nearest = _nearest(left, linkage, lower_only=True)
+        height = _height(left, near, nearest)
+        merges = _noted(merges, left, near < torch.inf, nearest, height, _ROUNDS, wanted)
+    return merges
+
+
+def _start(distances: Tensor, own: Tensor, sizes: Tensor | None) -> tuple[_Clusters, _Merges]:
+    """Each token its own cluster, and no merges; `distances` are written over."""
     distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     ones = torch.ones_like(distances[:, 0])
     sizes = ones if sizes is None else sizes.to(ones.dtype)
+    never = torch.full_like(ones, torch.inf)
     left = _Clusters(distances, own, sizes, torch.zeros_like(ones))
-    merges = _Merges(own, torch.full_like(ones, torch.inf), torch.zeros_like(own))
-    for turn in range(wanted if at_will else min(wanted, _ROUNDS)):
-        near, nearest = _nearest(left, linkage)
-        place = torch.arange(near.shape[1], device=near.device)
-        # What is no lower than the last of the lowest `wanted` merges known is not among them.
-        mutual = (nearest.gather(1, nearest) == place) & (near < _bar(merges, wanted))
-        lower, higher = mutual & (place < nearest), mutual & (place > nearest)
-        height = torch.maximum(near, left.heights)
-        height = torch.maximum(height, left.heights.gather(1, nearest))
-        merges = _noted(merges, left, higher, nearest, height, turn)
-        bar = _bar(merges, wanted)
-        useful = torch.where(mutual, lower & (height < bar), near < bar)
-        index = place.expand_as(nearest)
-        if at_will:
-            count = int(useful.sum(-1).max())
-            if count < 2:
-                return merges
-            index = useful.int().argsort(dim=-1, descending=True, stable=True)[:, :count]
-            index = index.sort(dim=-1).values
-        left = _joined(left, index, lower, nearest, height, useful, linkage)
-    if not at_will and wanted > _ROUNDS:
-        near, nearest = _nearest(left, linkage, lower_only=True)
-        height = torch.maximum(near, left.heights)
-        height = torch.maximum(height, left.heights.gather(1, nearest))
-        merges = _noted(merges, left, near < torch.inf, nearest, height, _ROUNDS)
-    return merges
+    return left, _Merges(own, never, torch.zeros_like(own), never[:, :1])
+
+
+def _round(
+    left: _Clusters, merges: _Merges, wanted: int, linkage: Linkage, turn: int
+) -> tuple[_Round, _Merges]:
+    """Find the clusters that are each other's nearest, and note them as merged."""
+    near, nearest = _nearest(left, linkage)
+    place = torch.arange(near.shape[1], device=near.device)
+    mutual = (nearest.gather(1, nearest) == place) & (near < merges.bar)
+    lower, higher = mutual & (place < nearest), mutual & (place > nearest)
+    height = _height(left, near, nearest)
+    merges = _noted(merges, left, higher, nearest, height, turn, wanted)
+    useful = torch.where(mutual, lower & (height < merges.bar), near < merges.bar)
+    return _Round(nearest, height, lower, useful, higher | near.isinf()), merges
 
 
 def _nearest(
     left: _Clusters, linkage: Linkage, *, lower_only: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The height of merging each cluster with its nearest one (of lower token), and that one."""
+    """What merging each cluster with its nearest one (of lower token) costs, and that one."""
     cost, sizes = left.distances, left.sizes
     if linkage == "ward":
         own, other = sizes.unsqueeze(2), sizes.unsqueeze(1)
@@ -144,72 +194,71 @@ def _nearest(
     return near, nearest
 
 
-def _bar(merges: _Merges, wanted: int) -> Tensor:
-    """The height `[B, 1]` of the last of the lowest `wanted` merges known; infinite if too few."""
-    return merges.heights.topk(wanted, largest=False).values.amax(-1, keepdim=True)
+def _height(left: _Clusters, near: Tensor, nearest: Tensor) -> Tensor:
+    """The height of merging with the nearest: not below those of the two, whatever rounding did."""
+    both = torch.maximum(left.heights, left.heights.gather(1, nearest))
+    return torch.maximum(near, both)
 
 
 def _noted(
-    merges: _Merges, left: _Clusters, ended: Tensor, nearest: Tensor, height: Tensor, turn: int
+    merges: _Merges,
+    left: _Clusters,
+    ended: Tensor,
+    nearest: Tensor,
+    height: Tensor,
+    turn: int,
+    wanted: int,
 ) -> _Merges:
     """The merges with those of one round, in which the clusters `ended` went to their nearest."""
     ids = left.ids
     into = torch.where(ended, ids.gather(1, nearest), merges.into.gather(1, ids))
     heights = torch.where(ended, height, merges.heights.gather(1, ids))
     rounds = torch.where(ended, turn, merges.rounds.gather(1, ids))
+    heights = merges.heights.scatter(1, ids, heights)
     return _Merges(
         merges.into.scatter(1, ids, into),
-        merges.heights.scatter(1, ids, heights),
+        heights,
         merges.rounds.scatter(1, ids, rounds),
+        heights.topk(wanted, largest=False).values.amax(-1, keepdim=True),
     )
 
 
-def _joined(
-    left: _Clusters,
-    index: Tensor,
-    lower: Tensor,
-    nearest: Tensor,
-    height: Tensor,
-    useful: Tensor,
-    linkage: Linkage,
-) -> _Clusters:
-    """The clusters `index [B, m]` after those of `lower` took in their nearest ones.
+def _joined(left: _Clusters, found: _Round, index: Tensor, linkage: Linkage) -> _Clusters:
+    """The clusters `index [B, m]`, ascending, after those of `lower` took in their nearest ones.
 
     By the recurrences of Lance and Williams (1967), first for the rows of all pairs, then for their
     columns. A cluster that takes in none is joined with itself, which changes nothing.
     """
     distances, size = left.distances, left.distances.shape[1]
-    partner = torch.where(lower, nearest, torch.arange(size, device=nearest.device))
-    between = distances.gather(2, nearest.unsqueeze(2)).squeeze(2)
-    between = torch.where(lower, between, 0).gather(1, index)
-    partner = partner.gather(1, index)
+    took, nearest = found.lower.gather(1, index), found.nearest.gather(1, index)
+    partner = torch.where(took, nearest, index)
     own, other = left.sizes.gather(1, index), left.sizes.gather(1, partner)
-    share = (own / (own + other)).unsqueeze(2)
-    shift = share * (1 - share) * between.unsqueeze(2) if linkage == "ward" else None
+    share = (other / (own + other)).unsqueeze(2)
+    shift = None
+    if linkage == "ward":
+        between = distances.gather(2, found.nearest.unsqueeze(2)).squeeze(2).gather(1, index)
+        shift = share * (1 - share) * torch.where(took, between, 0).unsqueeze(2)
     both = kernels.flat_index(index, size), kernels.flat_index(partner, size)
     for _ in range(2):
-        rows, others = (distances.flatten(0, 1).index_select(0, part) for part in both)
         shape = (*index.shape, distances.shape[2])
-        rows, others = rows.view(shape), others.view(shape)
+        flat = distances.flatten(0, 1)
+        rows, others = (flat.index_select(0, part).view(shape) for part in both)
         if linkage == "complete":
             rows = torch.maximum(rows, others)
         elif linkage == "single":
             rows = torch.minimum(rows, others)
         else:
-            rows = rows * share + others * (1 - share)
-            rows = rows if shift is None else rows - shift
+            # Infinite ones, as on the diagonal, come out as not a number until they are set again.
+            rows = torch.lerp(rows, others, share)
+            rows = rows if shift is None else rows.sub_(shift)
         distances = rows.transpose(1, 2)
-    # Rows before columns and columns before rows are rounded differently.
-    distances = (distances + distances.transpose(1, 2)) / 2
-    gone = ~useful.gather(1, index)
-    itself = torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
-    distances = distances.masked_fill(gone.unsqueeze(2) | gone.unsqueeze(1) | itself, torch.inf)
-    took = lower.gather(1, index)
+    gone = found.gone.gather(1, index)
+    distances = distances.masked_fill(gone.unsqueeze(2), torch.inf)
+    distances.masked_fill_(gone.unsqueeze(1), torch.inf)
+    distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    height = torch.where(took, found.height.gather(1, index), left.heights.gather(1, index))
     return _Clusters(
-        distances,
-        left.ids.gather(1, index),
-        torch.where(took, own + other, own),
-        torch.where(took, height.gather(1, index), left.heights.gather(1, index)),
+        distances, left.ids.gather(1, index), torch.where(took, own + other, own), height
     )
 
 
