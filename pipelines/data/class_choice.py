@@ -1,5 +1,6 @@
-"""Which classes a user chose: by count, or by name, also where names hold commas or are numbers."""
+"""Which classes a user chose, by count or by name, and what to say of the names of all."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from pipelines.data.names import printable
@@ -51,6 +52,24 @@ def chosen_classes(found: Sequence[str], wanted: int | list[str] | None, where: 
         )
     keep = set(_joined(wanted, set(found), where))
     return [i for i, name in enumerate(found) if name in keep]
+
+
+def order_notes(names: Sequence[str]) -> list[str]:
+    """What to say of classes: numbers in the order of text, and names that look alike.
+
+    Args:
+        names: of all classes, in the order of their numbers.
+    """
+    numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
+    if len(numbers) == len(names) and numbers != sorted(numbers) and list(names) == sorted(names):
+        return [f"classes are in the order of their names as text: {', '.join(names[:4])}, …"]
+    seen: dict[str, str] = {}
+    notes = []
+    for name in names:  # one system writes it in one way and another in another
+        other = seen.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), name)
+        if other != name:
+            notes.append(f"classes {other!r} and {name!r} are two, though they look like one")
+    return notes
 
 
 def _joined(parts: list[str], names: set[str], where: str) -> list[str]:

@@ -2,12 +2,11 @@
 
 import hashlib
 import shlex
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.data.class_choice import chosen_classes
+from pipelines.data.class_choice import chosen_classes, order_notes
 from pipelines.data.names import printable
 from pipelines.data.sources.base import LeftOut, Sample, Source
 from pipelines.data.sources.class_doubts import nested_notes
@@ -120,25 +119,6 @@ def folder_source(
         left_out=_left_out(layout, set(chosen), trees),
         notes=notes + layout.notes + nested_notes(layout.classes) + order_notes(found),
     )
-
-
-def order_notes(classes: list[str]) -> list[str]:
-    """What to say of numbered classes, whose order as text is not that of their numbers."""
-    numbers = [int(name) for name in classes if name.isascii() and name.isdigit()]
-    if len(numbers) < len(classes) or numbers == sorted(numbers):
-        return _alike(classes)
-    return [f"classes are in the order of their names as text: {', '.join(classes[:4])}, …"]
-
-
-def _alike(classes: list[str]) -> list[str]:
-    """What to say of classes that one system writes in one way and another in another."""
-    seen: dict[str, str] = {}
-    notes = []
-    for name in classes:
-        other = seen.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), name)
-        if other != name:
-            notes.append(f"classes {other!r} and {name!r} are two, though they look like one")
-    return notes
 
 
 def folder_at(root: Path, given: str, option: str, trees: list[Tree]) -> Folder:

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.data.class_choice import chosen_classes
+from pipelines.data.class_choice import chosen_classes, order_notes
 from pipelines.data.layout import Split, split_of_folder
 from pipelines.data.names import printable
 from pipelines.data.options import PrepareOptions
@@ -121,6 +121,7 @@ def labelled_source(root: Path, options: PrepareOptions, tree: Tree) -> Source:
         problems=[problem for top in trees for problem in top.problems] + problems,
         origins=origins,
         left_out=[entry for top in trees for entry in top.left_out] + left_out.told(),
+        notes=order_notes(found),
     )
 
 

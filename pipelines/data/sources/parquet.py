@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from pipelines.data.class_choice import order_notes
 from pipelines.data.layout import Split
 from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.base import LeftOut, Source
@@ -127,7 +128,7 @@ def parquet_source(
         if any(file.split == split for file in files)
     }
     notes = [*by_rows.notes, *_column_notes(files), *notes]
-    notes += missing_shards([file.name for file in files])
+    notes += order_notes(classes) + missing_shards([file.name for file in files])
     return Source(
         address,
         classes,

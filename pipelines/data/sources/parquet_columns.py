@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipelines.data.layout import split_of_folder
 from pipelines.data.options import PrepareOptions
 from pipelines.errors import UserError
 
@@ -263,8 +264,11 @@ def _choose(
             f"name one with {remedy}"
         )
     columns = ", ".join(f"{name} ({_shown(schema, name)})" for name in schema.names[:20])
+    hive = [part for part in file.split("/") if "=" in part and not split_of_folder(part)]
+    folder = f" (its folder's {hive[0]} is not read: write it into the file)" if hive else ""
     raise UserError(
-        f"{file} has no column {default!r}, only {columns}: name one with {remedy} ({wanted})"
+        f"{file} has no column {default!r}{folder}, only {columns}: name one with {remedy} "
+        f"({wanted})"
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipelines.data.class_choice import chosen_classes
+from pipelines.data.class_choice import chosen_classes, order_notes
 from pipelines.data.layout import Split, foreign, foreign_path, says_nothing, split_of_folder
 from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.base import LeftOut, Source, Tally
@@ -87,7 +87,7 @@ def tar_source(root: Path, tree: Tree | None, options: PrepareOptions) -> Source
         problems=(tree.problems if tree is not None else []) + reader.problems,
         origins=reader.origins(),
         left_out=(_beside(tree) if tree is not None else []) + left_out.told() + reader.not_taken,
-        notes=reader.notes,
+        notes=reader.notes + order_notes(names),
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.data.class_choice import chosen_classes, read_classes
+from pipelines.data.class_choice import chosen_classes, order_notes, read_classes
 from pipelines.errors import UserError
 
 FISH = ["tench, Tinca tinca", "goldfish", "crane", "great white shark, white shark", "crane"]
@@ -60,3 +60,20 @@ def test_what_cannot_be_meant(text, names, message):
     with pytest.raises(UserError, match=message) as caught:
         choose(found, text, *names)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["1", "10", "2"], "the order of their names as text: 1, 10, 2"),
+        (["2", "10", "1"], ""),  # an order that a file declares is not that of text
+        (["1", "2", "10"], ""),
+        (["1", "10", "2", "x"], ""),
+        (["dog", "dog "], "'dog' and 'dog ' are two"),
+        (["ﬁsh", "fish"], "are two"),  # a ligature
+        (["crane", "crane"], ""),  # two of one name are known to be two
+    ],
+)
+def test_what_is_said_of_names(names, told):
+    notes = order_notes(names)
+    assert len(notes) == bool(told) and told in "".join(notes)

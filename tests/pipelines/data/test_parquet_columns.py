@@ -243,3 +243,11 @@ def test_prepare_takes_pictures_by_path(tmp_path):
     options = PrepareOptions(workers=1, source="parquet")
     manifest = prepare(str(source), tmp_path / "out", options)
     assert manifest.classes == ["cat", "dog"] and not manifest.rejected
+
+
+@pytest.mark.parametrize("path", ["label=cat/0.parquet", "split=train/label=cat/0.parquet"])
+def test_a_label_in_the_name_of_a_folder_is_named(tmp_path, path):
+    (tmp_path / path).parent.mkdir(parents=True)
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / path)
+    with pytest.raises(UserError, match=r"label=cat is not read: write it into the file"):
+        open_made(tmp_path)
