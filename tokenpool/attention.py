@@ -105,16 +105,16 @@ class ScoredAttention(View, nn.Module):
             origin_forward: Any = Attention.forward
             plain: Tensor = origin_forward(self, x, attn_mask=attn_mask, **extra)
             return plain
-        q, k, v = self._project(x, record.queries)
+        q, k, v = self._project(x, record)
         bias = None
         if record.log_sizes is not None:
             bias = record.log_sizes[:, None, None, :].to(q.dtype)
         if record.want_keys:
             record.keys = k.detach().mean(1)
-        if record.want_queries:
+        if record.want_queries and record.keys is None:
             record.keys = torch.cat((q.detach().mean(1), k.detach().mean(1)), -1)
         if record.want_cls:
-            record.scores = _attention(q[:, :, :1], k, self.scale, bias).detach().sum((1, 2))
+            record.scores = _first_attention(q, k, self.scale, bias).sum(1)
         if record.want_received and not (self.fused_attn and gpu.usable(k.shape[2], q, k)):
             out = self._attend_scored(q, k, v, bias, record)
         elif self.fused_attn:
@@ -129,15 +129,19 @@ class ScoredAttention(View, nn.Module):
             out = out * gate(x[:, : out.shape[1]]).sigmoid()
         return self.proj_drop(self.proj(out))
 
-    def _project(self, x: Tensor, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, record: AttentionRecord) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys, values `[B, H, n, head_dim]`; queries of the first rows alone if told."""
         batch, tokens, _ = x.shape
+        queries = record.queries
         if queries is None or not is_plain_linear(self.qkv):
             # Called whole, whatever it is: a wrapped or replaced layer has no weight to take apart.
             qkv = self.qkv(x)
             head = qkv.shape[-1] // 3 // self.num_heads
-            qkv = qkv.reshape(batch, tokens, 3, self.num_heads, head).permute(2, 0, 3, 1, 4)
-            q, k, v = qkv.unbind(0)
+            qkv = qkv.reshape(batch, tokens, 3, self.num_heads, head)
+            if record.want_queries and _plain(self.q_norm) and _plain(self.k_norm):
+                # Both in one pass, as they lie side by side.
+                record.keys = qkv[:, :, :2].detach().mean(3).flatten(2)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             q = q if queries is None else q[:, :, :queries]
         else:
             w, b = self.qkv.weight, self.qkv.bias
@@ -221,6 +225,21 @@ def sized_attention(
     v = F.pad(v, (0, more))
     out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
     return out[..., :head]
+
+
+def _plain(norm: nn.Module) -> bool:
+    """Whether there is no norm."""
+    return type(norm) is nn.Identity
+
+
+def _first_attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    """The attention of the first query to all keys `[B, H, N]`, without gradient."""
+    q, k = q.detach(), k.detach()
+    if q.device.type == "cpu" and not torch.compiler.is_exporting():
+        # A matrix product would copy all keys first, which takes longer.
+        logits = (k * (q[:, :, :1] * scale)).sum(-1).unsqueeze(2)
+        return (logits if bias is None else logits + bias).softmax(dim=-1).squeeze(2)
+    return _attention(q[:, :, :1], k, scale, bias).squeeze(2)
 
 
 def _attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:

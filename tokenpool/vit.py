@@ -256,7 +256,9 @@ class PooledBlock(View, nn.Module):
             now = pooled.assignment if method.merges else nearest_kept(given, pooled)
             carried.place = now.gather(1, carried.place)
         if sizes is not None:
-            merged = _merged_sizes(sizes[:, prefix:], pooled, kept)
+            merged = pooled.sizes
+            if merged is None:
+                merged = _merged_sizes(sizes[:, prefix:], pooled, kept)
             carried.sizes = torch.cat((sizes[:, :prefix], merged), 1)
         if not prefix:
             return pooled.tokens

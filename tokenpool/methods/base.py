@@ -38,10 +38,13 @@ class Pooled(NamedTuple):
     Attributes:
         tokens: `[B, k, C]`, differentiable.
         assignment: `[B, N]`, the new token each old one went into, or −1 if it was dropped.
+        sizes: how many original tokens each new one stands for `[B, k]`, where the method knows;
+            None: it is counted.
     """
 
     tokens: Tensor
     assignment: Tensor
+    sizes: Tensor | None = None
 
 
 class PoolingMethod(Protocol):

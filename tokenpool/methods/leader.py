@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenpool import gpu
-from tokenpool.clustering import gather_tokens, work_dtype
+from tokenpool.clustering import work_dtype
+from tokenpool.kernels import flat_index
 from tokenpool.methods.base import Pooled, Reducer, TokenSet
 from tokenpool.options import PoolOptions
 
@@ -51,25 +52,33 @@ class Leader(Reducer):
         weights = given.scores if options.representative == "weighted_mean" else given.sizes
         if options.representative != "medoid" and gpu.usable(x.shape[1], x, features):
             return Pooled(*gpu.leader(x, features, scores, weights, k))
+        # Rows of all images are taken by one index: several times faster than by one an image.
+        start = torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1]
         with torch.no_grad():
+            features = F.normalize(features.to(work_dtype(features)), dim=-1)
             if scores is not None:
                 # By significance, so that one constant mask tells who goes before whom.
-                ranked = scores.argsort(dim=-1, descending=True, stable=True)
-                features, scores = gather_tokens(features, ranked), scores.gather(1, ranked)
-            features = F.normalize(features.to(work_dtype(features)), dim=-1)
+                scores, ranked = scores.sort(dim=-1, descending=True, stable=True)
+                features = _rows(features, ranked + start)
             with torch.autocast(x.device.type, enabled=False):
                 similarity = torch.bmm(features, features.transpose(1, 2))
             order = novelty(similarity, scores).argsort(dim=-1, descending=True, stable=True)
             kept, dropped = order[:, :k], order[:, k:]
-            rows = gather_tokens(similarity, dropped)
-            target = rows.gather(2, kept.unsqueeze(1).expand(-1, rows.shape[1], -1)).argmax(-1)
+            likeness = _rows(similarity, dropped + start)
+            likeness = likeness.gather(2, kept.unsqueeze(1).expand(-1, dropped.shape[1], -1))
+            target = likeness.argmax(-1)
             if scores is not None:
-                kept, dropped = ranked.gather(1, kept), ranked.gather(1, dropped)
+                order = ranked.gather(1, order)
             own = torch.arange(k, device=x.device).expand_as(kept)
-            assignment = torch.empty_like(order).scatter(1, kept, own).scatter(1, dropped, target)
+            assignment = torch.empty_like(order).scatter(1, order, torch.cat((own, target), 1))
         if options.representative == "medoid":
-            return Pooled(gather_tokens(x, kept), assignment)
-        return Pooled(_means(x, weights, kept, dropped, target), assignment)
+            return Pooled(_rows(x, order[:, :k] + start), assignment)
+        if weights is None:
+            weights = torch.ones_like(x[..., 0])
+        weights = weights.to(work_dtype(x)).clamp_min(1e-30).gather(1, order)
+        means, sums = _means(_rows(x, order + start), weights, target)
+        sizes = None if options.representative == "weighted_mean" else sums
+        return Pooled(means, assignment, sizes)
 
     def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
         """N²·F for the similarities."""
@@ -92,15 +101,35 @@ def novelty(similarity: Tensor, scores: Tensor | None) -> Tensor:
     return distance
 
 
-def _means(
-    x: Tensor, weights: Tensor | None, kept: Tensor, dropped: Tensor, target: Tensor
-) -> Tensor:
-    """The weighted mean `[B, k, C]` of each kept token and those that joined it."""
-    dtype = work_dtype(x)
-    weights = torch.ones_like(x[..., 0]) if weights is None else weights
-    weights = weights.to(dtype).clamp_min(1e-30)
-    ours, theirs = weights.gather(1, kept), weights.gather(1, dropped)
-    mass = gather_tokens(x, kept).to(dtype) * ours.unsqueeze(2)
-    joining = gather_tokens(x, dropped).to(dtype) * theirs.unsqueeze(2)
-    mass = mass.scatter_add(1, target.unsqueeze(2).expand_as(joining), joining)
-    return (mass / ours.scatter_add(1, target, theirs).unsqueeze(2)).to(x.dtype)
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index [B, n]`, counted through all images, of `x [B, N, C]`, as `[B, n, C]`."""
+    return F.embedding(index, x.flatten(0, 1))
+
+
+def _means(x: Tensor, weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted means `[B, k, C]` of those kept and those that joined them, and sums of weights.
+
+    Args:
+        x: tokens, the k that are kept in front `[B, N, C]`.
+        weights: of the tokens, > 0 `[B, N]`.
+        target: which of those kept each of the others joins `[B, N − k]`.
+    """
+    k = x.shape[1] - target.shape[1]
+    ours, theirs = weights[:, :k], weights[:, k:]
+    kept, others = x[:, :k].to(weights.dtype), x[:, k:].to(weights.dtype)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # In order, so always the same; elsewhere these additions would be atomic.
+        sums = ours.scatter_add(1, target, theirs)
+        means = kept * (ours / sums).unsqueeze(2)
+        share = (theirs / sums.gather(1, target)).unsqueeze(2)
+        index = flat_index(target, k)
+        means.flatten(0, 1).index_add_(0, index, (others * share).flatten(0, 1))
+    else:
+        joins = target.unsqueeze(1) == torch.arange(k, device=x.device).unsqueeze(1)
+        joined = joins * theirs.unsqueeze(1)
+        sums = ours + joined.sum(-1)
+        with torch.autocast(x.device.type, enabled=False):
+            means = torch.baddbmm(
+                kept * (ours / sums).unsqueeze(2), joined / sums.unsqueeze(2), others
+            )
+    return means.to(x.dtype), sums
