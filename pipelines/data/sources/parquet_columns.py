@@ -156,37 +156,23 @@ def image_kind(kind: "pa.DataType") -> Literal["bytes", "list", "path"] | None:
 
 def is_text(kind: "pa.DataType") -> bool:
     """Whether values are text."""
-    import pyarrow as pa
-
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(kind) for test in tests)
+    return _is_any(kind, "string", "large_string", "string_view")
 
 
 def is_binary(kind: "pa.DataType") -> bool:
     """Whether values are bytes."""
-    import pyarrow as pa
-
-    tests = (
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_binary_view,
-        pa.types.is_fixed_size_binary,
-    )
-    return any(test(kind) for test in tests)
+    return _is_any(kind, "binary", "large_binary", "binary_view", "fixed_size_binary")
 
 
 def is_list(kind: "pa.DataType") -> bool:
     """Whether values are lists of one kind or another."""
+    return _is_any(kind, "list", "large_list", "list_view", "large_list_view", "fixed_size_list")
+
+
+def _is_any(kind: "pa.DataType", *names: str) -> bool:
     import pyarrow as pa
 
-    tests = (
-        pa.types.is_list,
-        pa.types.is_large_list,
-        pa.types.is_list_view,
-        pa.types.is_large_list_view,
-        pa.types.is_fixed_size_list,
-    )
-    return any(test(kind) for test in tests)
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
 def _is_byte(kind: "pa.DataType") -> bool:
