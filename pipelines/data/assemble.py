@@ -1,40 +1,34 @@
 """Finished shards put together: betons, index and manifest, in a directory not yet visible."""
 
 import hashlib
-import io
 import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.data.beton import BetonTable, lay_out, write_beton
-from pipelines.data.manifest import (
-    INDEX_NAME,
-    MANIFEST_NAME,
-    SPLITS,
-    Manifest,
-    SplitManifest,
-    Summary,
-)
+from pipelines.data.manifest import MANIFEST_NAME, SPLITS, Manifest, SplitManifest, Summary
 from pipelines.data.names import storable
 from pipelines.data.options import PrepareOptions, options_hash
-from pipelines.data.shard_rows import Rows, coded, hexadecimal, in_chunks
+from pipelines.data.sample_index import write_index
+from pipelines.data.shard_rows import Rows, equal_digests, in_chunks
 from pipelines.data.shards import shard_paths, write_durably
 from pipelines.data.sources.base import Source
 from pipelines.data.sources.folder import no_images
-from pipelines.data.splits import assign_splits
+from pipelines.data.splits import NO_SPLIT, assign_splits
 
 _PIECE_BYTES = 1 << 22
+_TRAIN, _MINIVAL, _VAL = range(len(SPLITS))
 
 
-def find_rejected(rows: Rows, splits: np.ndarray, classes: list[str]) -> tuple[np.ndarray, int]:
-    """Why each row is refused, "" for good ones, and how many good ones are copies of others.
+def find_rejected(
+    rows: Rows, splits: np.ndarray, classes: list[str]
+) -> tuple[dict[int, tuple[str, str]], int]:
+    """Which rows are refused, and how many good ones are copies of others.
 
     Besides what reading found, an image whose source bytes occur in two splits is refused in all
     but the most protected of them (val before minival before train): a training image that is
@@ -42,70 +36,77 @@ def find_rejected(rows: Rows, splits: np.ndarray, classes: list[str]) -> tuple[n
     which is right, nobody knows. Copies within a class of a split only weigh more.
 
     Args:
-        rows: N rows.
-        splits: [N] split of each.
+        rows: N rows with their digests.
+        splits: [N] split of each, from `split_rows`.
         classes: their names.
 
     Returns:
-        ([N] object array of reasons, the number of copies).
+        ((name, reason) of each refused row in order of the rows, the number of copies).
     """
-    reasons = rows["error"].copy()
-    good = np.flatnonzero(reasons == "")
-    rank = np.select([splits[good] == "val", splits[good] == "minival"], [0, 1], 2)
-    _, picture = np.unique(rows["source_sha1"][good], return_inverse=True)
-    labels = rows["label"][good]
-    order = np.lexsort((rank, picture))  # stable: the first of the most protected leads its group
-    begins = np.flatnonzero(np.diff(picture[order], prepend=-1))
-    lengths = np.diff(begins, append=len(order))
-    copies = 0
-    for begin, length in zip(
-        begins[lengths > 1].tolist(), lengths[lengths > 1].tolist(), strict=True
-    ):
-        group = order[begin : begin + length]
+    texts = rows.texts["error"]
+    failed = np.flatnonzero(rows["error"])
+    reasons = {row: texts[code] for row, code in in_chunks(failed, rows["error"][failed])}
+    alike = equal_digests(rows["source_sha1"])
+    alike = alike[rows["error"][alike] == 0]
+    digests = rows["source_sha1"][alike]
+    rank = np.array([2, 1, 0])[splits[alike]]  # of train, minival, val
+    picture = np.cumsum(np.concatenate([[False], digests[1:] != digests[:-1]])[: len(alike)])
+    alike = alike[np.lexsort((rank, picture))]  # stable: the first of the most protected leads
+    lengths = np.bincount(picture)
+    first_of: dict[int, int] = {}  # by row, the one it is refused for
+    copies = start = 0
+    for length in lengths.tolist():
+        group = alike[start : start + length].tolist()
+        start += length
         first = group[0]
-        others = group[labels[group] != labels[first]]
-        for i in group.tolist():
-            if len(others):
-                other = good[others[0] if labels[i] == labels[first] else first]
-                label = classes[rows["label"][other]]
-                reasons[good[i]] = f"same picture as {rows.name(other)} of class {label}"
-            elif rank[i] > rank[first]:
-                where = splits[good[first]]
-                reasons[good[i]] = f"duplicate of {rows.name(good[first])} in {where}"
+        other = next((i for i in group if rows["label"][i] != rows["label"][first]), None)
+        for i in group:
+            if other is not None:
+                first_of[i] = other if rows["label"][i] == rows["label"][first] else first
+            elif splits[i] != splits[first]:
+                first_of[i] = first
             elif i != first:
                 copies += 1
-    return reasons, copies
+    names = rows.names({*reasons, *first_of, *first_of.values()})
+    for i, first in first_of.items():
+        if rows["label"][i] != rows["label"][first]:
+            label = classes[rows["label"][first]]
+            reasons[i] = f"same picture as {names[first]} of class {label}"
+        else:
+            reasons[i] = f"duplicate of {names[first]} in {SPLITS[splits[first]]}"
+    return {row: (names[row], reasons[row]) for row in sorted(reasons)}, copies
 
 
 def find_absent_classes(
-    rows: Rows, splits: np.ndarray, reasons: np.ndarray, classes: list[str]
+    rows: Rows, splits: np.ndarray, good: np.ndarray, classes: list[str]
 ) -> list[tuple[str, str]]:
     """(split/class, reason) for each class that one of train and val has and the other lacks.
 
     Args:
         rows: N rows.
-        splits: [N] split of each.
-        reasons: [N] from `find_rejected`.
+        splits: [N] split of each, from `split_rows`.
+        good: [N] bool, False for what is refused.
         classes: names; one without any image at all may have been declared for later.
     """
-    if not (splits == "val").any():
+    if not (splits == _VAL).any():
         return []
-    usable, labels = reasons == "", rows["label"]
+    labels = rows["label"]
     absent: list[tuple[str, str]] = []
-    for split, other in (("train", "val"), ("val", "train")):
-        here, there = set(labels[usable & (splits == split)]), set(labels[splits == other])
-        for label in sorted(there - here):
-            if 0 <= label < len(classes):
-                absent.append((f"{split}/{classes[label]}", no_images(classes[label], split)))
+    for here, there in ((_TRAIN, _VAL), (_VAL, _TRAIN)):
+        lacking = np.setdiff1d(labels[splits == there], labels[good & (splits == here)])
+        for label in lacking[(lacking >= 0) & (lacking < len(classes))].tolist():
+            reason = no_images(classes[label], SPLITS[here])
+            absent.append((f"{SPLITS[here]}/{classes[label]}", reason))
     return absent
 
 
 def split_rows(rows: Rows, source: Source, options: PrepareOptions) -> np.ndarray:
-    """The split of each row; rows that failed to be read do not disturb the choice."""
-    good = rows["error"] == ""
-    splits = np.where(rows["split"] == "val", "val", "train").astype("<U7")
+    """[N] position in SPLITS of each row; rows that failed do not disturb the choice."""
+    good = rows["error"] == 0
+    in_val = rows.is_text("split", "val")
+    splits = np.where(in_val, _VAL, _TRAIN).astype(np.uint8)
     splits[good] = assign_splits(
-        rows["split"][good],
+        in_val[good],
         rows["label"][good],
         val=source.default_val if options.val is None else options.val,
         minival=source.default_minival if options.minival is None else options.minival,
@@ -123,27 +124,25 @@ def assemble(
     rejected: int = 0,
     summary: Summary | None = None,
 ) -> Manifest:
-    """Write the betons, `index.parquet` and `manifest.json` of the given good rows to `folder`.
+    """Write the betons, `index.parquet` and `manifest.json` of the good rows to `folder`.
 
     Args:
         source: names and classes.
         options: what they were prepared with.
-        rows: N good rows.
-        splits: [N] split of each.
-        folder: where shards lie (in `shards/`) and results go; the manifest comes last.
+        rows: N rows.
+        splits: [N] position in SPLITS of each good row, NO_SPLIT for others.
+        folder: where results go; the manifest comes last.
         rejected: how many images were refused, for the manifest.
         summary: what became of the source, for the manifest.
     """
     parts: dict[str, SplitManifest] = {}
     pointers = np.zeros(len(rows), np.int64)
-    in_split = np.zeros(len(rows), np.int64)
-    for split in SPLITS:
-        chosen = np.flatnonzero(splits == split)
-        if not len(chosen):
+    for code, split in enumerate(SPLITS):
+        chosen = splits == code
+        if not chosen.any():
             continue
         sizes = rows["size"][chosen]
         pointers[chosen], page_size, table_start = lay_out(sizes)
-        in_split[chosen] = np.arange(len(chosen))
         path = folder / f"{split}.beton"
         table = BetonTable(
             path,
@@ -155,27 +154,29 @@ def assemble(
             rows["label"][chosen],
         )
         with closing(_HashingFile(path, options.processes)) as written:
-            runs = _runs(folder, rows.shard[chosen], rows["offset"][chosen], sizes, table.pointer)
-            write_beton(written.write, table, page_size, table_start, runs)
+            write_beton(written.write, table, page_size, table_start, _runs(rows, chosen, pointers))
             sha256 = written.finish()
         parts[split] = SplitManifest(
             file=path.name,
             sha256=sha256,
             size_bytes=path.stat().st_size,
-            samples=len(chosen),
+            samples=len(table),
             counts=np.bincount(table.label, minlength=len(source.classes)).tolist(),
         )
-    _write_index(rows, splits, in_split, pointers, source, folder)
-    mean, std = _mean_std(rows, splits == "train")
-    side = int(rows["width"][0])
-    square = bool((rows["width"] == side).all() and (rows["height"] == side).all())
+        del table, sizes, chosen  # the next split's come beside all rows, and not beside these
+    mean, std = _mean_std(*write_index(rows, splits, pointers, source, folder))
+    kept = splits != NO_SPLIT
+    widths, heights = rows["width"][kept], rows["height"][kept]
+    largest = int(widths.max()), int(heights.max())
+    side = int(widths[0])
+    square = largest == (side, side) and side == widths.min() == heights.min()
     manifest = Manifest(
         source=storable(source.name),
         seed=options.seed,
         classes=[storable(name) for name in source.classes],
         image_size=side if square else None,
-        max_width=int(rows["width"].max()),
-        max_height=int(rows["height"].max()),
+        max_width=largest[0],
+        max_height=largest[1],
         mean=mean,
         std=std,
         splits=parts,
@@ -250,73 +251,41 @@ class _HashingFile:
         self._file.close()
 
 
-def _runs(
-    folder: Path, shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, pointers: np.ndarray
-) -> Iterator[tuple[int, bytes]]:
+def _runs(rows: Rows, chosen: np.ndarray, pointers: np.ndarray) -> Iterator[tuple[int, bytes]]:
     """(pointer, bytes) of as many rows at a time as lie together in shard and beton alike.
 
-    Rows are in shard order, so one file is open at a time.
+    Args:
+        rows: N rows.
+        chosen: [N] bool, which of them.
+        pointers: [N] where each goes.
 
     Raises:
         ValueError: a shard is shorter than its table says.
     """
-    apart = (
-        (shards[1:] != shards[:-1])
-        | (offsets[1:] != offsets[:-1] + sizes[:-1])
-        | (pointers[1:] != pointers[:-1] + sizes[:-1])
-    )
-    begins = np.concatenate([[0], 1 + np.flatnonzero(apart)])
-    lengths = np.add.reduceat(sizes, begins)
-    runs = in_chunks(shards[begins], offsets[begins], lengths, pointers[begins])
-    for shard, in_shard in groupby(runs, key=itemgetter(0)):
-        path = shard_paths(folder / "shards", shard)[0]
+    for shard, (start, end) in enumerate(zip(rows.starts[:-1], rows.starts[1:], strict=True)):
+        mine = start + np.flatnonzero(chosen[start:end])
+        if not len(mine):
+            continue
+        offsets, sizes, places = rows["offset"][mine], rows["size"][mine], pointers[mine]
+        apart = (offsets[1:] != offsets[:-1] + sizes[:-1]) | (
+            places[1:] != places[:-1] + sizes[:-1]
+        )
+        begins = np.concatenate([[0], 1 + np.flatnonzero(apart)])
+        lengths = np.add.reduceat(sizes, begins)
+        path = shard_paths(rows.folder, shard)[0]
         with path.open("rb", buffering=0) as file:
-            for _, offset, length, pointer in in_shard:
+            for offset, length, pointer in in_chunks(offsets[begins], lengths, places[begins]):
                 data = os.pread(file.fileno(), length, offset)
                 if len(data) != length:
                     raise ValueError(f"{path} is shorter than its table says")
                 yield pointer, data
 
 
-def _write_index(
-    rows: Rows,
-    splits: np.ndarray,
-    in_split: np.ndarray,
-    pointers: np.ndarray,
-    source: Source,
-    folder: Path,
-) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    classes = [storable(name) for name in source.classes]
-    codes = np.select([splits == split for split in SPLITS], list(range(len(SPLITS))))
-    table = pa.table(
-        {
-            "split": coded(codes, list(SPLITS)),
-            "position": in_split,
-            "label": rows["label"],
-            "class": coded(rows["label"], classes),
-            "source_name": rows.names.cast(pa.string()),
-            "source_sha1": hexadecimal(rows["source_sha1"]),
-            "width": rows["width"],
-            "height": rows["height"],
-            "offset": pointers,
-            "size": rows["size"],
-        }
-    )
-    sink = io.BytesIO()
-    pa.parquet.write_table(table, sink, compression="zstd")
-    write_durably(folder / INDEX_NAME, [sink.getbuffer()])
-
-
 def _mean_std(
-    rows: Rows, chosen: np.ndarray
+    pixels: int, sums: np.ndarray
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Per channel over all pixels of the chosen rows, as fractions of 255."""
-    pixels = float((rows["width"][chosen].astype(np.int64) * rows["height"][chosen]).sum())
-    mean = np.array([rows[f"sum_{c}"][chosen].sum() for c in "rgb"]) / pixels
-    square = np.array([rows[f"square_{c}"][chosen].sum() for c in "rgb"]) / pixels
+    """Per channel over so many pixels, as fractions of 255."""
+    mean, square = sums[:3] / float(pixels), sums[3:] / float(pixels)
     std = np.sqrt(np.maximum(square - mean**2, 0.0))
     # A constant channel has no deviation to divide by.
     std = np.where(std > 0, std, 255.0)

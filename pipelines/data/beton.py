@@ -6,8 +6,9 @@ tests hold them against FFCV's. A file is: header, one descriptor per field, one
 sample, data pages, allocation table. The fields are always `image` (RGB) and `label` (int).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ VERSION = 2
 MIN_PAGE_SIZE = 1 << 21
 MODE_JPG, MODE_RAW = 0, 1
 _INT_FIELD, _RGB_FIELD = 1, 2
+_CHUNK = 1 << 16  # samples whose rows are made at once
 
 HEADER = np.dtype(
     [
@@ -129,11 +131,12 @@ def lay_out(sizes: np.ndarray) -> tuple[np.ndarray, int, int]:
     start = -(-start // page_size) * page_size
     pointers = np.empty(len(sizes), np.int64)
     position = start
-    for i, size in enumerate(sizes.tolist()):
-        if position % page_size + size > page_size:
-            position = -(-position // page_size) * page_size
-        pointers[i] = position
-        position += size
+    for first in range(0, len(sizes), _CHUNK):
+        for i, size in enumerate(sizes[first : first + _CHUNK].tolist(), first):
+            if position % page_size + size > page_size:
+                position = -(-position // page_size) * page_size
+            pointers[i] = position
+            position += size
     return pointers, page_size, -(-position // page_size) * page_size
 
 
@@ -165,24 +168,32 @@ def write_beton(
     for row, (name, type_id) in enumerate((("image", _RGB_FIELD), ("label", _INT_FIELD))):
         fields[row]["type_id"] = type_id
         fields[row]["name"][: len(name)] = np.frombuffer(name.encode("ascii"), "<u1")
-    rows = np.zeros(num_samples, SAMPLE)
-    rows["f0"]["mode"], rows["f0"]["data_ptr"] = samples.mode, samples.pointer
-    rows["f0"]["width"], rows["f0"]["height"] = samples.width, samples.height
-    rows["f1"] = samples.label
     position = 0
-    for part in (header, fields, rows):
+    for part in chain((header, fields), _rows(samples)):
         write(part.tobytes())
         position += part.nbytes
-    del rows
     for pointer, blob in data:
         position += _pad(write, pointer - position)
         write(blob)
         position += len(blob)
     _pad(write, table_start - position)
-    allocations = np.zeros(num_samples, ALLOCATION)
-    allocations["sample_id"] = np.arange(num_samples)
-    allocations["ptr"], allocations["size"] = samples.pointer, samples.size
-    write(allocations.tobytes())
+    for first in range(0, num_samples, _CHUNK):
+        mine = slice(first, first + _CHUNK)
+        allocations = np.zeros(len(samples.pointer[mine]), ALLOCATION)
+        allocations["sample_id"] = first + np.arange(len(allocations))
+        allocations["ptr"], allocations["size"] = samples.pointer[mine], samples.size[mine]
+        write(allocations.tobytes())
+
+
+def _rows(samples: BetonTable) -> Iterator[np.ndarray]:
+    """The metadata rows, some at a time."""
+    for first in range(0, len(samples), _CHUNK):
+        mine = slice(first, first + _CHUNK)
+        rows = np.zeros(len(samples.label[mine]), SAMPLE)
+        rows["f0"]["mode"], rows["f0"]["data_ptr"] = samples.mode[mine], samples.pointer[mine]
+        rows["f0"]["width"], rows["f0"]["height"] = samples.width[mine], samples.height[mine]
+        rows["f1"] = samples.label[mine]
+        yield rows
 
 
 def _pad(write: Callable[[bytes], object], count: int) -> int:

@@ -8,11 +8,10 @@ import logging
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from pipelines.data.shard_rows import Rows, read_rows
 from pipelines.data.shards import shard_paths, write_durably
 from pipelines.data.sources.base import Source
 from pipelines.data.sources.opening import canonical, open_source
+from pipelines.data.splits import NO_SPLIT
 from pipelines.data.summary import summarize
 from pipelines.errors import UserError
 
@@ -142,21 +142,29 @@ def _prepare(
             raise UserError(f"{source_name} holds no images")
         _match_plan(partial, shards, source, options)
         _make_shards(source, options, shards, progress, workers)
-    checked = _check(source, options, shards)
+    num_shards = len(source.units)
+    source = replace(source, units=())  # the list of a million files is not needed any more
+    checked = _check(source, options, shards, num_shards)
     if checked.refused:
         where = write_rejected(partial, checked.refused)
         if not options.skip_bad:
             # Shards with refused images are read anew next time: the files may be mended.
-            for number in sorted(set(checked.rows.shard[checked.rows["error"] != ""].tolist())):
+            failed = np.flatnonzero(checked.rows["error"])
+            for number in np.unique(checked.rows.shards_of(failed)).tolist():
                 shard_paths(shards, number)[1].unlink()
             raise UserError(f"{checked.told()}; all in {where}: {_REMEDY}", exit_code=1)
     else:
         (partial / REJECTED_NAME).unlink(missing_ok=True)
-    if not checked.good.any():
+    if not checked.any_good:
         raise UserError(f"{source_name} holds no usable image: {checked.told()}", exit_code=1)
-    rows, splits = checked.rows.keep(checked.good), checked.splits[checked.good]
     manifest = assemble(
-        source, options, rows, splits, partial, len(checked.refused), checked.summary
+        source,
+        options,
+        checked.rows,
+        checked.splits,
+        partial,
+        len(checked.refused),
+        checked.summary,
     )
     _publish(partial, out, options.processes)
     return manifest
@@ -183,21 +191,24 @@ def rehearse(
             raise UserError(f"{source} holds no images")
         shards = Path(folder)
         _make_shards(listed, options, shards, progress, workers, keep=False)
-        checked = _check(listed, options, shards)
+        checked = _check(listed, options, shards, len(listed.units))
     stops = bool(checked.refused) and not options.skip_bad
-    why = f"{checked.told()}: {_REMEDY}" if stops or not checked.good.any() else ""
+    why = f"{checked.told()}: {_REMEDY}" if stops or not checked.any_good else ""
     return checked.summary, why
 
 
 @dataclass
 class _Checked:
-    """What reading a source found: which rows are good, and what is said of them."""
+    """What reading a source found: where each row goes, and what is said of them."""
 
     rows: Rows
-    splits: np.ndarray
-    good: np.ndarray
+    splits: np.ndarray  # [N] position in SPLITS, NO_SPLIT for refused rows
     refused: list[tuple[str, str]]
     summary: Summary
+
+    @property
+    def any_good(self) -> bool:
+        return bool((self.splits != NO_SPLIT).any())
 
     def told(self) -> str:
         if not self.refused:
@@ -206,30 +217,34 @@ class _Checked:
         return f"{len(self.refused)} of {len(self.rows)} images refused: {groups}"
 
 
-def _check(source: Source, options: PrepareOptions, shards: Path) -> _Checked:
-    rows = read_rows(shards, len(source.units))
+def _check(source: Source, options: PrepareOptions, shards: Path, num_shards: int) -> _Checked:
+    rows = read_rows(shards, num_shards)
     splits = split_rows(rows, source, options)
-    reasons, copies = find_rejected(rows, splits, source.classes)
-    good = reasons == ""
-    refused = list(source.problems)
-    refused += [(rows.name(i), str(reasons[i])) for i in np.flatnonzero(~good)]
+    rejected, copies = find_rejected(rows, splits, source.classes)
+    del rows.columns["source_sha1"]  # a third of all that is held
+    good = np.ones(len(rows), np.bool_)
+    good[list(rejected)] = False
+    refused = [*source.problems, *rejected.values()]
     known = {reason for _, reason in source.problems}
-    absent = find_absent_classes(rows, splits, reasons, source.classes)
+    absent = find_absent_classes(rows, splits, good, source.classes)
     refused += [(where, reason) for where, reason in absent if reason not in known]
+    splits[~good] = NO_SPLIT
     notes = [f"{copies:,} images are copies of others in their class and split"] if copies else []
-    kept = rows.keep(good)
-    notes += _warnings(kept)
-    summary = summarize(source, splits[good], kept["label"], kept["converted"], refused, notes)
-    return _Checked(rows, splits, good, refused, summary)
+    notes += _warnings(rows, good)
+    summary = summarize(source, rows, splits, refused, notes)
+    return _Checked(rows, splits, refused, summary)
 
 
-def _warnings(kept: Rows) -> list[str]:
+def _warnings(rows: Rows, good: np.ndarray) -> list[str]:
     """What a person should look at among the images that are kept, by kind."""
-    found = kept["warning"]
+    found = np.flatnonzero(good & (rows["warning"] != 0))
+    codes, first, counts = np.unique(rows["warning"][found], return_index=True, return_counts=True)
+    first = found[first]
+    names = rows.names(first.tolist())
+    order = np.lexsort((first, -counts))
     return [
-        f"{warning} ({count:,} in all, first {kept.name(int((found == warning).argmax()))})"
-        for warning, count in Counter(found.tolist()).most_common()
-        if warning
+        f"{rows.texts['warning'][codes[i]]} ({counts[i]:,} in all, first {names[int(first[i])]})"
+        for i in order
     ]
 
 

@@ -1,98 +1,142 @@
-"""All shards' tables as columns, small enough for a million images in one process."""
+"""What all shards' tables say, as columns, small enough for a million images in one process.
 
-from collections.abc import Iterator
+Held is what decides where an image goes; names, digests and sums of pixels stay in the tables and
+are read from there, shard by shard, where they are needed.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.data.shards import DIGEST_BYTES, schema, shard_paths
+from pipelines.data.shards import DIGEST_BYTES, shard_paths
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_SMALL = {"width": np.int32, "height": np.int32, "mode": np.uint8}
+_NUMBERS: dict[str, type[np.generic]] = {
+    "label": np.int32,
+    "width": np.int32,
+    "height": np.int32,
+    "mode": np.uint8,
+    "size": np.int64,
+    "offset": np.int64,
+}
+_TEXTS: dict[str, type[np.generic]] = {
+    "split": np.uint8,
+    "error": np.int32,
+    "converted": np.int32,
+    "warning": np.int32,
+}
+_DIGEST = "source_sha1"
 _CHUNK = 1 << 16
+_LARGEST_LABEL = np.iinfo(np.int32).max
 
 
 @dataclass
 class Rows:
-    """All shards' rows in source order, by column; `shard` says which shard holds the bytes.
+    """All shards' rows in source order, by column.
 
-    `names` [N] are the samples' names and `columns` the rest of a shard's table, [N] each; texts
-    are objects, and `source_sha1` has the digests themselves, of 20 bytes.
+    `starts` [shards + 1] are the first row of each shard in `folder`, and the number of rows.
+    `columns` are [N] each; those of `texts` hold positions in that list, where 0 is "". Labels
+    beyond 32 bits are cut off there: they are no class anyhow.
     """
 
+    folder: Path
+    starts: np.ndarray
     columns: dict[str, np.ndarray]
-    shard: np.ndarray
-    names: "pa.Array"
+    texts: dict[str, list[str]]
 
     def __len__(self) -> int:
-        return len(self.shard)
+        return int(self.starts[-1])
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.columns[name]
 
-    def name(self, row: int | np.integer[Any]) -> str:
-        """The name of one sample."""
-        return str(self.names[int(row)].as_py())
+    def is_text(self, name: str, text: str) -> np.ndarray:
+        """[N] bool: where a column of texts has this one."""
+        known = self.texts[name]
+        return self.columns[name] == (known.index(text) if text in known else len(known))
 
-    def keep(self, mask: np.ndarray) -> "Rows":
-        """Only the rows where `mask` [N] is true."""
-        if mask.all():
-            return self
-        import pyarrow as pa
+    def shards_of(self, rows: np.ndarray) -> np.ndarray:
+        """The number of the shard of each row."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
 
-        columns = {name: column[mask] for name, column in self.columns.items()}
-        return Rows(columns, self.shard[mask], self.names.filter(pa.array(mask)))
+    def names(self, rows: Iterable[int]) -> dict[int, str]:
+        """The names of some rows, read from their shards."""
+        wanted = np.unique(np.fromiter(rows, np.int64))
+        found: dict[int, str] = {}
+        places = zip(self.shards_of(wanted).tolist(), wanted.tolist(), strict=True)
+        for shard, places_there in groupby(places, key=lambda place: place[0]):
+            column = read_shard(self.folder, shard, ["name"])["name"]
+            start = int(self.starts[shard])
+            found |= {row: column[row - start].as_py() for _, row in places_there}
+        return found
+
+
+def read_shard(folder: Path, number: int, columns: list[str]) -> "pa.Table":
+    """Some columns of a shard's table, each in one piece."""
+    import pyarrow.parquet as pq
+
+    with shard_paths(folder, number)[1].open("rb") as file:  # pyarrow wants paths to be UTF-8
+        return pq.ParquetFile(file).read(columns, use_threads=False).combine_chunks()
 
 
 def read_rows(folder: Path, num_shards: int) -> Rows:
-    """Load every shard's table.
+    """Load every shard's table, with the digests of the sources' bytes.
 
     Args:
         folder: where they lie.
         num_shards: their tables are numbered from 0.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    kinds = {name: np.dtype(kind) for name, kind in (_NUMBERS | _TEXTS).items()}
+    kinds[_DIGEST] = np.dtype(f"S{DIGEST_BYTES}")
+    held = {name: bytearray() for name in kinds}  # they grow in place, and are never held twice
+    codes: dict[str, dict[str, int]] = {name: {"": 0} for name in _TEXTS}
+    starts = [0]
+    for number in range(num_shards):
+        table = read_shard(folder, number, list(kinds))
+        starts.append(starts[-1] + len(table))
+        if not len(table):
+            continue
+        for name, buffer in held.items():
+            column = table[name].chunk(0)
+            if name == _DIGEST:
+                buffer += _digests(column)
+            elif name in codes:
+                buffer += _coded(column, codes[name]).astype(kinds[name]).tobytes()
+            else:
+                numbers: np.ndarray = column.to_numpy()
+                if name == "label":
+                    numbers = numbers.clip(-1, _LARGEST_LABEL)
+                buffer += numbers.astype(kinds[name]).tobytes()
+    columns = {name: np.frombuffer(held[name], kind) for name, kind in kinds.items()}
+    return Rows(folder, np.array(starts), columns, {name: list(codes[name]) for name in codes})
 
-    empty = schema().empty_table()
-    columns = [name for name in empty.column_names if name != "name"]
-    # A piece of nothing, so that a source of nothing has columns of the right kinds.
-    pieces = {name: [_compact(name, empty[name].combine_chunks(), {})] for name in columns}
-    names: list[pa.Array] = []
-    counts: list[int] = []
-    known: dict[str, str] = {}
-    for i in range(num_shards):
-        with shard_paths(folder, i)[1].open("rb") as file:  # pyarrow wants paths to be UTF-8
-            table = pq.read_table(file, use_threads=False)
-        counts.append(len(table))
-        names += table["name"].cast(pa.large_string()).chunks
-        for name, column in pieces.items():
-            column.append(_compact(name, table[name].combine_chunks(), known))
-    # One column at a time is held twice.
-    joined = {name: np.concatenate(pieces.pop(name)) for name in columns}
-    every = pa.chunked_array(names, pa.large_string()).combine_chunks()
-    shards = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return Rows(joined, shards, every)
+
+def _digests(column: "pa.Array") -> memoryview:
+    start = column.offset * DIGEST_BYTES
+    return memoryview(column.buffers()[1])[start : start + len(column) * DIGEST_BYTES]
 
 
-def _compact(name: str, column: "pa.Array", known: dict[str, str]) -> np.ndarray:
-    import pyarrow as pa
+def _coded(column: "pa.Array", known: dict[str, int]) -> np.ndarray:
+    """The positions of texts among all that are known, to which new ones are added."""
+    encoded = column.dictionary_encode()
+    codes = [known.setdefault(text, len(known)) for text in encoded.dictionary.to_pylist()]
+    return np.array(codes, np.int32)[encoded.indices.to_numpy()]
 
-    if name == "source_sha1":
-        data = column.buffers()[1]
-        if data is None:  # of no rows
-            return np.zeros(0, f"S{DIGEST_BYTES}")
-        return np.frombuffer(data, f"S{DIGEST_BYTES}", len(column), column.offset * DIGEST_BYTES)
-    if pa.types.is_string(column.type):  # few different ones: each is held once
-        coded = column.dictionary_encode()
-        texts = [known.setdefault(text, text) for text in coded.dictionary.to_pylist()]
-        return np.array(texts, dtype=object)[coded.indices.to_numpy()]
-    numbers: np.ndarray = column.to_numpy()
-    return numbers.astype(_SMALL.get(name, numbers.dtype))
+
+def equal_digests(digests: np.ndarray) -> np.ndarray:
+    """The rows whose digest [N] occurs more than once, those of one digest after each other."""
+    order = np.argsort(digests, kind="stable")
+    same = np.zeros(len(order) + 1, np.bool_)
+    for start in range(1, len(order), _CHUNK):
+        part = digests[order[start - 1 : start + _CHUNK]]
+        same[start : start + len(part) - 1] = part[1:] == part[:-1]
+    return order[same[1:] | same[:-1]]
 
 
 def in_chunks(*columns: np.ndarray) -> Iterator[tuple[int, ...]]:
@@ -101,18 +145,18 @@ def in_chunks(*columns: np.ndarray) -> Iterator[tuple[int, ...]]:
         yield from zip(*(c[start : start + _CHUNK].tolist() for c in columns), strict=True)
 
 
-def hexadecimal(digests: np.ndarray) -> "pa.Array":
+def hexadecimal(digests: "pa.Array") -> "pa.Array":
     """The digests [N] as text."""
     import pyarrow as pa
 
-    text = digests.tobytes().hex().encode()
-    ends = np.arange(len(digests) + 1, dtype=np.int64) * (2 * DIGEST_BYTES)
+    text = bytes(_digests(digests)).hex().encode()
+    ends = np.arange(len(digests) + 1, dtype=np.int32) * (2 * DIGEST_BYTES)
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(text)]
-    return pa.Array.from_buffers(pa.large_string(), len(digests), buffers).cast(pa.string())
+    return pa.Array.from_buffers(pa.string(), len(digests), buffers)
 
 
-def coded(codes: np.ndarray, texts: list[str]) -> "pa.Array":
-    """Texts by their positions [N] in a list."""
+def coded(codes: np.ndarray, texts: "pa.Array") -> "pa.Array":
+    """Texts by their positions [N] among all of them."""
     import pyarrow as pa
 
-    return pa.DictionaryArray.from_arrays(codes.astype(np.int32), pa.array(texts, pa.string()))
+    return pa.DictionaryArray.from_arrays(codes.astype(np.int32), texts)

@@ -7,9 +7,10 @@ shard is complete when its table is there, for that is renamed into place last.
 import hashlib
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipelines.data.encode import encode
 from pipelines.data.images import RejectedImageError
@@ -127,11 +128,18 @@ def write_shard(folder: Path, number: int, data: bytes | None, table: bytes) -> 
 
 def write_durably(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """Write aside, fsync, rename: after it, `path` is whole or as it was before."""
+    with durable_file(path) as file:
+        for chunk in chunks:
+            file.write(chunk)
+
+
+@contextmanager
+def durable_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` when the block ends, whole, or not at all."""
     aside = path.with_name(path.name + ".partial")
     try:
         with aside.open("wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

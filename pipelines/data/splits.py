@@ -2,6 +2,11 @@
 
 import numpy as np
 
+from pipelines.data.manifest import SPLITS
+
+NO_SPLIT = len(SPLITS)
+"""Where a position in SPLITS stands, of an image that is refused."""
+
 
 def stratified_pick(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
     """Pick the same fraction of every class.
@@ -30,7 +35,7 @@ def stratified_pick(labels: np.ndarray, fraction: float, rng: np.random.Generato
 
 
 def assign_splits(
-    declared: np.ndarray, labels: np.ndarray, *, val: float, minival: float, seed: int
+    in_val: np.ndarray, labels: np.ndarray, *, val: float, minival: float, seed: int
 ) -> np.ndarray:
     """Split the images.
 
@@ -39,19 +44,20 @@ def assign_splits(
     nothing is ever chosen by looking at val.
 
     Args:
-        declared: [N] of "train", "val" or "".
+        in_val: [N] bool, whether the source says that an image is of val.
         labels: [N] int.
         val: share of all.
         minival: share of the training images.
         seed: decides which ones.
 
     Returns:
-        [N] of "train", "minival" and "val".
+        [N] uint8, the position in SPLITS of each.
     """
-    result = np.where(declared == "val", "val", "train").astype("<U7")
-    if not (declared == "val").any():
-        result[stratified_pick(labels, val, np.random.default_rng([seed, 1]))] = "val"
-    train = np.flatnonzero(result == "train")
+    result = np.where(in_val, SPLITS.index("val"), SPLITS.index("train")).astype(np.uint8)
+    if not in_val.any():
+        picked = stratified_pick(labels, val, np.random.default_rng([seed, 1]))
+        result[picked] = SPLITS.index("val")
+    train = np.flatnonzero(result == SPLITS.index("train"))
     chosen = stratified_pick(labels[train], minival, np.random.default_rng([seed, 2]))
-    result[train[chosen]] = "minival"
+    result[train[chosen]] = SPLITS.index("minival")
     return result

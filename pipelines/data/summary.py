@@ -1,6 +1,5 @@
 """What became of a source, for a person to check at a glance; the same lies in the manifest."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from pipelines.data.manifest import SPLITS, Group, SplitSummary, Summary
 from pipelines.data.names import printable, storable
 from pipelines.data.refusals import Refusal, group_refusals
+from pipelines.data.shard_rows import Rows
 from pipelines.data.sources.base import LeftOut, Source
 
 _MOST = 12  # groups shown of a kind
@@ -15,9 +15,8 @@ _MOST = 12  # groups shown of a kind
 
 def summarize(
     source: Source,
+    rows: Rows,
     splits: np.ndarray,
-    labels: np.ndarray,
-    converted: np.ndarray,
     refused: Sequence[Refusal],
     notes: Sequence[str] = (),
 ) -> Summary:
@@ -25,23 +24,22 @@ def summarize(
 
     Args:
         source: what was listed.
-        splits: [N] split of each kept image.
-        labels: [N] class of each.
-        converted: [N] what was done to each, "" where its bytes were kept.
+        rows: N images.
+        splits: [N] position in SPLITS of each that is kept, NO_SPLIT for others.
         refused: what was not kept, and why.
         notes: sentences beside the source's own.
     """
     parts = {}
-    for split in SPLITS:
-        mine = splits == split
+    for code, split in enumerate(SPLITS):
+        mine = splits == code
         if mine.any():
-            counts = Counter(converted[mine].tolist())
-            by_kind = sorted(((many, str(kind)) for kind, many in counts.items()), reverse=True)
+            counts = np.bincount(rows["converted"][mine])
+            by_kind = sorted(zip(counts.tolist(), rows.texts["converted"], strict=False))
             parts[split] = SplitSummary(
                 origins=_origins(source, split),
                 images=int(mine.sum()),
-                classes=len(np.unique(labels[mine])),
-                converted={kind: many for many, kind in by_kind if kind},
+                classes=len(np.unique(rows["label"][mine])),
+                converted={kind: many for many, kind in reversed(by_kind) if kind and many},
             )
     return Summary(
         source=storable(source.name),

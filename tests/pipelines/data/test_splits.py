@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.data.manifest import SPLITS
 from pipelines.data.splits import assign_splits, stratified_pick
 
 
@@ -21,15 +22,15 @@ def test_each_class_gives_its_share_and_keeps_something(labels, fraction, seed):
 
 
 def test_a_declared_val_split_is_kept_and_minival_comes_from_training():
-    declared = np.array(["train"] * 80 + ["val"] * 20)
     labels = np.tile(np.arange(4), 25)
-    splits = assign_splits(declared, labels, val=0.5, minival=0.1, seed=0)
+    codes = assign_splits(np.arange(100) >= 80, labels, val=0.5, minival=0.1, seed=0)
+    splits = np.array(SPLITS)[codes]
     assert (splits[80:] == "val").all()
     assert (splits[:80] == "minival").sum() == 8 and (splits[:80] == "train").sum() == 72
 
 
 def test_splits_depend_on_the_seed_alone():
-    declared, labels = np.array([""] * 200), np.tile(np.arange(4), 50)
+    declared, labels = np.zeros(200, bool), np.tile(np.arange(4), 50)
     first = assign_splits(declared, labels, val=0.2, minival=0.1, seed=1)
     assert (first == assign_splits(declared, labels, val=0.2, minival=0.1, seed=1)).all()
     assert (first != assign_splits(declared, labels, val=0.2, minival=0.1, seed=2)).any()
