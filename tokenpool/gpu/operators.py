@@ -30,7 +30,7 @@ def leader(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Means `[B, k, C]`, assignment `[B, N]` and each token's share in its mean `[B, N]`."""
     batch, tokens, width = x.shape
-    x, features = x.contiguous(), features.contiguous()
+    x, features = x.contiguous(), _factor(features).contiguous()
     means, labels, shares = _outputs(x, k)
     floats = x.new_empty(batch, 4, tokens, dtype=torch.float32)
     whole = labels.new_empty(batch, 2, tokens, dtype=torch.int32)
@@ -133,6 +133,7 @@ def received(
     """What each head's queries give to each token `[B, H, N]`; see `tokenpool.gpu.received`."""
     batch, heads, queries, head = query.shape
     tokens = key.shape[2]
+    query, key = _factor(query), _factor(key)
     if query.stride(3) != 1:
         query = query.contiguous()
     if key.stride(3) != 1:
@@ -204,6 +205,11 @@ def _precision(x: Tensor) -> str:
     ):
         return "tf32x3"
     return "ieee"
+
+
+def _factor(x: Tensor) -> Tensor:
+    """What is multiplied: Triton's interpreter takes the bits of bf16 for whole numbers."""
+    return x.float() if x.dtype == torch.bfloat16 and not x.is_cuda else x
 
 
 def _on(x: Tensor) -> AbstractContextManager[Any]:
