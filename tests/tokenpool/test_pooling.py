@@ -503,7 +503,7 @@ def test_bad_arguments_are_refused_and_leave_the_model_alone():
         16, 4, embed_dim=24, depth=4, num_heads=3, class_token=False, global_pool="avg"
     )
     with pytest.raises(ValueError, match="'cls' needs a class token"):
-        tp.pool(headless, SCHEDULE, significance="cls")
+        tp.pool(headless, SCHEDULE, "wkmedoids", significance="cls")
     with pytest.raises(ValueError, match="cls_only_last needs a head"):
         tp.pool(headless, SCHEDULE, cls_only_last=True)
     tp.pool(headless, SCHEDULE)
