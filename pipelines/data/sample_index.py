@@ -17,7 +17,7 @@ from pipelines.data.splits import NO_SPLIT
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_ROWS = 1 << 16  # of a row group, at least
+_ROWS = 1 << 15  # of a row group, at least
 _SUMS = [f"{kind}_{channel}" for kind in ("sum", "square") for channel in "rgb"]
 _TRAIN = SPLITS.index("train")
 
