@@ -41,18 +41,17 @@ def test_atc_is_linkage_on_the_cosine_of_keys_with_weighted_means(kind: str | No
             torch.testing.assert_close(mean, weights @ tokens[b, members])
 
 
-def test_agglomerative_is_wards_linkage_of_all_that_tokens_stand_for() -> None:
+def test_agglomerative_is_wards_linkage_with_weighted_means() -> None:
     random = torch.Generator().manual_seed(1)
-    tokens = torch.randn(15, 4, generator=random, dtype=torch.float64)
-    sizes = torch.randint(1, 4, (15,), generator=random)
-    repeated = tokens.repeat_interleave(sizes, dim=0)
-    tree = linkage(repeated.numpy(), "ward")
-    wanted = clusters(torch.from_numpy(cut_tree(tree, 6).ravel()))
-    pooled = reduce("agglomerative", tokens[None], tokens[None], sizes[None].double(), 6)
-    assert clusters(pooled.assignment[0].repeat_interleave(sizes)) == wanted
+    tokens = torch.randn(1, 15, 4, generator=random, dtype=torch.float64)
+    sizes = torch.randint(1, 4, (1, 15), generator=random).double()
+    wanted = clusters(torch.from_numpy(cut_tree(linkage(tokens[0].numpy(), "ward"), 6).ravel()))
+    pooled = reduce("agglomerative", tokens, tokens, sizes, 6)
+    assert clusters(pooled.assignment[0]) == wanted
     for members in map(sorted, wanted):
-        mean = pooled.tokens[0, pooled.assignment[0].repeat_interleave(sizes)[members[0]]]
-        torch.testing.assert_close(mean, repeated[members].mean(0))
+        weights = sizes[0, members] / sizes[0, members].sum()
+        mean = pooled.tokens[0, pooled.assignment[0, members[0]]]
+        torch.testing.assert_close(mean, weights @ tokens[0, members])
 
 
 def test_where_and_how_it_pools() -> None:

@@ -16,7 +16,8 @@ __all__ = ["ATC", "Agglomerative"]
 class Agglomerative(Reducer):
     """Bottom-up clustering with Ward's linkage: merge what raises the objective least.
 
-    A token weighs as many as it stands for, where that is counted. Puts out means (or medoids, if
+    The objective is that of the tokens at hand: weighing each by how many original ones it stands
+    for, as its mean does, lost half as much again on DINOv2-S. Puts out means (or medoids, if
     `representative` says so); `linkage` may be another.
     """
 
@@ -36,10 +37,7 @@ class Agglomerative(Reducer):
         """Merge, then represent."""
         with torch.no_grad():
             features = self._compared(given.features)
-            sizes = self._counted(given)
-            assignment = agglomerative_labels(
-                features, k, options.linkage or self.own_linkage, sizes
-            )
+            assignment = agglomerative_labels(features, k, options.linkage or self.own_linkage)
             if options.representative == "medoid":
                 # No cluster is left empty: no token has to stand in.
                 anywhere = assignment.new_zeros(assignment.shape[0], k)
@@ -56,10 +54,6 @@ class Agglomerative(Reducer):
     def _compared(self, features: Tensor) -> Tensor:
         """What squared L2 distances are taken of."""
         return work_features(features)
-
-    def _counted(self, given: TokenSet) -> Tensor | None:
-        """What a token weighs in a distance between clusters."""
-        return given.sizes
 
 
 class ATC(Agglomerative):
@@ -83,7 +77,3 @@ class ATC(Agglomerative):
     def _compared(self, features: Tensor) -> Tensor:
         """Unit vectors: half their squared distance is one minus the cosine."""
         return F.normalize(features.to(work_dtype(features)), dim=-1)
-
-    def _counted(self, given: TokenSet) -> Tensor | None:
-        """All the same."""
-        return None
