@@ -114,7 +114,7 @@ class ScoredAttention(View, nn.Module):
         if record.want_queries and record.keys is None:
             record.keys = torch.cat((q.detach().mean(1), k.detach().mean(1)), -1)
         if record.want_cls:
-            record.scores = _first_attention(q, k, self.scale, bias).sum(1)
+            record.scores = _first_attention(q, k, self.scale, bias)
         if record.want_received and not (self.fused_attn and gpu.usable(k.shape[2], q, k)):
             out = self._attend_scored(q, k, v, bias, record)
         elif self.fused_attn:
@@ -140,7 +140,7 @@ class ScoredAttention(View, nn.Module):
             qkv = qkv.reshape(batch, tokens, 3, self.num_heads, head)
             if record.want_queries and _plain(self.q_norm) and _plain(self.k_norm):
                 # Both in one pass, as they lie side by side.
-                record.keys = qkv[:, :, :2].detach().mean(3).flatten(2)
+                record.keys = _head_mean(qkv[:, :, :2].detach()).flatten(2)
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             q = q if queries is None else q[:, :, :queries]
         else:
@@ -232,14 +232,33 @@ def _plain(norm: nn.Module) -> bool:
     return type(norm) is nn.Identity
 
 
+def _head_mean(values: Tensor) -> Tensor:
+    """The mean over heads `[B, N, n, head_dim]` of `values [B, N, n, H, head_dim]`."""
+    if values.dtype != torch.bfloat16 or not _on_cpu(values):
+        return values.mean(3)
+    # A CPU multiplies matrices of bf16 several times faster than it adds bf16 numbers.
+    parts, heads, size = values.shape[2:]
+    rows = torch.eye(parts * size, dtype=values.dtype).view(parts, 1, size, -1) / heads
+    mean = rows.expand(-1, heads, -1, -1).flatten(0, 2)
+    return (values.flatten(2) @ mean).unflatten(2, (parts, size))
+
+
 def _first_attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    """The attention of the first query to all keys `[B, H, N]`, without gradient."""
+    """The attention of the first query to all keys, summed over heads `[B, N]`; no gradient."""
     q, k = q.detach(), k.detach()
-    if q.device.type == "cpu" and not torch.compiler.is_exporting():
-        # A matrix product would copy all keys first, which takes longer.
-        logits = (k * (q[:, :, :1] * scale)).sum(-1).unsqueeze(2)
-        return (logits if bias is None else logits + bias).softmax(dim=-1).squeeze(2)
-    return _attention(q[:, :, :1], k, scale, bias).squeeze(2)
+    if not _on_cpu(q):
+        return _attention(q[:, :, :1], k, scale, bias).sum((1, 2))
+    # One product with the heads' queries on a diagonal, as by head all keys would be copied first.
+    heads = q.shape[1]
+    diagonal = torch.eye(heads, dtype=q.dtype).unsqueeze(1) * scale
+    queries = (q[:, :, 0].unsqueeze(3) * diagonal).flatten(1, 2)
+    logits = k.transpose(1, 2).flatten(2) @ queries
+    return (logits if bias is None else logits + bias.flatten(1).unsqueeze(2)).softmax(1).sum(2)
+
+
+def _on_cpu(values: Tensor) -> bool:
+    """Whether operations run one by one on a CPU, where what they copy counts."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:

@@ -246,7 +246,7 @@ class PooledBlock(View, nn.Module):
             # What a token receives counts all it stands for, as in proportional attention.
             scores = scores * weights
         depth = plan.index / plan.depth
-        given = TokenSet(patch, features, scores, weights, plan.grid, depth)
+        given = TokenSet(patch, features, scores, weights, plan.grid, depth, tokens)
         pooled = method.reduce(given, kept, plan.options)
         if self.observer is not None:
             self.observer(plan, given, pooled)
@@ -262,6 +262,8 @@ class PooledBlock(View, nn.Module):
             carried.sizes = torch.cat((sizes[:, :prefix], merged), 1)
         if not prefix:
             return pooled.tokens
+        if pooled.whole is not None:
+            return pooled.whole
         return torch.cat((tokens[:, :prefix], pooled.tokens.to(tokens.dtype)), 1)
 
 

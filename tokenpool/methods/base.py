@@ -22,6 +22,7 @@ class TokenSet(NamedTuple):
             by, or None where all are 1 or nobody counts. `scores` count them already.
         grid: (rows, columns) of the N tokens, for methods that keep a grid, else None.
         depth: the share of the model's blocks that come before this one.
+        whole: `tokens` with the prefix tokens in front; None: there are none.
     """
 
     tokens: Tensor
@@ -30,6 +31,7 @@ class TokenSet(NamedTuple):
     sizes: Tensor | None
     grid: Grid | None
     depth: float = 0.0
+    whole: Tensor | None = None
 
 
 class Pooled(NamedTuple):
@@ -40,11 +42,13 @@ class Pooled(NamedTuple):
         assignment: `[B, N]`, the new token each old one went into, or −1 if it was dropped.
         sizes: how many original tokens each new one stands for `[B, k]`, where the method knows;
             None: it is counted.
+        whole: `tokens` with the prefix of what was given in front, where the method made them so.
     """
 
     tokens: Tensor
     assignment: Tensor
     sizes: Tensor | None = None
+    whole: Tensor | None = None
 
 
 class PoolingMethod(Protocol):

@@ -76,9 +76,15 @@ class Leader(Reducer):
         if weights is None:
             weights = torch.ones_like(x[..., 0])
         weights = weights.to(work_dtype(x)).clamp_min(1e-30).gather(1, order)
-        means, sums = _means(_rows(x, order + start), weights, target)
+        whole = None
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            everything = x if given.whole is None else given.whole
+            whole, sums = _means_in_place(everything, order, weights, target)
+            means = whole[:, whole.shape[1] - k :]
+        else:
+            means, sums = _means(_rows(x, order + start), weights, target)
         sizes = None if options.representative == "weighted_mean" else sums
-        return Pooled(means, assignment, sizes)
+        return Pooled(means, assignment, sizes, whole)
 
     def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
         """N²·F for the similarities."""
@@ -111,25 +117,45 @@ def _means(x: Tensor, weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         x: tokens, the k that are kept in front `[B, N, C]`.
-        weights: of the tokens, > 0 `[B, N]`.
+        weights: of the tokens in that order, > 0 `[B, N]`.
         target: which of those kept each of the others joins `[B, N − k]`.
     """
     k = x.shape[1] - target.shape[1]
     ours, theirs = weights[:, :k], weights[:, k:]
-    kept, others = x[:, :k].to(weights.dtype), x[:, k:].to(weights.dtype)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        # In order, so always the same; elsewhere these additions would be atomic.
-        sums = ours.scatter_add(1, target, theirs)
-        means = kept * (ours / sums).unsqueeze(2)
-        share = (theirs / sums.gather(1, target)).unsqueeze(2)
-        index = flat_index(target, k)
-        means.flatten(0, 1).index_add_(0, index, (others * share).flatten(0, 1))
-    else:
-        joins = target.unsqueeze(1) == torch.arange(k, device=x.device).unsqueeze(1)
-        joined = joins * theirs.unsqueeze(1)
-        sums = ours + joined.sum(-1)
-        with torch.autocast(x.device.type, enabled=False):
-            means = torch.baddbmm(
-                kept * (ours / sums).unsqueeze(2), joined / sums.unsqueeze(2), others
-            )
+    # Adding row by row would be atomic here, and so vary from run to run.
+    joins = target.unsqueeze(1) == torch.arange(k, device=x.device).unsqueeze(1)
+    joined = joins * theirs.unsqueeze(1)
+    sums = ours + joined.sum(-1)
+    with torch.autocast(x.device.type, enabled=False):
+        kept, others = x[:, :k].to(weights.dtype), x[:, k:].to(weights.dtype)
+        means = torch.baddbmm(kept * (ours / sums).unsqueeze(2), joined / sums.unsqueeze(2), others)
     return means.to(x.dtype), sums
+
+
+def _means_in_place(
+    x: Tensor, order: Tensor, weights: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `_means`, after the prefix tokens `[B, P + k, C]`: each token is copied once and no more.
+
+    Args:
+        x: all tokens `[B, P + N, C]`.
+        order: of the patch tokens, the k that are kept in front `[B, N]`.
+        weights: in that order.
+        target: as in `_means`.
+    """
+    batch, patches = order.shape
+    dropped = target.shape[1]
+    k, prefix = patches - dropped, x.shape[1] - patches
+    ours, theirs = weights[:, :k], weights[:, k:]
+    sums = ours.scatter_add(1, target, theirs)
+    share = (theirs / sums.gather(1, target)).unsqueeze(2)
+    start = torch.arange(batch).unsqueeze(1) * x.shape[1]
+    front = torch.arange(prefix).expand(batch, -1)
+    place = torch.cat((front, order + prefix), 1) + start
+    kept = _rows(x, place[:, : prefix + k]).to(weights.dtype)
+    # A mean is its first token, moved towards each of the others.
+    into = flat_index(target + prefix, prefix + k)
+    flat = kept.flatten(0, 1)
+    others = _rows(x, place[:, prefix + k :]).to(weights.dtype).flatten(0, 1)
+    moves = (others - flat.index_select(0, into)) * share.flatten(0, 1)
+    return flat.index_add_(0, into, moves).view_as(kept).to(x.dtype), sums
