@@ -25,7 +25,11 @@ class PiToMe(Reducer):
 
     Similarity is the cosine of the head-mean keys; merged tokens are means weighted by the number
     of original tokens; attention is proportional; tokens are pooled between attention and MLP, all
-    as published. A step can at most halve the tokens: where a schedule asks for fewer, `realise`
+    as published. This is the paper's text; the authors' code takes x − margin above the margin, and
+    in the first half of the layers merges the most similar pairs of all tokens, split by energy:
+    that loses less (clip art, DINOv2-S, 40 % of the MACs: KL 0.14, this 0.58, ToMe 0.07).
+
+    A step can at most halve the tokens: where a schedule asks for fewer, `realise`
     tells what is left. Prefix tokens are left out.
     """
 
