@@ -20,7 +20,7 @@ from pipelines.track.files import write_text
 from pipelines.track.front import Front, Point, Progress
 from pipelines.track.matched import matched
 from pipelines.track.points import error
-from pipelines.track.table import compact_schedule, percent
+from pipelines.track.table import compact_schedule, percent, slower_text
 from pipelines.track.where import find_data
 
 _NO_SAMPLES: Mapping[str, int] = MappingProxyType({})
@@ -183,7 +183,17 @@ def summary(front: Front) -> str:
     screening = [f"{found[0].upper()}{found[1:]}." for found in front.screening]
     equal = [found.text for found in matched(front)[:1] if found.pooled is not None]
     return " ".join(
-        filter(None, [text.rstrip(), _saving(front), *equal, _against_constant(front), *screening])
+        filter(
+            None,
+            [
+                text.rstrip(),
+                _saving(front),
+                slower_text(front),
+                *equal,
+                _against_constant(front),
+                *screening,
+            ],
+        )
     )
 
 
@@ -276,6 +286,7 @@ def _point_data(name: str, point: Point, samples: Mapping[str, int]) -> dict[str
         | _millions(point.params)
         | {f"latency_{batch}": ms for batch, ms in point.latency_ms.items()},
         "percent_of_dense": 100 * point.dense_share,
+        "time_saved": point.time_saved,
         "top1_minival": point.top1_minival,
         "top1_val": point.top1_val,
         "minival_error": error(point.top1_minival, point.minival_spread, samples.get("minival")),

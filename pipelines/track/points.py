@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pipelines.search.state import BaseState, SearchState, TrialState
@@ -60,6 +60,8 @@ class Point:
         on_front: No finished point is cheaper or as cheap and better.
         is_knee: Where paying more stops being worth it.
         latency_ms: Batch size → milliseconds per batch, where measured.
+        times_dense: Batch size → how many times as fast as the dense model of its width, where
+            both were measured; empty for a dense one.
         trainings: One for each seed, in the order they were recorded.
     """
 
@@ -84,6 +86,7 @@ class Point:
     trainings: tuple[Training, ...]
     on_front: bool = False
     is_knee: bool = False
+    times_dense: dict[str, float] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -110,6 +113,15 @@ class Point:
         """The schedule as `tokenpool.Schedule.parse` reads it."""
         return ",".join(map(str, self.schedule))
 
+    @property
+    def time_saved(self) -> str:
+        """Whether it is faster than the dense model of its width, in words; empty if not known."""
+        said = []
+        for batch, times in sorted(self.times_dense.items(), key=lambda item: int(item[0])):
+            word = "slower than" if times < 1 else "as fast as" if times == 1 else "faster than"
+            said.append(f"{word} dense at batch {batch} (×{times:.2f})")
+        return ", ".join(said)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, one flat row."""
         return {
@@ -129,6 +141,10 @@ class Point:
             "top1_val_std": self.val_spread,
             "seeds": self.num_seeds,
             **{f"latency_ms_b{batch}": ms for batch, ms in sorted(self.latency_ms.items())},
+            **{
+                f"times_dense_b{batch}": round(times, 3)
+                for batch, times in sorted(self.times_dense.items())
+            },
             "pareto": self.on_front,
             "knee": self.is_knee,
             "status": self.status,
@@ -152,6 +168,22 @@ class Point:
             reason=training.reason,
             trainings=(training,),
         )
+
+
+def against_dense(points: Sequence[Point]) -> list[Point]:
+    """The points, told how fast they are beside the dense model of their width."""
+    dense = {point.width: point.latency_ms for point in points if point.kind == "dense"}
+    return [
+        replace(
+            point,
+            times_dense={
+                batch: dense[point.width][batch] / milliseconds
+                for batch, milliseconds in point.latency_ms.items()
+                if point.kind != "dense" and batch in dense.get(point.width, {})
+            },
+        )
+        for point in points
+    ]
 
 
 def dense_id(base: BaseState) -> str:
@@ -197,7 +229,7 @@ def all_points(state: SearchState) -> list[Point]:
         runs: list[tuple[str, BaseState | TrialState]] = [(t.trial_id, t) for t in trials]
         schedule, method = trials[0].schedule, trials[0].method
         points.append(_point(state, runs, schedule=schedule, method=method, dense=dense))
-    return sorted(points, key=lambda point: (point.gmacs, point.point_id))
+    return sorted(against_dense(points), key=lambda point: (point.gmacs, point.point_id))
 
 
 def num_patches(state: SearchState) -> int:

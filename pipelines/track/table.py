@@ -72,7 +72,21 @@ def caption(front: Front) -> str:
         f"dense reference {front.reference_gmacs:.4g} GMACs)"
     )
     several = any(point.num_seeds > 1 for point in front.points)
-    return text + ("; ± one standard deviation over seeds" if several else "")
+    text += "; ± one standard deviation over seeds" if several else ""
+    slower = slower_text(front)
+    return f"{text}. {slower}" if slower else text
+
+
+def slower_text(front: Front) -> str:
+    """Which models of the front save GMACs but no time at the smallest batch; empty if none."""
+    batches = {batch for point in front.on_front for batch in point.times_dense}
+    if not batches:
+        return ""
+    batch = min(batches, key=int)
+    slower = [p.point_id for p in front.on_front if p.times_dense.get(batch, 1) < 1]
+    if not slower:
+        return ""
+    return f"Slower than the dense model of their width at batch {batch}: {', '.join(slower)}."
 
 
 def percent(fraction: float | None) -> str:

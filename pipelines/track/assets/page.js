@@ -3,6 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const COSTS = data.costs, QUALITIES = data.qualities;
+const TIMED = data.points.some((point) => point.time_saved);
 const POOLED = "#0072B2", DENSE = "#D55E00", CONSTANT = "#9A6700", OTHER = "#6E7781", KNEE = "#1b1f24";
 const OUTSIDE = ["#009E73", "#CC79A7", "#56B4E9", "#7D4698"];
 const OUTSIDE_SHAPES = ["triangle-up", "cross", "star", "pentagon"];
@@ -138,6 +139,7 @@ function show(id) {
   if (point.seeds > 1) facts.push("mean of " + point.seeds + " seeds");
   for (const [key, value] of Object.entries(point.costs))
     if (key !== "gmacs") facts.push(number(value) + " " + COSTS[key].unit);
+  if (point.time_saved) facts.push(point.time_saved);
   byId("model-facts").textContent = facts.join(" · ");
   const bars = byId("bars");
   bars.className = point.kind;
@@ -184,12 +186,12 @@ function step(direction) {
 
 function fillTable() {
   const columns = ["model", "status", "width", "patch tokens per block", ...Object.values(COSTS).map((c) => c.column),
-    "% of dense", "minival, %", "val, %"];
+    "% of dense", "minival, %", "val, %", ...(TIMED ? ["time against dense"] : [])];
   byId("head").replaceChildren(...columns.map((name, i) => {
     const cell = document.createElement("th");
     cell.scope = "col";
     cell.textContent = name;
-    if (i === 1 || i === 3) cell.className = "text";
+    if (i === 1 || i === 3 || name === "time against dense") cell.className = "text";
     return cell;
   }));
   byId("rows").replaceChildren(...data.points.map((point) => {
@@ -200,11 +202,12 @@ function fillTable() {
     button.addEventListener("click", () => choose(point.id));
     const status = point.knee ? "★ knee" : point.pareto ? "★ front" : point.finished ? "dominated" : point.status;
     const cells = [button, status, point.width, point.compact, ...Object.keys(COSTS).map((key) => number(point.costs[key])),
-      point.percent_of_dense.toFixed(0), ...["minival", "val"].map((split) => withError(point, split))];
+      point.percent_of_dense.toFixed(0), ...["minival", "val"].map((split) => withError(point, split)),
+      ...(TIMED ? [point.time_saved || "–"] : [])];
     row.append(...cells.map((content, i) => {
       const cell = document.createElement("td");
       cell.append(content);
-      if (i === 1 || i === 3) cell.className = "text";
+      if (i === 1 || i === 3 || (TIMED && i === cells.length - 1)) cell.className = "text";
       return cell;
     }));
     return row;

@@ -12,6 +12,7 @@ from pipelines.search.state import SearchState
 from pipelines.track.front import build_front, history
 from pipelines.track.page import OutsideFront, OutsidePoint, render_page, summary, write_page
 from pipelines.track.plot import write_png
+from pipelines.track.table import caption
 
 
 def render(state: SearchState, **options: object) -> str:
@@ -66,6 +67,29 @@ def test_points_get_error_bars_where_the_images_are_counted(state: SearchState) 
     assert page_json(render(state))["points"][0]["minival_error"] is None
 
 
+def test_every_model_says_whether_it_saves_time(state: SearchState) -> None:
+    # Of two widths, so that each is held against the dense one of its own.
+    state.bases[0].latency_ms = {"1": 2.0, "32": 40.0}
+    state.bases[1].latency_ms = {"1": 1.0}
+    state.trials["t001"].latency_ms = {"1": 2.5, "32": 32.0}
+    state.trials["t003"].latency_ms = {"1": 0.8, "32": 10.0}
+    state.trials["t002"].latency_ms = {"1": 2.0}
+    data = page_json(render(state))
+    said = {point["id"]: point["time_saved"] for point in data["points"]}
+    assert said["t001"] == (
+        "slower than dense at batch 1 (×0.80), faster than dense at batch 32 (×1.25)"
+    )
+    assert said["t003"] == "faster than dense at batch 1 (×1.25)"
+    assert said["t002"] == "as fast as dense at batch 1 (×1.00)"
+    assert said["dense-96"] == said["dense-64"] == said["t004"] == ""
+    slower = "Slower than the dense model of their width at batch 1: t001."
+    assert slower in data["summary"]
+    assert slower in caption(build_front(state))
+    assert build_front(state).point("t001").as_dict()["times_dense_b1"] == 0.8
+    state.trials["t001"].latency_ms = {"1": 1.9}
+    assert "Slower" not in summary(build_front(state)) + caption(build_front(state))
+
+
 def test_the_picture_is_written(state: SearchState, tmp_path: Path) -> None:
     for name, shown in (("full", state), ("empty", SearchState("new"))):
         write_png(build_front(shown), tmp_path / f"{name}.png")
@@ -77,7 +101,7 @@ def test_the_picture_is_written(state: SearchState, tmp_path: Path) -> None:
 def test_the_page_in_a_browser(state: SearchState, tmp_path: Path) -> None:
     path = tmp_path / "front.html"
     published = OutsideFront("DeiT <b>paper</b>", (OutsidePoint("DeiT-Ti", 0.02, 0.91),))
-    state.trials["t001"].latency_ms = {"1": 3.0}
+    state.trials["t001"].latency_ms, state.bases[0].latency_ms = {"1": 3.0}, {"1": 2.0}
     write_page(build_front(state), path, history("digits", ledgers.events()), [published])
     with chromium.browse(tmp_path / "profile") as page:
         page.size(1280, 900)
@@ -114,7 +138,14 @@ def test_the_page_in_a_browser(state: SearchState, tmp_path: Path) -> None:
             "(() => { const s = document.getElementById('cost'); s.value = 'latency_1';"
             " s.dispatchEvent(new Event('change')); })()"
         )
-        assert drawn(page) == {"t001"}
+        assert drawn(page) == {"t001", "dense-96"}
+        time = page.evaluate(
+            "Object.fromEntries([...document.querySelectorAll('#rows tr')]"
+            ".map(row => [row.dataset.id, row.lastChild.innerText]))"
+        )
+        assert page.text("#head th:last-child").lower() == "time against dense"
+        assert time["t001"] == "slower than dense at batch 1 (×0.67)"
+        assert time["t003"] == time["dense-96"] == "–"
         assert page.evaluate("document.querySelectorAll('#chart b').length") == 0
 
         # On a phone nothing is wider than the screen.
