@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="deit_small_patch16_224")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, nargs="+", default=[32])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="CPU threads; on a busy machine use 1")
     parser.add_argument("--rate", type=float, default=0.93)
@@ -28,26 +28,20 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    variants = None
-    if given.only:
-        variants = [
-            v
-            for v in benchmark.default_variants(12, 196, given.rate)
-            if v.name == "dense" or any(part in v.name for part in given.only.split("|"))
-        ]
     rows = benchmark.run(
         given.model,
         modes=tuple(given.modes),
-        variants=variants,
+        only=given.only,
         rate=given.rate,
-        batch=given.batch,
+        batches=tuple(given.batch),
         rounds=given.rounds,
         device=given.device,
         progress=lambda line: print(f"\r\033[K{line}", end="", file=sys.stderr),
     )
     for row in rows:
         print(
-            f"\r\033[K{row['mode']:14} {row['variant']:38} {row['images_per_second']:8.1f} img/s "
+            f"\r\033[K{row['mode']:14} {row['batch']:4} {row['variant']:38} "
+            f"{row['images_per_second']:8.1f} img/s "
             f"{row['speedup']:5.2f}x of {row['mac_ratio']:.2f} = {row['realised']:.2f}  pooling "
             f"{row['pooling_ms'] or 0:7.1f} ms  peak {row['peak_mib']:7.1f} MiB",
             flush=True,

@@ -11,10 +11,11 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -28,9 +29,22 @@ from tokenpool.pooling import pool
 from tokenpool.schedule import Schedule
 from tokenpool.vit import LayerPlan, PooledBlock, TokenSet
 
-__all__ = ["MODES", "Variant", "default_variants", "hardware", "run"]
+__all__ = [
+    "MODES",
+    "Runner",
+    "Variant",
+    "default_method_variants",
+    "default_variants",
+    "hardware",
+    "run",
+]
 
 MODES = ("fp32-eager", "bf16-eager", "fp32-compiled")
+
+Runner = Callable[[nn.Module], Callable[[Tensor], object]]
+"""Makes a model a call that takes images."""
+
+_NO_RUNNERS: Mapping[str, Runner] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,22 @@ def default_variants(depth: int, patches: int, rate: float) -> list[Variant]:
         Variant("K-Means, 3 iterations", "kmeans", shared, {"iterations": 3}),
         Variant("K-Means, 5 iterations", "kmeans", shared),
         Variant("grid", "grid", shared),
+        *default_method_variants(shared),
         Variant(f"ToMe r = {removed}", "tome", Schedule(counts), {"position": "attention"}),
+    ]
+
+
+def default_method_variants(schedule: Schedule) -> list[Variant]:
+    """The default method, and what else merges alike tokens into means, at the same counts."""
+    return [
+        Variant("leader", "leader", schedule),
+        Variant("ToMe, same counts", "tome", schedule, {"position": "attention"}),
+        Variant(
+            "K-Means on keys, matching, 1 iteration",
+            "kmeans",
+            schedule,
+            {"features": "keys", "start": "matching", "iterations": 1},
+        ),
     ]
 
 
@@ -88,78 +117,101 @@ def run(
     *,
     modes: tuple[str, ...] = MODES,
     variants: list[Variant] | None = None,
+    only: str = "",
     rate: float = 0.93,
-    batch: int = 32,
+    batches: tuple[int, ...] = (32,),
     rounds: int = 7,
     device: str = "cpu",
+    model: nn.Module | None = None,
     model_options: dict[str, Any] | None = None,
+    runners: Mapping[str, Runner] = _NO_RUNNERS,
+    details: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Time the variants and give one row of JSON values for each, mode by mode.
 
     Args:
         model_name: of timm; weights are random, which does not change the speed.
-        modes: of `MODES`.
+        modes: of `MODES` and `runners`.
         variants: None: `default_variants`.
+        only: variants whose name holds one of these, a|b, beside the dense model; empty: all.
         rate: keep rate of the default variants.
-        batch: images a step.
+        batches: images a step, one measurement each.
         rounds: timed steps of each variant, after two to warm up.
         device: "cpu" or "cuda".
+        model: dense, in place of one that timm makes; then `model_name` is what rows call it.
         model_options: further arguments of `timm.create_model`.
+        runners: further modes: what makes of a model a call that takes images.
+        details: measure the time of pooling alone and the peak memory too.
         progress: called with a line for each step.
     """
     for mode in modes:
-        if mode not in MODES:
-            raise ValueError(f"there is no mode {mode!r}: use {', '.join(MODES)}")
+        if mode not in MODES and mode not in runners:
+            known = ", ".join((*MODES, *runners))
+            raise ValueError(f"there is no mode {mode!r}: use {known}")
     torch.manual_seed(0)
-    model: Any = timm.create_model(model_name, **(model_options or {})).eval().to(device)
-    depth, patches = len(model.blocks), model.patch_embed.num_patches
+    vit: Any = model or timm.create_model(model_name, **(model_options or {}))
+    vit = vit.eval().to(device)
+    depth, patches = len(vit.blocks), vit.patch_embed.num_patches
     variants = variants or default_variants(depth, patches, rate)
-    images = torch.randn(batch, 3, *model.patch_embed.img_size, device=device)
-    dense_macs = macs(model).total
+    parts = only.split("|")
+    variants = [v for v in variants if v.method is None or any(part in v.name for part in parts)]
     facts = hardware(device)
     for mode in modes:
-        steps = {v.name: _step(model, v, mode, images) for v in variants}
-        seconds: dict[str, list[float]] = {v.name: [] for v in variants}
-        for turn in range(rounds + 2):
-            for variant in variants:
-                if progress is not None:
-                    progress(f"{mode}: round {turn + 1}/{rounds + 2}, {variant.name}")
-                took = _timed(steps[variant.name], device)
-                if turn >= 2:
-                    seconds[variant.name].append(took)
-        for variant in variants:
-            taken = seconds[variant.name]
+        forwards = {v.name: _forward(vit, v, mode, runners) for v in variants}
+        for batch in batches:
+            images = torch.randn(batch, vit.in_chans, *vit.patch_embed.img_size, device=device)
+            steps = {name: _step(forward, mode, images) for name, forward in forwards.items()}
+            seconds: dict[str, list[float]] = {v.name: [] for v in variants}
+            for turn in range(rounds + 2):
+                for variant in variants:
+                    if progress is not None:
+                        where = f"{mode}, batch {batch}: round {turn + 1}/{rounds + 2}"
+                        progress(f"{where}, {variant.name}")
+                    took = _timed(steps[variant.name], device)
+                    if turn >= 2:
+                        seconds[variant.name].append(took)
             against = seconds[variants[0].name]
-            cost = macs(
-                model,
-                variant.schedule,
-                variant.method or "wkmedoids",
-                **variant.options,
-            )
-            speedup = statistics.median(a / b for a, b in zip(against, taken, strict=True))
-            ideal = dense_macs / cost.total
-            layer = _pooling_seconds(model, variant, mode, images)
-            yield {
-                **facts,
-                "model": model_name,
-                "mode": mode,
-                "variant": variant.name,
-                "method": variant.method,
-                "options": variant.options,
-                "schedule": None if variant.schedule is None else str(variant.schedule),
-                "batch": batch,
-                "rounds": rounds,
-                "gmacs": round(cost.gmacs, 4),
-                "gmacs_clustering": round(cost.clustering / 1e9, 4),
-                "images_per_second": round(batch / statistics.median(taken), 2),
-                "seconds": [round(value, 5) for value in taken],
-                "speedup": round(speedup, 3),
-                "mac_ratio": round(ideal, 3),
-                "realised": round(speedup / ideal, 3),
-                "pooling_ms": None if layer is None else round(layer * 1e3, 2),
-                "peak_mib": round(_peak_bytes(steps[variant.name], device) / 2**20, 3),
-            }
+            for variant in variants:
+                taken = seconds[variant.name]
+                row = {**facts, "model": model_name, "mode": mode, "batch": batch, "rounds": rounds}
+                row |= _described(vit, variant, taken, against)
+                row["images_per_second"] = round(batch / statistics.median(taken), 2)
+                if details:
+                    layer = _pooling_seconds(vit, variant, mode, images)
+                    row["pooling_ms"] = None if layer is None else round(layer * 1e3, 2)
+                    peak = _peak_bytes(steps[variant.name], device)
+                    row["peak_mib"] = round(peak / 2**20, 3)
+                yield row
+
+
+def _described(
+    model: nn.Module, variant: Variant, taken: list[float], against: list[float]
+) -> dict[str, Any]:
+    """What a row says of one variant: what it is, what it costs, how long it took.
+
+    Args:
+        model: dense.
+        variant: which was timed.
+        taken: seconds of each round.
+        against: seconds of the dense model in the same rounds.
+    """
+    cost = macs(model, variant.schedule, variant.method or "wkmedoids", **variant.options)
+    speedup = statistics.median(a / b for a, b in zip(against, taken, strict=True))
+    ideal = macs(model).total / cost.total
+    return {
+        "variant": variant.name,
+        "method": variant.method,
+        "options": variant.options,
+        "schedule": None if variant.schedule is None else str(variant.schedule),
+        "gmacs": round(cost.gmacs, 4),
+        "gmacs_clustering": round(cost.clustering / 1e9, 4),
+        "milliseconds": round(1e3 * statistics.median(taken), 3),
+        "seconds": [round(value, 5) for value in taken],
+        "speedup": round(speedup, 3),
+        "mac_ratio": round(ideal, 3),
+        "realised": round(speedup / ideal, 3),
+    }
 
 
 def hardware(device: str) -> dict[str, Any]:
@@ -182,20 +234,30 @@ def hardware(device: str) -> dict[str, Any]:
     }
 
 
-def _step(model: nn.Module, variant: Variant, mode: str, images: Tensor) -> Callable[[], object]:
-    """A call that runs one batch."""
+def _forward(
+    model: nn.Module, variant: Variant, mode: str, runners: Mapping[str, Runner]
+) -> Callable[[Tensor], object]:
+    """A call that runs the variant on images, in the form that the mode wants."""
     ours: Any = copy.deepcopy(model)
     if variant.schedule is not None and variant.method is not None:
         pool(ours, variant.schedule, variant.method, **variant.options)
+    if mode in runners:
+        return runners[mode](ours)
     if mode == "fp32-compiled":
         # All variants share one forward: dynamo must keep a graph for each of them.
         dynamo: Any = torch._dynamo.config
-        dynamo.recompile_limit = max(64, dynamo.recompile_limit)
+        dynamo.recompile_limit = max(256, dynamo.recompile_limit)
         ours = torch.compile(ours, fullgraph=True, dynamic=False)
+    forward: Callable[[Tensor], object] = ours
+    return forward
+
+
+def _step(forward: Callable[[Tensor], object], mode: str, images: Tensor) -> Callable[[], object]:
+    """A call that runs one batch."""
 
     def step() -> object:
         with torch.inference_mode(), _autocast(mode, images):
-            return ours(images)
+            return forward(images)
 
     return step
 

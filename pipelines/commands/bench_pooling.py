@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,21 +14,45 @@ from rich.table import Table
 
 from pipelines.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_ONNX = "onnx"
+
 
 def pooling(
     model: Annotated[str, typer.Option(help="A timm name; weights are random.")] = (
         "deit_small_patch16_224"
     ),
-    mode: Annotated[
-        list[str] | None, typer.Option(help="fp32-eager, bf16-eager, fp32-compiled; default all.")
+    width: Annotated[
+        int | None,
+        typer.Option(
+            min=32,
+            help="In place of --model: the demo's, 32 px, 64 patches, 6 blocks, heads of 32.",
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="fp32-eager, bf16-eager, fp32-compiled, or onnx for ONNX Runtime on the CPU, "
+            "which takes as many threads as there are cores; default the first three."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="May be given several times; default 32.")
+    ] = None,
+    only: Annotated[
+        str, typer.Option(help="Variants whose name holds one of these, a|b, and the dense model.")
+    ] = "",
     rounds: Annotated[int, typer.Option(min=1, help="Timed batches of each variant.")] = 7,
     rate: Annotated[float, typer.Option(help="Keep rate of the schedule the rows share.")] = 0.93,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; on a busy machine use 1.")
     ] = None,
+    details: Annotated[
+        bool, typer.Option(help="Measure the time of pooling alone and the peak memory too.")
+    ] = True,
     out: Annotated[
         Path | None, typer.Option(help="Append the rows to this JSON-lines file.")
     ] = None,
@@ -35,23 +61,33 @@ def pooling(
     """Images/s, realised speed-up ÷ MAC ratio, time of pooling alone, peak memory, side by side."""
     import torch
 
+    import tokenpool as tp
     from tokenpool import benchmark
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("there is no CUDA device: use --device cpu")
     if threads is not None:
         torch.set_num_threads(threads)
+    if width is not None and width % 32:
+        raise UserError(f"--width is {width} but must be a multiple of 32, the width of a head")
+    demo = None if width is None else tp.build_vit(32, 4, width, 6, width // 32, 10)
+    name = model if width is None else f"demo, width {width}"
+    batches = tuple(batch_size or (32,))
     console = Console(stderr=True)
     rows: list[dict[str, Any]] = []
     try:
         with console.status("starting") as status:
             for row in benchmark.run(
-                model,
+                name,
                 modes=tuple(mode) if mode else benchmark.MODES,
-                batch=batch_size,
+                only=only,
+                batches=batches,
                 rounds=rounds,
                 rate=rate,
                 device=device,
+                model=demo,
+                runners={_ONNX: _in_onnx_runtime},
+                details=details,
                 progress=status.update,
             ):
                 rows.append(row)
@@ -64,29 +100,33 @@ def pooling(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    headings = (
-        "mode",
-        "variant",
-        "img/s",
-        "speed-up",
-        "MACs",
-        "realised",
-        "pooling ms",
-        "peak MiB",
-    )
-    table = Table(title=f"{model}, batch {batch_size}, {rows[0]['hardware']}")
+    headings = ["mode", "batch", "variant", "img/s", "speed-up", "MACs", "realised"]
+    headings += ["pooling ms", "peak MiB"] if details else []
+    table = Table(title=f"{name}, {rows[0]['hardware']}")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("mode", "variant") else "right")
     for row in rows:
-        alone = row["pooling_ms"]
+        alone = row.get("pooling_ms")
+        more = (
+            ["" if alone is None else f"{alone:.1f}", f"{row['peak_mib']:.0f}"] if details else []
+        )
         table.add_row(
             row["mode"],
+            str(row["batch"]),
             row["variant"],
             f"{row['images_per_second']:.1f}",
             f"{row['speedup']:.2f}",
             f"{row['mac_ratio']:.2f}",
             f"{row['realised']:.2f}",
-            "" if alone is None else f"{alone:.1f}",
-            f"{row['peak_mib']:.0f}",
+            *more,
         )
     Console().print(table)
+
+
+def _in_onnx_runtime(model: nn.Module) -> Callable[[Tensor], object]:
+    """The model exported and opened again."""
+    from pipelines.track.export_formats import open_format, write_format
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_format(model, _ONNX, Path(folder), {})
+        return open_format(_ONNX, Path(folder))

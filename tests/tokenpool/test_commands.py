@@ -137,13 +137,16 @@ def test_the_benchmark_times_all_variants_in_turn(tmp_path, monkeypatch):
         small(
             "vit_tiny_patch16_224",
             modes=("fp32-eager", "bf16-eager"),
-            batch=2,
+            batches=(2, 1),
             rounds=2,
             progress=steps.append,
         )
     )
-    assert [(r["mode"], r["variant"]) for r in found] == [
-        (mode, name) for mode in ("fp32-eager", "bf16-eager") for name in ("dense", "pooled")
+    assert [(r["mode"], r["batch"], r["variant"]) for r in found] == [
+        (mode, batch, name)
+        for mode in ("fp32-eager", "bf16-eager")
+        for batch in (2, 1)
+        for name in ("dense", "pooled")
     ]
     assert [step.rpartition(" ")[2] for step in steps[:4]] == ["dense", "pooled"] * 2
     for row in found:
@@ -166,3 +169,35 @@ def test_the_benchmark_times_all_variants_in_turn(tmp_path, monkeypatch):
     assert len(json.loads(text)) == 2
     with pytest.raises(UserError, match="no mode 'fp8'"):
         run(pooling, "--mode", "fp8")
+    with pytest.raises(UserError, match="--width is 40"):
+        run(pooling, "--width", 40)
+
+
+def test_the_benchmark_runs_the_demos_model_in_a_form_of_the_callers():
+    seen = []
+
+    def runner(model):
+        seen.append((tp.method_of(model), model.embed_dim))
+        return lambda images: seen.append(tuple(images.shape))
+
+    found = list(
+        benchmark.run(
+            "demo",
+            model=tp.build_vit(32, 4, 32, 2, 1, 10),
+            modes=("mine",),
+            runners={"mine": runner},
+            only="leader|ToMe, same",
+            batches=(1,),
+            rounds=1,
+            details=False,
+        )
+    )
+    assert [row["variant"] for row in found] == ["dense", "leader", "ToMe, same counts"]
+    assert [entry for entry in seen if entry[1] == 32] == [
+        (None, 32),
+        ("leader", 32),
+        ("tome", 32),
+    ]
+    # Two rounds to warm up and one that counts, of each.
+    assert seen.count((1, 3, 32, 32)) == 9
+    assert "peak_mib" not in found[0] and found[0]["model"] == "demo"
