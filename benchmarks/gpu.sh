@@ -56,7 +56,7 @@ run() {
     tests "$out" "$python" &
     compile "$out" "$python"
     wait
-    [ -e "$out/tests.done" ] || failed=1
+    grep -qx tests "$out/done.txt" || failed=1
     part kernels 60 "$out" "$python" benchmarks/gpu_kernels.py "${dry[@]}" --out "$out/kernels.jsonl"
     models "$out" "$python" "" 256 1024
     models "$out" "$python" --train 256
@@ -66,12 +66,12 @@ run() {
     return $failed
 }
 
-# part NAME SECONDS OUT COMMAND…: run it for at most so long, or as long as is left, with a log.
+# part NAME SECONDS OUT COMMAND…: run it for at most so long, or as long as is left, unless it is done.
 part() {
     local name=$1 limit=$2 out=$3 left=$((${GPU_SH_SECONDS:-480} - SECONDS))
     shift 3
     [ -z "${GPU_SH_DRY:-}" ] || limit=$((limit * 10)) left=3600
-    if [ -e "$out/$name.done" ]; then
+    if grep -qx -- "$name" "$out/done.txt" 2>/dev/null; then
         echo "== $name: done before"
         return
     fi
@@ -81,8 +81,8 @@ part() {
         return
     fi
     echo "== $name (at $SECONDS s)"
-    if timeout $((limit < left ? limit : left)) "$@" 2>&1 | tee "$out/$name.txt"; then
-        touch "$out/$name.done"
+    if timeout $((limit < left ? limit : left)) "$@" 2>&1 | tee -a "$out/log.txt"; then
+        echo "$name" >>"$out/done.txt"
     else
         failed=1
         echo "== $name: did not end well"
@@ -91,7 +91,8 @@ part() {
 
 # What is timed later, one variant a process and many at once: it lies in the compiler's cache then.
 compile() {
-    local out=$1 python=$2 model variant
+    local out=$1 python=$2 model variant list
+    list=$(mktemp)
     {
         for model in $MODELS; do
             for variant in $VARIANTS; do
@@ -102,10 +103,11 @@ compile() {
                 echo "--model $model --batch 256 --only $variant --train"
             done
         done
-    } >"$out/compile.list"
-    [ -z "${GPU_SH_DRY:-}" ] || sed -i 's/--batch [0-9]*/--batch 2 --dry/' "$out/compile.list"
-    part compile 150 "$out" xargs -a "$out/compile.list" -L 1 -P "${GPU_SH_JOBS:-10}" \
+    } >"$list"
+    [ -z "${GPU_SH_DRY:-}" ] || sed -i 's/--batch [0-9]*/--batch 2 --dry/' "$list"
+    part compile 150 "$out" xargs -a "$list" -L 1 -P "${GPU_SH_JOBS:-10}" \
         "$python" benchmarks/gpu_models.py --rounds 0
+    rm "$list"
 }
 
 # models OUT PYTHON WORK SIZE…: pooled against dense, for inference or (WORK is --train) training.
