@@ -18,7 +18,7 @@ from pipelines.storage.store import ObjectStore
 from pipelines.train.model import build_model
 from pipelines.train.normalization import adopt
 from pipelines.train.spec import TrainJob
-from pipelines.train.weights import is_named
+from pipelines.train.hub import is_named
 from tokenpool.storage import read_header
 
 logger = logging.getLogger(__name__)

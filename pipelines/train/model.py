@@ -15,10 +15,11 @@ import tokenpool as tp
 from pipelines.errors import UserError
 from pipelines.storage.copies import local_path
 from pipelines.train.class_order import match_classes
+from pipelines.train.hub import is_named
 from pipelines.train.init import init_from_scratch
 from pipelines.train.open_model import open_model
 from pipelines.train.spec import TrainJob
-from pipelines.train.weights import is_named, load_into
+from pipelines.train.weights import load_into
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ from torch import Tensor
 import tokenpool as tp
 from pipelines.errors import UserError
 from pipelines.storage.copies import local_path
+from pipelines.train.hub import is_named, pretrained
 from pipelines.train.said_of_models import check_named, config_said, timm_arguments, timm_name
-from pipelines.train.state_dicts import read_state_dict
-from pipelines.train.weights import Source, fit, is_named, pretrained
+from pipelines.train.state_dicts import read_json, read_state_dict
+from pipelines.train.weights import Source, fit
 from tokenpool.architecture import describe
 
 
@@ -56,7 +57,7 @@ def _opened(source: str, arch: str | None, pooled: bool) -> Any:
             f"{source!r} is neither a folder with a saved model nor a timm model's name nor a file "
             "of weights"
         )
-    if (path / "config.json").is_file() and arch is None:
+    if arch is None and "architecture" in read_json(path / "config.json"):
         return pretrained(f"local-dir:{path}")
     found = read_state_dict(path)
     name = check_named(arch or timm_name(found.said), source)

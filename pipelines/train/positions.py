@@ -33,6 +33,8 @@ def fit_positions(
     """
     if "pos_embed" not in state or model.pos_embed is None:
         return state
+    if any(token in state and not hasattr(model, token) for token in ("dist_token", "reg_token")):
+        return state  # does not fit; comparing keys says it
     state = dict(state)
     positions = state["pos_embed"]
     prefix = model.num_prefix_tokens

@@ -17,6 +17,8 @@ _FREE = (
     "no_embed_class", "dynamic_img_size", "dynamic_img_pad", "drop_rate", "pos_drop_rate",
     "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
 )  # fmt: skip
+# Below it an epsilon is nothing beside variances: transformers has 1e-12 for timm's 1e-6.
+_SMALL_EPS = 1e-5
 # How scripts and hubs call what decides the logits.
 _NAMES = {
     "num_heads": ("num_heads", "heads", "n_heads", "num_attention_heads", "nhead"),
@@ -153,6 +155,8 @@ def _plain(key: str, value: Any) -> Any:
     """Two names of one thing made the same."""
     if isinstance(value, str) and key in ("act_layer", "norm_layer"):
         return value.lower().removeprefix("timm.").removesuffix("fp32").replace("_", "")
+    if key == "norm_eps" and isinstance(value, int | float):
+        return max(value, _SMALL_EPS)
     return value
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from pipelines.errors import UserError
+from pipelines.train.other_names import in_timms_names, said_by_transformers
 from pipelines.train.weight_files import first_line, read_file, read_folder
 
 # Averaged weights: better than the plain ones beside them, and what their scripts report.
@@ -125,6 +126,7 @@ def _renamed(state: dict[str, Tensor], path: Path, notes: list[str]) -> dict[str
     }
     if any(key.startswith(("visual.", "module.visual.")) for key in state):
         return state  # timm knows CLIP's own names
+    state = in_timms_names(state, notes)
     prefixes: list[str] = []
     for anchor in _ANCHORS:
         prefixes = sorted({k[: -len(anchor)] for k in state if _ends(k, anchor)})
@@ -208,6 +210,9 @@ def _said(loaded: Any) -> dict[str, Any]:
             value = vars(value)
         if isinstance(value, dict):
             found |= {k: v for k, v in value.items() if isinstance(k, str)}
+            for part in _PLAIN_KEYS:  # what configuration libraries nest
+                if isinstance(value.get(part), dict):
+                    found |= {k: v for k, v in value[part].items() if isinstance(k, str)}
     for key in ("arch", "model_name", "architecture", "classes", "class_to_idx", "label_names"):
         if loaded.get(key) is not None and not isinstance(loaded[key], Tensor):
             found[key] = loaded[key]
@@ -217,10 +222,21 @@ def _said(loaded: Any) -> dict[str, Any]:
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
-    """The config.json that hubs put beside the weights."""
-    path = folder / "config.json"
+    """The config.json that hubs put beside the weights, and what transformers says of images."""
+    config = read_json(folder / "config.json")
+    if "architectures" not in config:
+        return config
+    return config | said_by_transformers(config, read_json(folder / "preprocessor_config.json"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of JSON says; nothing, where there is none.
+
+    Raises:
+        UserError: it is no JSON.
+    """
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no JSON: {first_line(error)}") from None
     return found if isinstance(found, dict) else {}

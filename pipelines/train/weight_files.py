@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import pickle
 import re
 import warnings
+import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 
+logger = logging.getLogger(__name__)
 _FOLDER_FILES = (
     "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "model.pth",
     "pytorch_model.pth", "mp_rank_00_model_states.pt", "pytorch_model/mp_rank_00_model_states.pt",
@@ -109,6 +113,8 @@ def read_file(path: Path) -> Any:
             head = file.read(64)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if not head:
+        raise UserError(f"{path} is empty: fetch or write it again")
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a git-lfs pointer, not the weights: run `git lfs pull`")
     if path.suffix == ".npz":
@@ -125,7 +131,26 @@ def read_file(path: Path) -> Any:
             raise UserError(
                 f"{path} cannot be read as weights alone: {first_line(error)}"
             ) from None
+    if kind is None and head.lstrip()[:1] in (b"<", b"{"):
+        raise UserError(f"{path} holds no weights but a web page or text: fetch it again")
+    _check_sums(path)
     return _load_torch(path)
+
+
+def _check_sums(path: Path) -> None:
+    """Compares the checksums that torch writes, and does not read."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, zlib.error):
+        return  # torch says what is wrong with it
+    if damaged is not None:
+        logger.warning(
+            "%s: the checksum of %s does not agree: it is damaged, or was written without "
+            "checksums: fetch it again if you can", path, damaged
+        )  # fmt: skip
 
 
 class _Nothing:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -19,6 +18,7 @@ import tokenpool as tp
 from pipelines.errors import UserError
 from pipelines.storage.address import is_address
 from pipelines.storage.copies import local_path
+from pipelines.train.hub import is_named, pretrained
 from pipelines.train.positions import fit_positions
 from pipelines.train.said_of_models import assumed, compare, config_said, said_architecture
 from pipelines.train.state_dicts import read_state_dict
@@ -28,7 +28,6 @@ from tokenpool.storage import read_header
 
 logger = logging.getLogger(__name__)
 _HEADS = ("head.", "head_dist.")
-_HUBS = ("hf-hub:", "hf_hub:", "local-dir:")
 # What pretraining trains beside the encoder, and throws away.
 _PRETRAINING = ("mask_token", "decoder_", "decoder.", "predictor.")
 
@@ -58,11 +57,6 @@ class Source:
         """How many classes its head tells apart; None without a head."""
         head = self.tensors.get("head.weight")
         return None if head is None or head.ndim != 2 else len(head)
-
-
-def is_named(source: str) -> bool:
-    """Whether a source is a model of timm's or of a hub, not a path."""
-    return source.startswith(_HUBS) or (timm.is_model(source) and not Path(source).exists())
 
 
 def open_source(source: str) -> Source:
@@ -96,23 +90,6 @@ def open_source(source: str) -> Source:
     return Source(
         source, found.tensors, found.notes, architecture, found.said, config_said(found.said)
     )
-
-
-def pretrained(name: str) -> Any:
-    """A timm model with the weights timm knows for it, or those of a hub or a local folder.
-
-    Raises:
-        UserError: it has none, or they cannot be fetched.
-    """
-    try:
-        return timm.create_model(name, pretrained=True)
-    except Exception as error:  # timm raises its own, the hub's and the network's
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"no weights for {name}: {first}: give a file of them, or fetch them where there is "
-            "a network",
-            exit_code=1,
-        ) from None
 
 
 def load_into(
@@ -159,7 +136,12 @@ def fit(
         parts += [f"it has no {lacking[0]}"] if lacking else []
         raise UserError(f"{source} does not fit: {' and '.join(parts)}")
     for name, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
+        if not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{source} is not usable: {name} holds {kind} values (quantised?), not floats"
+            )
+        if not value.isfinite().all():
             raise UserError(f"{source} is not usable: {name} holds values that are not finite")
     ours = describe(model)
     if found.architecture is not None:

@@ -227,10 +227,10 @@ def test_what_cannot_be_read_is_one_line_with_the_remedy(tmp_path, name):
 
 RAW = {
     "a.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
-    "b.pth": (b"<!DOCTYPE html><html>", "cannot be read as weights alone"),
+    "b.pth": (b"<!DOCTYPE html><html>", "a web page or text"),
     "c.safetensors": (b"\x00" * 40, "cannot be read as weights alone"),
     "d.npz": (b"PK\x03\x04", "is JAX's"),
-    "e.pth": (b"", "cannot be read as weights alone"),
+    "e.pth": (b"", "is empty"),
     "f.yaml": (b"a: b", "weights are read from"),
 }
 
@@ -253,3 +253,38 @@ def test_a_torchscript_program_and_a_cut_file(tmp_path):
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cannot be read as weights alone"):
         read_state_dict(tmp_path / "cut.pth")
+
+
+def test_damage_within_a_file_is_said(tmp_path, caplog):
+    """torch writes checksums and does not read them: a changed byte is another model's weight."""
+    path = tmp_path / "flipped.pth"
+    torch.save(PLAIN, path)
+    read_state_dict(path)
+    assert not caplog.records
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    read_state_dict(path)
+    assert "checksum" in caplog.text
+
+
+def test_quantised_weights_are_no_weights(tmp_path):
+    torch.save({name: value.to(torch.int8) for name, value in PLAIN.items()}, tmp_path / "q.pth")
+    with pytest.raises(UserError, match="int8 values"):
+        loaded(tmp_path / "q.pth")
+
+
+@pytest.mark.parametrize("part", ["model", "net", "backbone"])
+def test_what_configuration_libraries_nest_is_compared(tmp_path, part):
+    file = {"state_dict": prefixed("model."), "hyper_parameters": {part: {"num_heads": 4}}}
+    torch.save(file, tmp_path / "nested.ckpt")
+    with pytest.raises(UserError, match="heads 4 there and 2"):
+        loaded(tmp_path / "nested.ckpt")
+
+
+def test_a_distilled_model_is_no_plain_one(tmp_path):
+    """And so said by what differs, not as positions without a grid."""
+    distilled = PLAIN | {"dist_token": torch.zeros(1, 1, 16), "pos_embed": torch.zeros(1, 18, 16)}
+    torch.save(distilled, tmp_path / "distilled.pth")
+    with pytest.raises(UserError, match=r"pos_embed is \(1, 18, 16\)"):
+        loaded(tmp_path / "distilled.pth")
