@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tokenpool as tp
+from tokenpool.attention import _first_attention, _head_mean
 from tokenpool.methods import method
 from tokenpool.methods.base import TokenSet
 from tokenpool.options import PoolOptions
@@ -119,3 +120,34 @@ def test_one_graph() -> None:
     with torch.inference_mode():
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
         torch.testing.assert_close(compiled, model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_attention_tells_equals_its_definition(dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(4)
+    qkv = torch.randn(2, 9, 3, 3, 8, generator=random).to(dtype)
+    q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    bias = torch.rand(2, 1, 1, 9, generator=random).to(dtype)
+    close = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {}
+    expected = torch.stack((q.double().mean(1), k.double().mean(1)), 2)
+    torch.testing.assert_close(_head_mean(qkv[:, :, :2]).double(), expected, **close)
+    logits = (q[:, :, :1].double() * 0.3) @ k.double().transpose(-2, -1)
+    for added in (None, bias):
+        probabilities = (logits if added is None else logits + added).softmax(-1)
+        found = _first_attention(q, k, 0.3, added).double()
+        torch.testing.assert_close(found, probabilities.sum((1, 2)), **close)
+
+
+def test_sizes_are_those_of_the_assignment_and_the_prefix_stays() -> None:
+    random = torch.Generator().manual_seed(5)
+    whole = torch.randn(3, 14, 6, generator=random)
+    tokens, features = whole[:, 2:], torch.randn(3, 12, 4, generator=random)
+    scores, sizes = torch.rand(3, 12, generator=random), torch.ones(3, 12)
+    given_ = TokenSet(tokens, features, scores, sizes, None, whole=whole)
+    pooled = method("leader").reduce(given_, 5, PoolOptions())
+    alone = reduce(tokens, features, scores, sizes, 5)
+    assert pooled.whole is not None and pooled.sizes is not None
+    assert torch.equal(pooled.whole[:, :2], whole[:, :2])
+    torch.testing.assert_close(pooled.whole[:, 2:], alone.tokens)
+    counted = torch.nn.functional.one_hot(pooled.assignment, 5).sum(1)
+    assert torch.equal(pooled.sizes, counted.float())

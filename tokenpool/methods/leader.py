@@ -55,7 +55,8 @@ class Leader(Reducer):
         # Rows of all images are taken by one index: several times faster than by one an image.
         start = torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1]
         with torch.no_grad():
-            features = F.normalize(features.to(work_dtype(features)), dim=-1)
+            features = features.to(work_dtype(features))
+            features = features / features.norm(dim=-1, keepdim=True).clamp_min(1e-12)
             if scores is not None:
                 # By significance, so that one constant mask tells who goes before whom.
                 scores, ranked = scores.sort(dim=-1, descending=True, stable=True)
@@ -73,9 +74,13 @@ class Leader(Reducer):
             assignment = torch.empty_like(order).scatter(1, order, torch.cat((own, target), 1))
         if options.representative == "medoid":
             return Pooled(_rows(x, order[:, :k] + start), assignment)
+        dtype = work_dtype(x)
         if weights is None:
-            weights = torch.ones_like(x[..., 0])
-        weights = weights.to(work_dtype(x)).clamp_min(1e-30).gather(1, order)
+            weights = torch.ones(order.shape, dtype=dtype, device=x.device)
+        else:
+            weights = weights.to(dtype).gather(1, order)
+        if options.representative == "weighted_mean":
+            weights = weights.clamp_min(1e-30)
         whole = None
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             everything = x if given.whole is None else given.whole
