@@ -24,6 +24,9 @@ def pooling(
     model: Annotated[str, typer.Option(help="A timm name; weights are random.")] = (
         "deit_small_patch16_224"
     ),
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side in pixels, where not the model's own.")
+    ] = None,
     width: Annotated[
         int | None,
         typer.Option(
@@ -86,6 +89,7 @@ def pooling(
                 rate=rate,
                 device=device,
                 model=demo,
+                model_options=None if image_size is None else {"img_size": image_size},
                 runners={_ONNX: _in_onnx_runtime},
                 details=details,
                 progress=status.update,
