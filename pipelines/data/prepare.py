@@ -24,6 +24,7 @@ from pipelines.data.compiled import native_available
 from pipelines.data.manifest import (
     MANIFEST_NAME,
     REJECTED_NAME,
+    SPLITS,
     Manifest,
     Summary,
     load_manifest,
@@ -142,8 +143,8 @@ def _prepare(
             raise UserError(f"{source_name} holds no images")
         _match_plan(partial, shards, source, options)
         _make_shards(source, options, shards, progress, workers)
-    num_shards = len(source.units)
-    source = replace(source, units=())  # the list of a million files is not needed any more
+    # The list of a million files is not needed any more.
+    num_shards, source = len(source.units), replace(source, units=())
     checked = _check(source, options, shards, num_shards)
     if checked.refused:
         where = write_rejected(partial, checked.refused)
@@ -155,8 +156,10 @@ def _prepare(
             raise UserError(f"{checked.told()}; all in {where}: {_REMEDY}", exit_code=1)
     else:
         (partial / REJECTED_NAME).unlink(missing_ok=True)
-    if not checked.any_good:
-        raise UserError(f"{source_name} holds no usable image: {checked.told()}", exit_code=1)
+    if not checked.can_train:
+        raise UserError(
+            f"{source_name} holds no usable image to train on: {checked.told()}", exit_code=1
+        )
     manifest = assemble(
         source,
         options,
@@ -191,9 +194,10 @@ def rehearse(
             raise UserError(f"{source} holds no images")
         shards = Path(folder)
         _make_shards(listed, options, shards, progress, workers, keep=False)
-        checked = _check(listed, options, shards, len(listed.units))
+        num_shards, listed = len(listed.units), replace(listed, units=())
+        checked = _check(listed, options, shards, num_shards)
     stops = bool(checked.refused) and not options.skip_bad
-    why = f"{checked.told()}: {_REMEDY}" if stops or not checked.any_good else ""
+    why = f"{checked.told()}: {_REMEDY}" if stops or not checked.can_train else ""
     return checked.summary, why
 
 
@@ -207,10 +211,12 @@ class _Checked:
     summary: Summary
 
     @property
-    def any_good(self) -> bool:
-        return bool((self.splits != NO_SPLIT).any())
+    def can_train(self) -> bool:
+        return bool((self.splits == SPLITS.index("train")).any())
 
     def told(self) -> str:
+        if not self.refused and (self.splits != NO_SPLIT).any():
+            return f"all its {len(self.rows)} images are of val"
         if not self.refused:
             return f"it has {len(self.rows)} images, none of them of the classes chosen"
         groups = in_words(self.summary.refused)

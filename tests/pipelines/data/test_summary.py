@@ -185,3 +185,13 @@ def test_nothing_of_the_chosen_classes(source, tmp_path):
     result = run(source, tmp_path / "out", "--class", "z", "--skip-bad")
     assert "holds no usable image" in str(result.exception)
     assert "1 of 1 images refused" in str(result.exception) or "empty file" in str(result.exception)
+
+
+def test_training_images_that_are_all_in_val_too(source, tmp_path):
+    """Their mean would be that of nothing, and the manifest one that cannot be read again."""
+    shutil.rmtree(source / "Train")
+    shutil.copytree(source / "Val", source / "Train")
+    result = run(source, tmp_path / "out", "--skip-bad")
+    assert "holds no usable image to train on: 10 of 16" in str(result.exception)
+    result = run(source, tmp_path / "out", "--skip-bad", "--dry-run")
+    assert result.exit_code == 1 or isinstance(result.exception, UserError)
