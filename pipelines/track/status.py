@@ -17,7 +17,7 @@ from pipelines.search.budget import budget_left, read_request
 from pipelines.search.driver import driver_runs
 from pipelines.search.state import AgreementState, SearchState
 from pipelines.track.front import Progress, build_front
-from pipelines.track.table import percent
+from pipelines.track.table import percent, slower_text
 from tune_spaces.halving import finals_rungs
 
 
@@ -62,6 +62,7 @@ def search_status(
         "front": len(front.on_front),
         "knee": front.knee.point_id if front.knee else None,
         "hypervolume": front.hypervolume,
+        "slower": slower_text(front),
         "growth": [[round(step.device_seconds, 1), round(step.hypervolume, 6)] for step in growth],
         "device_seconds": round(state.device_seconds, 1),
         "stage_device_seconds": {
@@ -155,6 +156,8 @@ def status_text(status: dict[str, Any]) -> str:
         f"  front: {status['front']} models{knee}; hypervolume {status['hypervolume']:.4f} after "
         f"{status['device_seconds']:.0f} device-seconds, {duration(status['seconds'])} in all"
     )
+    if status["slower"]:
+        lines.append(f"  {status['slower']}")
     spent = ", ".join(f"{s} {seconds:.0f}" for s, seconds in status["stage_device_seconds"].items())
     if spent:
         lines.append(f"  device-seconds: {spent}")

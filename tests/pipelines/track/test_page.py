@@ -12,6 +12,7 @@ from pipelines.search.state import SearchState
 from pipelines.track.front import build_front, history
 from pipelines.track.page import OutsideFront, OutsidePoint, render_page, summary, write_page
 from pipelines.track.plot import write_png
+from pipelines.track.status import search_status, status_text
 from pipelines.track.table import caption
 
 
@@ -85,6 +86,7 @@ def test_every_model_says_whether_it_saves_time(state: SearchState) -> None:
     slower = "Slower than the dense model of their width at batch 1: t001."
     assert slower in data["summary"]
     assert slower in caption(build_front(state))
+    assert slower in status_text(search_status(state, Path("nowhere")))
     assert build_front(state).point("t001").as_dict()["times_dense_b1"] == 0.8
     state.trials["t001"].latency_ms = {"1": 1.9}
     assert "Slower" not in summary(build_front(state)) + caption(build_front(state))
