@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -215,7 +216,8 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
         if local:
             _read_auth_mode_again()
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            with _imports_of_ours():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
             raise _no_connection(options["address"], error) from None
         try:
@@ -236,6 +238,19 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
                     _give_back()
             finally:
                 ray.shutdown()
+
+
+@contextmanager
+def _imports_of_ours() -> Iterator[None]:
+    """Lets workers import this program's packages, whatever the current folder holds.
+
+    Ray puts the folder that a driver connects from before all that its workers import from, and
+    many projects have a package called `pipelines` or `cluster` of their own.
+    """
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    absolute = {"RAY_AUTH_TOKEN_PATH": os.path.abspath(token)} if token else {}
+    with _environment(absolute), contextlib.chdir(Path(__file__).parents[1]):
+        yield
 
 
 def _no_connection(address: str, error: BaseException) -> ClusterError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -84,7 +85,10 @@ def main() -> None:
         sys.stderr.write(f"tokenpool: {printable(redactor().text(str(error)))}\n")
         sys.exit(error.exit_code)
     except Exception as error:  # typer would print it as it is
-        if not is_closed_pipe(error):
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            where = error.filename or "what the output is written to"
+            sys.stderr.write(f"tokenpool: the disk of {printable(str(where))} is full\n")
+        elif not is_closed_pipe(error):
             show_traceback(error)
         sys.exit(1)
     finally:

@@ -75,3 +75,25 @@ def test_an_address_without_a_cluster_ends_at_once_and_changes_nothing():
         with pytest.raises(AddressError, match=said), ray_session(dead):
             raise AssertionError("nothing is there")
     assert secrets() == before and not ray.is_initialized()
+
+
+def test_workers_import_this_programs_packages_whatever_the_folder_holds(tmp_path, monkeypatch):
+    """N1 of the field. Neighbours: a module and an empty folder of our packages' names."""
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "__init__.py").write_text("raise RuntimeError('the folder own')")
+    (tmp_path / "tune_spaces.py").write_text("raise RuntimeError('the folder own')")
+    (tmp_path / "tokenpool").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def places():
+        import pipelines
+        import tokenpool
+        import tune_spaces
+
+        return [module.__file__ for module in (pipelines, tokenpool, tune_spaces)]
+
+    with ray_session(num_cpus=1):
+        assert os.getcwd() == str(tmp_path)
+        found = ray.get(ray.remote(places).remote())
+    assert found == places()
+    assert not [path for path in found if path.startswith(str(tmp_path))]

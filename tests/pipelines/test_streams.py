@@ -166,3 +166,13 @@ def test_what_python_could_not_read_is_written_all_the_same(given):
 
 def test_what_is_readable():
     assert readable("τ → ★ 10² ü – … 猫 \udcfc") == "tau -> * 10^2 u - ... \\u732b \\udcfc"
+
+
+def test_output_to_a_full_disk_ends_in_one_line():
+    tool = Path(sys.executable).with_name("tokenpool")
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [tool, "doctor", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1 and "is full" in ended.stderr
