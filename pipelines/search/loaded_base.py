@@ -15,10 +15,10 @@ from pipelines.data.manifest import MANIFEST_NAME
 from pipelines.errors import UserError
 from pipelines.storage.copies import local_path
 from pipelines.storage.store import ObjectStore
+from pipelines.train.hub import is_named
 from pipelines.train.model import build_model
 from pipelines.train.normalization import adopt
 from pipelines.train.spec import TrainJob
-from pipelines.train.hub import is_named
 from tokenpool.storage import read_header
 
 logger = logging.getLogger(__name__)

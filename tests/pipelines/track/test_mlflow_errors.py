@@ -219,9 +219,7 @@ def test_what_is_not_mlflows_is_no_matter_of_the_store(folder: Path) -> None:
     assert "ZeroDivisionError" in explain(tracking_store(folder), ZeroDivisionError("by zero"))
 
 
-@pytest.mark.parametrize(
-    "name", ["50 %", "a%20b", "what?x=1", "a#b", "größe ★", "a&b;c", "it's"]
-)
+@pytest.mark.parametrize("name", ["50 %", "a%20b", "what?x=1", "a#b", "größe ★", "a&b;c", "it's"])
 def test_any_name_of_a_storage_folder(folder: Path, tmp_path: Path, name: str) -> None:
     """Characters that mean something in addresses, which a database and artifacts have."""
     root = tmp_path / "here" / name
