@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from benchmarks.real import downloads
 from pipelines.errors import UserError
 
-_RESULTS = Path(__file__).parents[1] / "results"
+if TYPE_CHECKING:
+    from benchmarks.real.zero_shot import Bench, Rows
+
+_ROWS = Path(__file__).parents[1] / "results/real-zero-shot.jsonl"
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -69,7 +72,7 @@ def table(
         bool, typer.Option("--quick", help="Constant rate alone, at 50 and 40 % of the MACs.")
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Torch's; default all cores.")] = None,
-    out: Results = _RESULTS / "real-zero-shot.jsonl",
+    out: Results = _ROWS,
 ) -> None:
     """Measure what each method loses at each cost under each shape; rows come as they are made."""
     import torch
@@ -106,7 +109,7 @@ def judge(
     data: Data = None,
     image_size: Size = 224,
     images: Images = 256,
-    out: Results = _RESULTS / "real-zero-shot.jsonl",
+    out: Results = _ROWS,
 ) -> None:
     """Measure models that `tokenpool squeeze` found, as rows of the table."""
     import tokenpool as tp
@@ -118,8 +121,19 @@ def judge(
         _say(f"{folder}: {row['macs_share']:.1%} of the MACs, KL {row['kl']:.4f}")
 
 
+@app.command("time")
+def time_rows(data: Data = None, image_size: Size = 112, out: Results = _ROWS) -> None:
+    """Time all rows of a picture size anew, in one run: for an idle machine."""
+    from benchmarks.real.zero_shot import time_again
+
+    bench, rows = _open(data, image_size, 2, out)
+    for row in time_again(bench, rows):
+        faster = row["dense_milliseconds"] / row["milliseconds"]
+        _say(f"{row['method']} {row['share']:.0%} {row['shape']}: {faster:.2f} times as fast")
+
+
 @app.command()
-def plot(out: Results = _RESULTS / "real-zero-shot.jsonl") -> None:
+def plot(out: Results = _ROWS) -> None:
     """Write the rows as Markdown and as a picture beside them."""
     from benchmarks.real.figures import draw, markdown
     from benchmarks.real.variants import LEADING
@@ -133,7 +147,7 @@ def plot(out: Results = _RESULTS / "real-zero-shot.jsonl") -> None:
     print(out.with_suffix(".md"))
 
 
-def _open(data: Path | None, image_size: int, images: int, out: Path) -> tuple[object, object]:
+def _open(data: Path | None, image_size: int, images: int, out: Path) -> tuple[Bench, Rows]:
     from benchmarks.real.setting import model_for, prepared_set
     from benchmarks.real.zero_shot import Bench, Rows
 

@@ -27,7 +27,7 @@ from tokenpool.benchmark import hardware
 from tokenpool.method_text import format_method
 from tune_spaces.shapes import shapes
 
-__all__ = ["PLANNED", "SHAPES", "SHARES", "Bench", "Row", "Rows", "judge", "run_grid"]
+__all__ = ["PLANNED", "SHAPES", "SHARES", "Bench", "Row", "Rows", "judge", "run_grid", "time_again"]
 
 SHARES = (0.6, 0.5, 0.4, 0.3)
 PLANNED = "planned"
@@ -66,6 +66,12 @@ class Rows:
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         self.rows.append(row)
+
+    def rewrite(self) -> None:
+        """Stores rows that were changed; the old ones stay until the new ones are whole."""
+        aside = self._path.with_suffix(".aside")
+        aside.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows))
+        aside.replace(self._path)
 
     def seen(self, row: Row) -> Comparison | None:
         """Of a row, what was seen of single pictures; None where the cache is not this one's."""
@@ -210,6 +216,21 @@ def judge(bench: Bench, rows: Rows, pooled: Any, shape: str) -> Row:
         if known
         else next(_rows(bench, rows, bench.facts(method, share), {shape: schedule}))
     )
+
+
+def time_again(bench: Bench, rows: Rows) -> Iterator[Row]:
+    """Times every row of this picture size, in one run; each beside the dense model.
+
+    What is timed while the machine does other things tells nothing: rows may be measured then, and
+    timed later.
+    """
+    for row in rows.rows:
+        if row["data"] == bench.prepared.name and row["image_size"] == bench.image_size:
+            schedule = tp.Schedule.parse(row["schedule"])
+            row["dense_milliseconds"] = round(bench.milliseconds(None, row["method"]), 2)
+            row["milliseconds"] = round(bench.milliseconds(schedule, row["method"]), 2)
+            yield row
+    rows.rewrite()
 
 
 def _measure(bench: Bench, rows: Rows, facts: Row, names: Sequence[str]) -> Iterator[Row]:

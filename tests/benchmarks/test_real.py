@@ -19,7 +19,7 @@ from benchmarks.real.dinov2 import dense_features, fit_head
 from benchmarks.real.figures import draw, markdown
 from benchmarks.real.setting import open_split, prepared_set
 from benchmarks.real.variants import all_variants
-from benchmarks.real.zero_shot import Bench, Rows, judge, run_grid
+from benchmarks.real.zero_shot import Bench, Rows, judge, run_grid, time_again
 from pipelines.data.manifest import load_manifest
 from pipelines.data.prepare import prepare
 from pipelines.data.preprocessing import preprocessing_of
@@ -85,6 +85,23 @@ def test_rows_are_what_plain_torch_says_and_are_not_measured_twice(bench, saved,
     again = Rows(path, tmp_path / "arrays")
     assert again.rows == found
     assert list(run_grid(bench, again, methods, [0.7], NAMES)) == []
+
+
+def test_rows_are_timed_anew_and_nothing_else_of_them_changes(bench, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    list(
+        run_grid(bench, Rows(path, tmp_path / "a"), ["tome"], [0.7], ["constant rate", "power -1"])
+    )
+    slow = [json.loads(line) | {"milliseconds": 9e9} for line in path.read_text().splitlines()]
+    slow.append(slow[0] | {"image_size": 999})  # of another model: it stays
+    path.write_text("".join(json.dumps(row) + "\n" for row in slow))
+    rows = Rows(path, tmp_path / "a")
+    assert len(list(time_again(bench, rows))) == 2
+    after = Rows(path, tmp_path / "a").rows
+    assert [row["milliseconds"] < 1e6 for row in after] == [True, True, False]
+    kept = set(slow[0]) - {"milliseconds", "dense_milliseconds"}
+    assert [{k: r[k] for k in kept} for r in after] == [{k: r[k] for k in kept} for r in slow]
+    assert not list(tmp_path.glob("*.aside"))
 
 
 def test_a_run_that_was_killed_goes_on_after_its_last_whole_row(bench, tmp_path):
