@@ -126,6 +126,7 @@ def run(
     model_options: dict[str, Any] | None = None,
     runners: Mapping[str, Runner] = _NO_RUNNERS,
     details: bool = True,
+    cpu_time: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Time the variants and give one row of JSON values for each, mode by mode.
@@ -143,6 +144,8 @@ def run(
         model_options: further arguments of `timm.create_model`.
         runners: further modes: what makes of a model a call that takes images.
         details: measure the time of pooling alone and the peak memory too.
+        cpu_time: count the processor time of this process in place of the clock's: what other
+            programs do then falls on nobody. With one thread, as threads wait by spinning.
         progress: called with a line for each step.
     """
     for mode in modes:
@@ -168,13 +171,14 @@ def run(
                     if progress is not None:
                         where = f"{mode}, batch {batch}: round {turn + 1}/{rounds + 2}"
                         progress(f"{where}, {variant.name}")
-                    took = _timed(steps[variant.name], device)
+                    took = _timed(steps[variant.name], device, cpu_time=cpu_time)
                     if turn >= 2:
                         seconds[variant.name].append(took)
             against = seconds[variants[0].name]
             for variant in variants:
                 taken = seconds[variant.name]
                 row = {**facts, "model": model_name, "mode": mode, "batch": batch, "rounds": rounds}
+                row["clock"] = "cpu" if cpu_time else "wall"
                 row |= _described(vit, variant, taken, against)
                 row["images_per_second"] = round(batch / statistics.median(taken), 2)
                 if details:
@@ -268,15 +272,16 @@ def _autocast(mode: str, images: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _timed(step: Callable[[], object], device: str) -> float:
+def _timed(step: Callable[[], object], device: str, *, cpu_time: bool = False) -> float:
     """Seconds of one call, until the device is done."""
+    clock = time.process_time if cpu_time else time.perf_counter
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     step()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _pooling_seconds(model: nn.Module, variant: Variant, mode: str, images: Tensor) -> float | None:

@@ -56,6 +56,12 @@ def pooling(
     details: Annotated[
         bool, typer.Option(help="Measure the time of pooling alone and the peak memory too.")
     ] = True,
+    cpu_time: Annotated[
+        bool,
+        typer.Option(
+            "--cpu-time", help="Count processor time, for a busy machine; with --threads 1."
+        ),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Append the rows to this JSON-lines file.")
     ] = None,
@@ -92,6 +98,7 @@ def pooling(
                 model_options=None if image_size is None else {"img_size": image_size},
                 runners={_ONNX: _in_onnx_runtime},
                 details=details,
+                cpu_time=cpu_time,
                 progress=status.update,
             ):
                 rows.append(row)

@@ -190,6 +190,7 @@ def test_the_benchmark_runs_the_demos_model_in_a_form_of_the_callers():
             batches=(1,),
             rounds=1,
             details=False,
+            cpu_time=True,
         )
     )
     assert [row["variant"] for row in found] == ["dense", "leader", "ToMe, same counts"]
@@ -201,3 +202,4 @@ def test_the_benchmark_runs_the_demos_model_in_a_form_of_the_callers():
     # Two rounds to warm up and one that counts, of each.
     assert seen.count((1, 3, 32, 32)) == 9
     assert "peak_mib" not in found[0] and found[0]["model"] == "demo"
+    assert found[0]["clock"] == "cpu"
