@@ -392,7 +392,7 @@ def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):
     ("make", "message"),
     [
         (lambda p: str(p / "nowhere"), "no source .*nowhere"),
-        (lambda p: str(p), "has no class folders"),
+        (lambda p: str(p), "has no images, Parquet files or tars"),
     ],
 )
 def test_sources_that_are_none(tmp_path, make, message):
