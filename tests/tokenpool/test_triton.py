@@ -36,7 +36,7 @@ def test_under_the_interpreter() -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout + done.stderr
 
 
@@ -80,11 +80,13 @@ def compare(name: str, given: TokenSet, k: int, options: PoolOptions | None = No
 
 # 17 tokens are less than a tile of 32 × 32, 33 one more than its rows, 130 two tiles of fp32.
 SHAPES = [(2, 1), (17, 9), (33, 32), (130, 61)]
+CASES = [(*shape, "random") for shape in SHAPES] + [
+    (count, k, kind) for kind in ("ties", "duplicates") for count, k in SHAPES[1:3]
+]
 
 
 @fused
-@pytest.mark.parametrize(("count", "k"), SHAPES)
-@pytest.mark.parametrize("kind", ["random", "ties", "duplicates"])
+@pytest.mark.parametrize(("count", "k", "kind"), CASES)
 @pytest.mark.parametrize("scored", [True, False])
 def test_leader(count: int, k: int, kind: str, scored: bool) -> None:
     x = tokens_of(kind, count, 40, seed=count)
@@ -101,8 +103,7 @@ def test_leader(count: int, k: int, kind: str, scored: bool) -> None:
 
 
 @fused
-@pytest.mark.parametrize(("count", "k"), SHAPES)
-@pytest.mark.parametrize("kind", ["random", "ties", "duplicates"])
+@pytest.mark.parametrize(("count", "k", "kind"), CASES)
 @pytest.mark.parametrize("name", ["kmeans", "wkmeans", "kmedoids", "wkmedoids"])
 def test_the_papers(name: str, count: int, k: int, kind: str) -> None:
     x = tokens_of(kind, count, 40, seed=count + 1)
@@ -250,7 +251,7 @@ def small_model(name: str, **options: object) -> torch.nn.Module:
 @fused
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("leader", {}), ("wkmedoids", {}), ("wkmeans", {"proportional_attention": True})],
+    [("leader", {}), ("wkmeans", {"proportional_attention": True})],
 )
 def test_models_in_one_graph_trained_and_under_autocast(name: str, options: dict) -> None:
     model = small_model(name, **options).eval()
