@@ -248,11 +248,9 @@ def _first_attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) ->
     q, k = q.detach(), k.detach()
     if not _on_cpu(q):
         return _attention(q[:, :, :1], k, scale, bias).sum((1, 2))
-    # One product with the heads' queries on a diagonal, as by head all keys would be copied first.
-    heads = q.shape[1]
-    diagonal = torch.eye(heads, dtype=q.dtype).unsqueeze(1) * scale
-    queries = (q[:, :, 0].unsqueeze(3) * diagonal).flatten(1, 2)
-    logits = k.transpose(1, 2).flatten(2) @ queries
+    # Head by head: in one product over heads all keys would be copied first.
+    first = (q[:, :, 0] * scale).unsqueeze(3)
+    logits = torch.cat([torch.bmm(k[:, h], first[:, h]) for h in range(q.shape[1])], 2)
     return (logits if bias is None else logits + bias.flatten(1).unsqueeze(2)).softmax(1).sum(2)
 
 
