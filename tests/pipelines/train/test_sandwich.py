@@ -56,7 +56,7 @@ def plain_ddp(sub_nets, distill_weight, lr=1e-3):
         optimizer.zero_grad()
         total, soft = torch.zeros(()), None
         for schedule in each:
-            tp.pool(model, schedule)
+            tp.pool(model, schedule, "wkmedoids")
             logits = ddp(images)
             hard = F.cross_entropy(logits, labels)
             if soft is None:
@@ -218,7 +218,7 @@ def test_a_sub_net_runs_on_the_models_own_weights_and_leaves_it_dense():
     own = SubNet(model, tp.Schedule((12, 9, 5)), "wkmedoids").eval()
     found = own(images)
     assert tp.schedule_of(model) is None and torch.equal(model(images), dense)
-    assert torch.equal(found, tp.pool(copy.deepcopy(model), (12, 9, 5))(images))
+    assert torch.equal(found, tp.pool(copy.deepcopy(model), (12, 9, 5), "wkmedoids")(images))
 
 
 def straight_and_broken(straight, broken, last):
