@@ -288,14 +288,18 @@ def test_compiles_with_inductor(method):
         torch.testing.assert_close(result, model(x), atol=1e-4, rtol=1e-4)
 
 
-def test_no_host_synchronisation_inside_a_pooled_model():
+@pytest.mark.parametrize("method", tp.METHODS)
+def test_no_host_synchronisation_inside_a_pooled_model(method, monkeypatch):
     """Fake tensors have no values: any read of one by the host raises."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    for method in tp.METHODS:
-        model = tp.pool(small(), SCHEDULE, method)
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            assert model(mode.from_tensor(images())).shape == (3, 5)
+    if method in ("agglomerative", "atc"):
+        # On an eager CPU they look whether they may stop; their form for graphs and GPUs must not.
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    model = tp.pool(small(), SCHEDULE, method)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert model(mode.from_tensor(images())).shape == (3, 5)
 
 
 def test_pooled_models_do_not_mix_images():
