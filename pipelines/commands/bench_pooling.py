@@ -95,7 +95,7 @@ def pooling(
                 rate=rate,
                 device=device,
                 model=demo,
-                **({} if image_size is None else {"model_options": {"img_size": image_size}}),
+                model_options=None if image_size is None else {"img_size": image_size},
                 runners={_ONNX: _in_onnx_runtime},
                 details=details,
                 cpu_time=cpu_time,
