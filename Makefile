@@ -15,7 +15,7 @@ search: install ## the demo: a Pareto front on real handwritten digits, about te
 	@$(BIN)/tokenpool prepare digits runs/data/digits
 	@$(BIN)/tokenpool search $(PRESET)
 
-test: install ## the tests, under 15 minutes on two cores
+test: install ## the tests
 	@$(BIN)/python -m pytest -m "not slow and not gpu and not chaos" --durations 15
 
 test-slow: install ## the tests that take minutes each
