@@ -83,6 +83,9 @@ def pooling(
     name = model if width is None else f"demo, width {width}"
     batches = tuple(batch_size or (32,))
     console = Console(stderr=True)
+    sized: dict[str, Any] = {}
+    if image_size is not None:
+        sized["model_options"] = {"img_size": image_size}
     rows: list[dict[str, Any]] = []
     try:
         with console.status("starting") as status:
@@ -95,7 +98,7 @@ def pooling(
                 rate=rate,
                 device=device,
                 model=demo,
-                model_options=None if image_size is None else {"img_size": image_size},
+                **sized,
                 runners={_ONNX: _in_onnx_runtime},
                 details=details,
                 cpu_time=cpu_time,
