@@ -122,7 +122,7 @@ CONFIG = {
 
 
 def over(trial_id, schedule, gmacs, top1, status="done"):
-    trial = TrialState(trial_id, 8, 2, schedule, "wkmedoids", gmacs, status=status)
+    trial = TrialState(trial_id, 8, 2, schedule, "leader", gmacs, status=status)
     trial.top1_minival = top1
     return trial
 
