@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,6 +49,19 @@ def read_events(path: Path) -> Iterator[Event]:
                     exit_code=1,
                 )
             yield event
+
+
+def _not_written(path: Path, need: int, error: OSError) -> UserError:
+    """Why a ledger does not grow, with what was needed and what there is."""
+    try:
+        free = f"{shutil.disk_usage(path.parent).free} bytes free"
+    except OSError as gone:
+        free = f"free space unknown, {gone.strerror}"
+    return UserError(
+        f"cannot write to {path} ({error.strerror}; {need} bytes needed, {free}): make room there, "
+        "or let it be written, and type the same command to go on",
+        exit_code=1,
+    )
 
 
 class Ledger:
@@ -108,9 +123,16 @@ class Ledger:
     def _write(self, content: bytes) -> None:
         """Returns once it is on disk."""
         rest = memoryview(content)
-        while rest:  # one write to the kernel, unless the disk is full or a signal comes
-            rest = rest[self._file.write(rest) :]
-        os.fsync(self._file.fileno())
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            while rest:  # one write to the kernel, unless the disk is full or a signal comes
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            # All or nothing: to shorten a file takes no room.
+            with suppress(OSError):  # what is torn is cut off when the ledger is opened again
+                os.ftruncate(self._file.fileno(), before)
+            raise _not_written(self.path, len(content), error) from None
 
     def close(self) -> None:
         """Closes the file and lets another driver in."""

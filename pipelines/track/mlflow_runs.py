@@ -168,7 +168,8 @@ def _open(store: TrackingStore) -> MlflowClient:
 
     # The first use of a database tells of each of its migrations.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store").setLevel(logging.WARNING)
+    # Its traceback of each failed write as well: whoever calls says why in one line.
+    logging.getLogger("mlflow.store").setLevel(logging.CRITICAL)
     _check_database(store)
     if store.artifact_root is not None:
         store.artifact_root.mkdir(parents=True, exist_ok=True)
