@@ -18,6 +18,7 @@ from tokenpool.clustering import reconstruction_error
 from tokenpool.methods import method as method_named
 from tokenpool.methods.base import Pooled, TokenSet
 from tokenpool.options import PoolOptions
+from tokenpool.patches import patches_of
 from tokenpool.pooling import check_model, options_of, pool, schedule_of
 from tokenpool.schedule import Schedule
 from tokenpool.vit import PooledBlock
@@ -32,6 +33,9 @@ __all__ = [
     "mean_cosine",
     "paired_errors",
 ]
+
+# What came into a block: tokens, timm's rotary embedding, positions of pooled tokens.
+Entered = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def low_pass(model: nn.Module, batches: Iterable[Tensor], cutoff: float = 0.25) 
             ]
         try:
             for batch in batches:
-                grid = vit.patch_embed.dynamic_feat_size(tuple(batch.shape[-2:]))
+                grid = patches_of(model).grid_at((batch.shape[-2], batch.shape[-1]))
                 vit.forward_features(batch)
                 for layer, values in enumerate(seen):
                     patches = [values[n][:, prefix:] for n in ("before", "after", "tokens")]
@@ -236,7 +240,7 @@ def paired_errors(
     if schedule_of(model) is None:
         raise ValueError("the model is not pooled: there is nothing to compare with")
 
-    def compare(block: PooledBlock, x: Tensor, given: TokenSet, own: Pooled) -> None:
+    def compare(block: PooledBlock, entered: Entered, given: TokenSet, own: Pooled) -> None:
         k = own.tokens.shape[1]
         if strategy.realise(given.tokens.shape[1], k, given.grid)[0] != k:
             raise ValueError(f"{rival} cannot make {k} tokens of {given.tokens.shape[1]}")
@@ -249,7 +253,8 @@ def paired_errors(
             log_sizes=sizes.log() if sizes is not None and block.proportional else None,
             sizes=sizes,
         )
-        block.attn(block.norm1(x), record=record)
+        x, rope, positions = entered
+        block.attend(x, record, rope, positions)
         assert record.scores is not None and record.keys is not None
         keys = record.keys[:, prefix:]
         features = keys if strategy.features(chosen) == "keys" else given.tokens
@@ -261,19 +266,20 @@ def paired_errors(
             error = reconstruction_error(given.tokens, pooled.tokens) / spread
             total[place] += float(error.sum())
 
+    def enter(block: PooledBlock, inputs: tuple[Tensor, ...], said: dict[str, Any]) -> None:
+        carried = said.get("carried")
+        positions = None if carried is None else carried.positions
+        entered[block.plan.index] = (inputs[0], said.get("rope"), positions)
+
     training = model.training
     model.eval()
     pooled_blocks = [block for block in blocks if isinstance(block, PooledBlock)]
     observers = [block.observer for block in pooled_blocks]
-    entered: dict[int, Any] = {}
+    entered: dict[int, Entered] = {}
     handles = []
     try:
         for block in pooled_blocks:
-            handles.append(
-                block.register_forward_pre_hook(
-                    lambda block, args: entered.__setitem__(block.plan.index, args[0])
-                )
-            )
+            handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
             block.observer = lambda plan, given, own: compare(
                 pooled_blocks[plan.index], entered[plan.index], given, own
             )
@@ -303,12 +309,15 @@ def _token_sets(model: nn.Module, batch: Tensor) -> list[TokenSet]:
     prefix = vit.num_prefix_tokens
     found: list[TokenSet] = []
     with _dense(model):
-        grid = tuple(vit.patch_embed.dynamic_feat_size(tuple(batch.shape[-2:])))
-        pool(model, Schedule.dense(len(vit.blocks), vit.patch_embed.num_patches))
+        embed = patches_of(model)
+        grid = embed.grid_at((batch.shape[-2], batch.shape[-1]))
+        pool(model, Schedule.dense(len(vit.blocks), embed.number))
 
-        def after(block: PooledBlock, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def after(
+            block: PooledBlock, inputs: tuple[Tensor, ...], said: dict[str, Any], output: Tensor
+        ) -> None:
             record = AttentionRecord(want_received=True, want_keys=True)
-            block.attn(block.norm1(inputs[0]), record=record)
+            block.attend(inputs[0], record, said.get("rope"))
             assert record.scores is not None and record.keys is not None
             found.append(
                 TokenSet(
@@ -320,7 +329,7 @@ def _token_sets(model: nn.Module, batch: Tensor) -> list[TokenSet]:
                 )
             )
 
-        handles = [block.register_forward_hook(after) for block in vit.blocks]
+        handles = [block.register_forward_hook(after, with_kwargs=True) for block in vit.blocks]
         try:
             vit.forward_features(batch)
         finally:

@@ -21,6 +21,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from tokenpool.patches import patches_of
 from tokenpool.pooling import check_model
 from tokenpool.vit import PooledBlock
 
@@ -69,8 +70,9 @@ def describe(model: nn.Module) -> dict[str, Any]:
     check_model(model)
     vit: Any = model
     try:
-        if type(model) not in _CLASSES.values() or type(vit.patch_embed) is not PatchEmbed:
-            strange = vit.patch_embed if type(model) in _CLASSES.values() else model
+        embed = patches_of(model).module
+        if type(model) not in _CLASSES.values() or type(embed) is not PatchEmbed:
+            strange = embed if type(model) in _CLASSES.values() else model
             raise ValueError(f"a model with a {type(strange).__name__} cannot be saved")
         described = _arguments(vit)
         _compare(model, build(described, device="meta"))
@@ -165,7 +167,7 @@ def _named(vit: Any) -> dict[str, Any] | None:
     for key in ("pretrained_strict", "pretrained_cfg", "cache_dir"):
         arguments.pop(key, None)
     arguments["num_classes"] = vit.num_classes
-    size = getattr(getattr(vit, "patch_embed", None), "img_size", None)
+    size = patches_of(vit).img_size
     if size is not None:
         arguments["img_size"] = list(size)
     if isinstance(getattr(vit, "global_pool", None), str):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
+from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
 from tokenpool import gpu
@@ -30,6 +30,7 @@ class AttentionRecord:
         log_sizes: added to the logits of each key `[B, N]`, or None.
         sizes: how many queries each token counts as in what is received `[B, N]`, or None for one.
         queries: compute only the first `queries` rows, or all if None.
+        rope: sines and cosines of the patch tokens' rotary angles, as timm's, or None.
         scores: significance `[B, N]` of all tokens, once attended.
         keys: `[B, N, head_dim]`, or `[B, N, 2·head_dim]` with the queries in front, once attended.
     """
@@ -41,6 +42,7 @@ class AttentionRecord:
     log_sizes: Tensor | None = None
     sizes: Tensor | None = None
     queries: int | None = None
+    rope: Tensor | None = None
     scores: Tensor | None = None
     keys: Tensor | None = None
 
@@ -71,13 +73,21 @@ class View:
 
 
 class ScoredAttention(View, nn.Module):
-    """timm's `Attention` that also tells its significance scores and keys when asked."""
+    """timm's `Attention` (or `EvaAttention`, `AttentionRope`) that also tells scores and keys."""
 
     # The origin's own, by `_take`.
     num_heads: int
     scale: float
     fused_attn: bool
+    head_dim: int
+    num_prefix_tokens: int
     qkv: Any
+    q_proj: Any
+    k_proj: Any
+    v_proj: Any
+    q_bias: Any
+    k_bias: Any
+    v_bias: Any
     q_norm: Any
     k_norm: Any
     attn_drop: Any
@@ -92,18 +102,30 @@ class ScoredAttention(View, nn.Module):
         """The attention this is a view of."""
         return self._give_back(set())
 
+    @property
+    def qkv_bias_separate(self) -> bool:
+        """Whether `qkv` is called and its bias added after.
+
+        `EvaAttention` takes the weight of `qkv` else, and would pass over a wrapped layer.
+        """
+        own = self.__dict__.get("qkv_bias_separate", False)
+        return bool(own) or (self.qkv is not None and not is_plain_linear(self.qkv))
+
     def forward(
         self,
         x: Tensor,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         record: AttentionRecord | None = None,
+        rope: Tensor | None = None,
     ) -> Tensor:
         """Attend `x [B, N, C]`; without a record exactly as the origin does."""
         if record is None:
             extra: dict[str, Any] = {"is_causal": True} if is_causal else {}
-            origin_forward: Any = Attention.forward
-            plain: Tensor = origin_forward(self, x, attn_mask=attn_mask, **extra)
+            if rope is not None:
+                extra["rope"] = rope
+            kind: Any = type(self.origin)
+            plain: Tensor = kind.forward(self, x, attn_mask=attn_mask, **extra)
             return plain
         q, k, v = self._project(x, record)
         bias = None
@@ -133,18 +155,27 @@ class ScoredAttention(View, nn.Module):
         """Queries, keys, values `[B, H, n, head_dim]`; queries of the first rows alone if told."""
         batch, tokens, _ = x.shape
         queries = record.queries
-        if queries is None or not is_plain_linear(self.qkv):
+        if self.qkv is None:
+            q, k, v = (
+                part.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+                for part in (self.q_proj(x[:, :queries]), self.k_proj(x), self.v_proj(x))
+            )
+        elif queries is None or not is_plain_linear(self.qkv):
             # Called whole, whatever it is: a wrapped or replaced layer has no weight to take apart.
             qkv = self.qkv(x)
+            apart = self._bias_apart()
+            qkv = qkv if apart is None else qkv + apart
             head = qkv.shape[-1] // 3 // self.num_heads
             qkv = qkv.reshape(batch, tokens, 3, self.num_heads, head)
-            if record.want_queries and _plain(self.q_norm) and _plain(self.k_norm):
+            plain = record.rope is None and _plain(self.q_norm) and _plain(self.k_norm)
+            if record.want_queries and plain:
                 # Both in one pass, as they lie side by side.
                 record.keys = _head_mean(qkv[:, :, :2].detach()).flatten(2)
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             q = q if queries is None else q[:, :, :queries]
         else:
             w, b = self.qkv.weight, self.qkv.bias
+            b = self._bias_apart() if b is None else b
             width = w.shape[0] // 3
             head = width // self.num_heads
             q = F.linear(x[:, :queries], w[:width], None if b is None else b[:width])
@@ -152,7 +183,29 @@ class ScoredAttention(View, nn.Module):
             q = q.reshape(batch, queries, self.num_heads, head).transpose(1, 2)
             kv = kv.reshape(batch, tokens, 2, self.num_heads, head).permute(2, 0, 3, 1, 4)
             k, v = kv.unbind(0)
-        return self.q_norm(q), self.k_norm(k), v
+        q, k = self.q_norm(q), self.k_norm(k)
+        if record.rope is not None:
+            q, k = self._rotated(q, record.rope, v), self._rotated(k, record.rope, v)
+        groups = getattr(self, "num_kv_groups", 1)
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        return q, k, v
+
+    def _bias_apart(self) -> Tensor | None:
+        """The bias that `EvaAttention` keeps beside `qkv`."""
+        if getattr(self, "q_bias", None) is None:
+            return None
+        return torch.cat((self.q_bias, self.k_bias, self.v_bias))
+
+    def _rotated(self, x: Tensor, rope: Tensor, like: Tensor) -> Tensor:
+        """Queries or keys `[B, H, n, D]` with those of patches turned; the first may be all."""
+        prefix = self.num_prefix_tokens
+        if x.shape[2] <= prefix:
+            return x.type_as(like)
+        turned = apply_rot_embed_cat(
+            x[:, :, prefix:], rope, half=getattr(self, "rotate_half", False)
+        )
+        return torch.cat((x[:, :, :prefix], turned), 2).type_as(like)
 
     def _attend_fused(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, record: AttentionRecord

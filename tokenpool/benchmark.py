@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tokenpool.cost import macs
 from tokenpool.methods import method as method_named
 from tokenpool.options import PoolOptions
+from tokenpool.patches import patches_of
 from tokenpool.pooling import pool
 from tokenpool.schedule import Schedule
 from tokenpool.vit import LayerPlan, PooledBlock, TokenSet
@@ -155,7 +156,8 @@ def run(
     torch.manual_seed(0)
     vit: Any = model or timm.create_model(model_name, **(model_options or {}))
     vit = vit.eval().to(device)
-    depth, patches = len(vit.blocks), vit.patch_embed.num_patches
+    embed = patches_of(vit)
+    depth, patches = len(vit.blocks), embed.number
     variants = variants or default_variants(depth, patches, rate)
     parts = only.split("|")
     variants = [v for v in variants if v.method is None or any(part in v.name for part in parts)]
@@ -163,7 +165,7 @@ def run(
     for mode in modes:
         forwards = {v.name: _forward(vit, v, mode, runners) for v in variants}
         for batch in batches:
-            images = torch.randn(batch, vit.in_chans, *vit.patch_embed.img_size, device=device)
+            images = torch.randn(batch, vit.in_chans, *(embed.img_size or ()), device=device)
             steps = {name: _step(forward, mode, images) for name, forward in forwards.items()}
             seconds: dict[str, list[float]] = {v.name: [] for v in variants}
             for turn in range(rounds + 2):

@@ -19,6 +19,7 @@ from tokenpool.method_text import parse_method
 from tokenpool.methods import method as method_named
 from tokenpool.methods.base import PoolingMethod
 from tokenpool.options import PoolOptions
+from tokenpool.patches import patches_of
 from tokenpool.pooling import (
     check_model,
     head_reads,
@@ -247,19 +248,19 @@ def vit_spec(model: nn.Module, image_size: int | tuple[int, int] | None = None) 
     """
     check_model(model)
     vit: Any = model
-    embed, attn = vit.patch_embed, vit.blocks[0].attn
-    grid: tuple[int, int] = tuple(embed.grid_size)
-    sides: tuple[int, int] = tuple(embed.img_size or (0, 0))
+    embed, attn = patches_of(model), vit.blocks[0].attn
+    grid, sides = embed.grid_size, embed.img_size or (0, 0)
+    assert grid is not None
     if image_size is not None:
         sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-        grid = tuple(embed.dynamic_feat_size(sides))
-        if grid != tuple(embed.grid_size) and not vit.dynamic_img_size:
+        grid = embed.grid_at(sides)
+        if grid != embed.grid_size and not embed.dynamic:
             raise ValueError(
                 f"image size {sides[0]}x{sides[1]} is not the model's own, and it was not built "
                 "with dynamic_img_size"
             )
     width, patches = vit.embed_dim, grid[0] * grid[1]
-    embedding = embed_macs(embed, sides, patches)
+    embedding = embed_macs(embed.module, sides, patches)
     blocks = tuple(block_cost(block, width) for block in vit.blocks)
     head = head_cost(vit)
     spec = VitSpec(

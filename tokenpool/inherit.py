@@ -9,6 +9,7 @@ is the identity.
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tokenpool.architecture import build, describe
@@ -37,6 +38,10 @@ def inherit_width(model: nn.Module, width: int) -> Any:
     """
     check_model(model)
     vit: Any = model
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(
+            f"a {type(model).__name__} cannot be narrowed: only timm's VisionTransformer can"
+        )
     full, heads = vit.embed_dim, vit.blocks[0].attn.num_heads
     head = full // heads
     if not 1 <= width <= full:

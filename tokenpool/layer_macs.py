@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.layers import AttentionPoolLatent, GluMlp, Mlp, PatchEmbed, SwiGLU
+from timm.models.naflexvit import NaFlexEmbeds
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -64,14 +65,19 @@ def block_cost(block: Any, width: int) -> BlockCost:
     """
     attn = block.attn
     inner = attn.num_heads * attn.head_dim
-    qkv = layer_macs(attn.qkv, width)
+    if attn.qkv is None:
+        query, apart = layer_macs(attn.q_proj, width), True
+        key_value = layer_macs(attn.k_proj, width) + layer_macs(attn.v_proj, width)
+    else:
+        qkv, apart = layer_macs(attn.qkv, width), is_plain_linear(attn.qkv)
+        query, key_value = qkv // 3, qkv - qkv // 3
     gate = getattr(attn, "gate", None)
     return BlockCost(
-        query=qkv // 3,
-        key_value=qkv - qkv // 3,
+        query=query,
+        key_value=key_value,
         output=layer_macs(attn.proj, inner) + (0 if gate is None else layer_macs(gate, width)),
         mlp=layer_macs(block.mlp, width),
-        apart=is_plain_linear(attn.qkv),
+        apart=apart,
     )
 
 
@@ -81,7 +87,8 @@ def embed_macs(embed: Any, sides: tuple[int, int], patches: int) -> int:
     Raises:
         ValueError: for one that cannot be counted.
     """
-    if type(embed) is PatchEmbed and type(embed.proj) is nn.Conv2d:
+    plain = type(embed) in (PatchEmbed, NaFlexEmbeds)
+    if plain and type(embed.proj) in (nn.Conv2d, nn.Linear):
         weights: int = embed.proj.weight.numel()
         return patches * weights
     return _measured(embed, (1, _channels(embed), *sides))
@@ -117,7 +124,9 @@ def head_cost(vit: Any) -> HeadCost:
     latent = sum(m.weight.numel() for m in (pooler.q, pooler.proj) if isinstance(m, nn.Linear))
     if pooler.mlp is not None:
         latent += layer_macs(pooler.mlp, pooler.out_features)
-    once += pooler.latent_len * latent + (prefix * token if vit.pool_include_prefix else 0)
+    # `Eva` has no such switch: its pooler attends over all tokens.
+    included = getattr(vit, "pool_include_prefix", True)
+    once += pooler.latent_len * latent + (prefix * token if included else 0)
     return HeadCost(once, per_token + token, per_pair, classes)
 
 

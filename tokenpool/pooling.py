@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, AttentionRope
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
@@ -14,6 +16,8 @@ from tokenpool.method_text import with_options
 from tokenpool.methods import method as method_named
 from tokenpool.methods.base import Grid, PoolingMethod
 from tokenpool.options import PoolOptions
+from tokenpool.patches import has_class_token, patches_of
+from tokenpool.rotary import check_rotary, give_places, take_places
 from tokenpool.schedule import Schedule
 from tokenpool.vit import LayerPlan, PooledBlock
 
@@ -24,11 +28,15 @@ _BLOCK_CHILDREN = {
     "norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2",
 }  # fmt: skip
 _ATTENTION_CHILDREN = {
-    "qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop",
+    "qkv", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj",
+    "proj_drop",
 }  # fmt: skip
-
-
-_KINDS = (VisionTransformer, VisionTransformerDistilled)
+# The attention that each kind of block can have.
+_EVA = (EvaAttention, AttentionRope)
+_BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
+    Block: (Attention,), EvaBlock: _EVA, EvaBlockPostNorm: _EVA,
+}  # fmt: skip
+KINDS = (VisionTransformer, VisionTransformerDistilled, Eva, NaFlexVit)
 # Where torch.compile, data-parallel and timm's feature wrappers keep the model itself.
 _WRAPPERS = ("_orig_mod", "module", "model")
 
@@ -39,7 +47,7 @@ def pool(
     method: str = "leader",
     **options: Any,
 ) -> VisionTransformer:
-    """Turn a timm `VisionTransformer` into its pooled form, in place, and give it back.
+    """Turn a timm ViT into its pooled form, in place, and give it back.
 
     Weights, state-dict keys and hooks stay. A model that is pooled already is given the new
     schedule, method and options. A layer whose count is that of the layer before is left as it is.
@@ -51,8 +59,12 @@ def pool(
     k kept ones to either head. `forward_intermediates` and `get_intermediate_layers` give full
     maps, with every patch in its place.
 
+    Rotary positions travel with tokens: a medoid keeps its own, a mean has the mean of its members'
+    angles, each counted as often as the patches it stands for.
+
     Args:
-        model: DeiT, distilled DeiT, DeiT-3, AugReg ViT and their like.
+        model: a `VisionTransformer` (DeiT, DINOv2, CLIP, SigLIP and their like), an `Eva` (EVA-02,
+            DINOv3, Perception Encoder, RoPE-ViT) or a `NaFlexVit`, given images of one size.
         schedule: patch tokens kept after each block (`Schedule`, a sequence, or "49,40,…");
             None takes the pooling away again.
         method: one of `tp.METHODS`, or with options as text: `wkmedoids(start=matching)`.
@@ -68,10 +80,12 @@ def pool(
             if isinstance(block, PooledBlock):
                 vit.blocks[index] = block.restore()
         take_dense_features(model)
+        take_places(model)
         return vit
     schedule = Schedule.parse(schedule) if isinstance(schedule, str) else Schedule(schedule)
     name, chosen = with_options(method, **options)
     layers = plans(model, schedule, method_named(name), chosen)
+    check_rotary(model)
     for index, (block, plan) in enumerate(zip(blocks, layers, strict=True)):
         if isinstance(block, PooledBlock):
             block.plan = plan
@@ -80,6 +94,7 @@ def pool(
         else:
             vit.blocks[index] = PooledBlock(block, plan, model)
     give_dense_features(model)
+    give_places(model)
     return vit
 
 
@@ -88,9 +103,10 @@ def plans(
 ) -> list[LayerPlan]:
     """What each block of the model will do under this schedule."""
     vit: Any = model
-    grid: Grid = tuple(vit.patch_embed.grid_size)
-    patches = grid[0] * grid[1]
-    schedule.check(len(vit.blocks), None if vit.dynamic_img_size else patches)
+    embed = patches_of(model)
+    grid, patches = embed.grid_size, embed.number
+    assert grid is not None
+    schedule.check(len(vit.blocks), None if embed.dynamic else patches)
     _check_options(model, strategy, options)
     read = head_reads(model) if options.cls_only_last else None
     layers = []
@@ -171,38 +187,42 @@ def check_model(model: nn.Module) -> list[Any]:
         ValueError: for any other model, naming what is in the way.
     """
     name = type(model).__name__
-    if type(model) not in _KINDS:
-        inner = [a for a in _WRAPPERS if type(getattr(model, a, None)) in _KINDS]
+    if type(model) not in KINDS:
+        inner = [a for a in _WRAPPERS if type(getattr(model, a, None)) in KINDS]
         advice = f"; pool its .{inner[0]}" if inner else ""
         raise ValueError(
-            f"{name} cannot be pooled: only timm's VisionTransformer and its distilled form can"
-            f"{advice}"
+            f"{name} cannot be pooled: only timm's VisionTransformer (also distilled), Eva and "
+            f"NaFlexVit can{advice}"
         )
     vit: Any = model
     blocks = list(vit.blocks)
     if not blocks:
         raise ValueError(f"this {name} has no blocks: there is nothing to pool")
-    embed, grid = vit.patch_embed, getattr(vit.patch_embed, "grid_size", None)
-    if grid is None or grid[0] * grid[1] != embed.num_patches:
+    embed = patches_of(model)
+    if embed.grid_size is None:
         raise ValueError(
-            f"the {type(embed).__name__} of this {name} does not say which grid its patches form, "
-            "so it cannot be pooled"
+            f"the {type(embed.module).__name__} of this {name} does not say which grid its patches "
+            "form, so it cannot be pooled"
         )
     for index, block in enumerate(blocks, start=1):
         pooled = isinstance(block, PooledBlock)
         place = f"block {index}"
-        _check_module(block, PooledBlock if pooled else Block, _BLOCK_CHILDREN, place)
+        _check_module(block, (PooledBlock,) if pooled else tuple(_BLOCKS), _BLOCK_CHILDREN, place)
         if not pooled or not isinstance(block.attn, ScoredAttention):
-            _check_module(block.attn, Attention, _ATTENTION_CHILDREN, place)
+            kinds = _BLOCKS[type(block.origin if pooled else block)]
+            _check_module(block.attn, kinds, _ATTENTION_CHILDREN, place)
     return blocks
 
 
-def _check_module(module: nn.Module, kind: type, known: set[str], place: str) -> None:
+def _check_module(
+    module: nn.Module, kinds: tuple[type[nn.Module], ...], known: set[str], place: str
+) -> None:
     """Refuse a module that a view could not stand for, since it would compute something else."""
-    if type(module) is not kind:
+    kind = type(module)
+    if kind not in kinds:
         raise ValueError(
-            f"{place} is or holds a {type(module).__name__}, which cannot be pooled: only timm's "
-            f"{kind.__name__} can"
+            f"{place} is or holds a {kind.__name__}, which cannot be pooled: only timm's "
+            f"{' or '.join(one.__name__ for one in kinds)} can"
         )
     strange = [child for child in module._modules if child not in known]
     if strange:
@@ -240,7 +260,7 @@ def _check_options(model: nn.Module, strategy: PoolingMethod, options: PoolOptio
     vit: Any = model
     scores = strategy.needs_scores(options)
     cls = scores and strategy.significance(options) == "cls"
-    if cls and not vit.has_class_token and not strategy.scores_optional:
+    if cls and not has_class_token(model) and not strategy.scores_optional:
         raise ValueError("significance 'cls' needs a class token, but this model has none")
     if strategy.needs_grid and bool(getattr(vit.patch_drop, "prob", 0)):
         raise ValueError(

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from tokenpool.patches import patches_of
+
 __all__ = ["class_names", "image_config", "read_config", "written_config"]
 
 # Of timm's `pretrained_cfg`, what decides the pixels a model is shown.
@@ -45,10 +47,8 @@ def image_config(model: nn.Module) -> dict[str, Any]:
     for name in _PROVENANCE:
         if said.get(name):
             found[name] = str(said[name])
-    size = (
-        getattr(getattr(model, "patch_embed", None), "img_size", None)
-        or (said.get("input_size") or (0,))[1:]
-    )
+    own = patches_of(model).img_size if hasattr(model, "blocks") else None
+    size = own or (said.get("input_size") or (0,))[1:]
     channels = getattr(model, "in_chans", None) or len(found.get("mean", [0] * 3))
     if size:
         found["input_size"] = [int(channels), *(int(side) for side in size)]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenpool.attention import AttentionRecord
+from tokenpool.patches import patches_of
 from tokenpool.pooling import check_model, pool, schedule_of
 from tokenpool.schedule import Schedule
 from tokenpool.vit import PooledBlock
@@ -46,12 +47,12 @@ class SoftExtractBlock(nn.Module):
         super().__init__()
         self.block, self.vector, self.prefix = block, vector, prefix
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
         """Run the block on `[B, prefix + N, C]`, then scale."""
         block, prefix = self.block, self.prefix
         record = AttentionRecord(want_received=True)
-        x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x), record=record)))
-        x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        x = x + block.attend(x, record, rope)
+        x = x + block.mix(x)
         assert record.scores is not None
         order = record.scores[:, prefix:].argsort(dim=-1, descending=True, stable=True)
         scale = torch.zeros_like(order, dtype=x.dtype).scatter(
@@ -88,7 +89,7 @@ def powerbert_schedule(
     if not 0 <= penalty < float("inf"):
         raise ValueError(f"penalty is {penalty} but must be a number >= 0")
     vit: Any = model
-    depth, patches = len(check_model(model)), vit.patch_embed.num_patches
+    depth, patches = len(check_model(model)), patches_of(model).number
     before = schedule_of(model)
     plans = [getattr(block, "plan", None) for block in vit.blocks]
     flags = [parameter.requires_grad for parameter in vit.parameters()]

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -88,7 +89,7 @@ def load(path: str | os.PathLike[str]) -> VisionTransformer:
     # Cloned: the file's tensors lie unaligned in memory, which costs the last bit of the products.
     tensors = {name: value.clone() for name, value in load_file(weights).items()}
     try:
-        model = build(header["architecture"], device="meta")
+        model = _blank(header)
         # assign: the loaded tensors become the parameters, so dtype and values are those saved.
         trainable = {name: p.requires_grad for name, p in model.named_parameters()}
         model.load_state_dict(tensors, strict=True, assign=True)
@@ -101,6 +102,15 @@ def load(path: str | os.PathLike[str]) -> VisionTransformer:
     except (KeyError, TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{source / _HEADER} does not fit its weights: {error}") from None
     return model.eval()
+
+
+def _blank(header: dict[str, Any]) -> Any:
+    """A model of the architecture, on no device but for what its weights do not say."""
+    model = build(header["architecture"], device="meta")
+    if all(name in model.state_dict() for name, _ in model.named_buffers()):
+        return model
+    # Rotary angles are not saved: they have to be computed, and in the dtype of the weights.
+    return build(header["architecture"]).to(getattr(torch, header["dtype"]))
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from timm.models.vision_transformer import Block
+from timm.models.eva import EvaBlockPostNorm
 from torch import Tensor, nn
 
 from tokenpool.attention import AttentionRecord, ScoredAttention, View
 from tokenpool.clustering import gather_tokens, nearest
 from tokenpool.methods.base import Grid, Pooled, PoolingMethod, TokenSet
 from tokenpool.options import PoolOptions
+from tokenpool.patches import has_class_token
+from tokenpool.rotary import pool_positions, positions_of, rotary_at, split_places
 
 __all__ = ["LayerPlan", "PooledBlock", "SizedTokens"]
 
@@ -27,12 +30,15 @@ class SizedTokens(NamedTuple):
         sizes: how many original tokens each stands for `[B, n]`; None: one, or nobody counts.
         place: which patch token stands for each original patch `[B, N]`; None: nobody asks.
         keep: hand all this on from the last block too, instead of what the head reads.
+        positions: rotary coordinates of the patch tokens, and how many patches they are the mean of
+            `[B, n, 3]`; None: none are pooled yet, or the model has none.
     """
 
     tokens: Tensor
     sizes: Tensor | None = None
     place: Tensor | None = None
     keep: bool = False
+    positions: Tensor | None = None
 
     def spread(self, prefix: int) -> Tensor:
         """The tokens with every original patch's in its place, `[B, prefix + N, C]`."""
@@ -46,6 +52,12 @@ class Carried:
     sizes: Tensor | None = None
     place: Tensor | None = None
     keep: bool = False
+    positions: Tensor | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether the tokens say all there is."""
+        return self.sizes is None and self.place is None and self.positions is None
 
 
 @dataclass(frozen=True)
@@ -76,19 +88,13 @@ class LayerPlan:
 
 
 class PooledBlock(View, nn.Module):
-    """timm's `Block` followed by a pooling layer."""
+    """timm's `Block` (or `EvaBlock`, `EvaBlockPostNorm`) with a pooling layer."""
 
     plan: LayerPlan
     observer: Callable[[LayerPlan, TokenSet, Pooled], None] | None
     # The origin's own, by `_take`.
-    norm1: Any
     attn: Any
-    ls1: Any
-    drop_path1: Any
-    norm2: Any
     mlp: Any
-    ls2: Any
-    drop_path2: Any
 
     def __init__(self, origin: Any, plan: LayerPlan, model: nn.Module) -> None:
         nn.Module.__init__(self)
@@ -138,12 +144,12 @@ class PooledBlock(View, nn.Module):
         """Run block and hooks, which are given and give tokens alone, whatever goes with them."""
         carried = Carried()
         if isinstance(x, SizedTokens):
-            carried = Carried(x.sizes, x.place, x.keep)
+            carried = Carried(x.sizes, x.place, x.keep, x.positions)
             x = x.tokens
         tokens = super().__call__(x, *args, carried=carried, **kwargs)
-        if carried.sizes is None and carried.place is None:
+        if carried.empty:
             return tokens
-        return SizedTokens(tokens, carried.sizes, carried.place, carried.keep)
+        return SizedTokens(tokens, carried.sizes, carried.place, carried.keep, carried.positions)
 
     def forward(
         self,
@@ -151,8 +157,11 @@ class PooledBlock(View, nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         carried: Carried | None = None,
+        rope: Tensor | None = None,
     ) -> Tensor:
         """Run the block on `[B, prefix + N, C]` and pool the N patch tokens.
+
+        `rope` is timm's, with places beside it (`tokenpool.rotary`).
 
         Raises:
             ValueError: for an attention mask, which cannot be applied to pooled tokens.
@@ -167,7 +176,8 @@ class PooledBlock(View, nn.Module):
         last = self.last and not carried.keep
         read = plan.heads_read if last and plan.options.cls_only_last and not self.spreads else None
         pools = kept < patches and read is None
-        if pools or carried.sizes is not None or read is not None:
+        moved = carried.sizes is not None or carried.positions is not None
+        if pools or moved or read is not None:
             if attn_mask is not None or is_causal:
                 does = (
                     f"pools {patches} tokens to {kept}"
@@ -178,45 +188,97 @@ class PooledBlock(View, nn.Module):
                     f"block {plan.index + 1} {does}: an attention mask over the original tokens "
                     "cannot be applied to pooled ones"
                 )
-            x = self._pooled(x, carried, kept if pools else None, read)
+            record = self._record(carried.sizes, pools, read)
+            record.rope = self._turned(rope, carried.positions)
+            if rope is not None and pools and carried.positions is None:
+                carried.positions = self._placed(rope, x.shape[0])
+            x = self._pooled(x, carried, kept if pools else None, record)
         else:
             # Nothing to add: the block itself, to the last bit.
             extra: dict[str, Any] = {"is_causal": True} if is_causal else {}
-            origin_forward: Any = Block.forward
-            x = origin_forward(self, x, attn_mask=attn_mask, **extra)
+            if rope is not None:
+                extra["rope"], _ = split_places(rope, self.attn.head_dim)
+            kind: Any = type(self.origin)
+            x = kind.forward(self, x, attn_mask=attn_mask, **extra)
         if last:
             if carried.place is not None:
                 x = spread(x, carried.place, plan.prefix)
-            carried.sizes = carried.place = None
+            carried.sizes = carried.place = carried.positions = None
         return x
 
+    def _turned(self, rope: Tensor | None, positions: Tensor | None) -> Tensor | None:
+        """The rotary embedding of tokens at these positions, None: of all patches."""
+        if rope is None:
+            return None
+        if positions is None:
+            return split_places(rope, self.attn.head_dim)[0]
+        embedding = self.__dict__["_model"][0].rope
+        return rotary_at(embedding, self.plan.index, positions, rope.dtype)
+
+    def _placed(self, rope: Tensor, batch: int) -> Tensor:
+        """The positions of all patches, which are carried from here on."""
+        _, places = split_places(rope, self.attn.head_dim)
+        if places is None:
+            raise ValueError(
+                f"block {self.plan.index + 1} was given rotary embeddings without the places of "
+                "its patches: pooling needs images, all of one size"
+            )
+        return positions_of(self.__dict__["_model"][0].rope, places, batch)
+
     def _pooled(
-        self, tokens: Tensor, carried: Carried, kept: int | None, read: int | None
+        self, tokens: Tensor, carried: Carried, kept: int | None, record: AttentionRecord
     ) -> Tensor:
         """The block's work on sized tokens, the pooling (to `kept`, if told) within or after it."""
-        record = self._record(carried.sizes, kept is not None, read)
+        read = record.queries
         if not isinstance(self.attn, ScoredAttention):
             raise ValueError(
                 f"the attention of block {self.plan.index + 1} was replaced after pooling: call "
                 "tp.pool again"
             )
-        attended = self.attn(self.norm1(tokens), record=record)
-        tokens = (tokens if read is None else tokens[:, :read]) + self.drop_path1(
-            self.ls1(attended)
-        )
+        attended = self._branch(1, tokens, partial(self.attn, record=record))
+        tokens = (tokens if read is None else tokens[:, :read]) + attended
         early = self.plan.method.position(self.plan.options) == "attention"
         if kept is not None and early:
             tokens = self._pool(tokens, carried, kept, record)
-        tokens = tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))
+        tokens = tokens + self.mix(tokens)
         if kept is not None and not early:
             tokens = self._pool(tokens, carried, kept, record)
         return tokens
+
+    def attend(
+        self,
+        tokens: Tensor,
+        record: AttentionRecord,
+        rope: Tensor | None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """What the attention branch adds to tokens at these positions; fills the record."""
+        record.rope = self._turned(rope, positions)
+        return self._branch(1, tokens, partial(self.attn, record=record))
+
+    def mix(self, tokens: Tensor) -> Tensor:
+        """What the MLP branch adds."""
+        return self._branch(2, tokens, self.mlp)
+
+    def _branch(self, number: int, tokens: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the first (attention) or second (MLP) residual branch adds."""
+        norm = getattr(self, f"norm{number}")
+        after = isinstance(self.origin, EvaBlockPostNorm)
+        out: Tensor = norm(layer(tokens)) if after else layer(norm(tokens))
+        scale = getattr(self, f"ls{number}", None)
+        gamma = getattr(self, f"gamma_{number}", None)
+        if scale is not None:
+            out = scale(out)
+        elif gamma is not None:
+            out = gamma * out
+        dropped: Tensor = getattr(self, f"drop_path{number}")(out)
+        return dropped
 
     def _record(self, sizes: Tensor | None, pools: bool, read: int | None) -> AttentionRecord:
         """What this block needs from its attention."""
         method, options = self.plan.method, self.plan.options
         scores = method.significance(options) if pools and method.needs_scores(options) else ""
-        if scores == "cls" and not self.__dict__["_model"][0].has_class_token:
+        if scores == "cls" and not has_class_token(self.__dict__["_model"][0]):
             scores = ""
         features = method.features(options) if pools else ""
         return AttentionRecord(
@@ -260,6 +322,8 @@ class PooledBlock(View, nn.Module):
             if merged is None:
                 merged = _merged_sizes(sizes[:, prefix:], pooled, kept)
             carried.sizes = torch.cat((sizes[:, :prefix], merged), 1)
+        if carried.positions is not None:
+            carried.positions = pool_positions(carried.positions, pooled, kept)
         if not prefix:
             return pooled.tokens
         if pooled.whole is not None:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from pipelines.commands.folders import check_writable
 from pipelines.errors import UserError
+from tokenpool.patches import patches_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,7 @@ def analyze(
     Console(stderr=True).print(str(view), markup=False, highlight=False, soft_wrap=True)
     try:
         own = tp.schedule_of(vit)
-        depth, patches = len(vit.blocks), vit.patch_embed.num_patches
+        depth, patches = len(vit.blocks), patches_of(vit).number
         if schedule is not None:
             own = tp.Schedule.parse(schedule)
         elif own is None:
@@ -80,7 +81,7 @@ def analyze(
     batches = list(open_batches(data, split, view, batch_size, images))
     pixels = [x for x, _ in batches]
     low_pass = analysis.low_pass(vit, pixels)
-    grid = tuple(vit.patch_embed.grid_size)
+    grid = patches_of(vit).grid_size or (0, 0)
     ks = sorted({max(1, round(patches * share)) for share in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)})
     errors = analysis.error_by_k(vit, pixels, ks, named)
     drawn = pixels[0][:maps]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.data.geometry import Geometry
 from pipelines.data.manifest import Manifest
 from pipelines.errors import UserError
+from tokenpool.patches import patches_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +113,7 @@ def preprocessing_of(model: Any, manifest: Manifest) -> Preprocessing:
             that contradict each other.
     """
     said = getattr(model, "pretrained_cfg", None) or {}
-    size = tuple(model.patch_embed.img_size)
+    size = patches_of(model).img_size or (0, 0)
     channels = int(getattr(model, "in_chans", 3))
     if channels not in (1, 3):
         raise UserError(

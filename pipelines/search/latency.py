@@ -13,6 +13,7 @@ import torch
 import tokenpool as tp
 from pipelines.search.latency_table import LatencyTable
 from pipelines.storage.copies import local_path
+from tokenpool.patches import patches_of
 
 _WARM_UP, _LEAST_RUNS = 2, 5
 _SECONDS_PER_PAIR = 0.1
@@ -39,7 +40,7 @@ def measure_latency(
     """
     torch.set_num_threads(num_threads)
     model = tp.load(local_path(path)).eval().to(device)
-    height, width = model.patch_embed.img_size
+    height, width = patches_of(model).img_size or (0, 0)
     found = {}
     for batch in batches:
         images = torch.randn(batch, 3, height, width, device=device)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import tokenpool as tp
+from tokenpool.patches import patches_of
 
 __all__ = ["run_schedules", "shared_work"]
 
@@ -89,18 +90,17 @@ def _remembered(model: Any, outputs: dict[int, Any], shared: int) -> Iterator[No
     blocks = list(model.blocks)
     for place in range(min(shared, len(blocks)), len(blocks) + 1):
         outputs.pop(place, None)
-    embedding = getattr(model, "patch_embed", None)
+    embedding = patches_of(model).module
     for index, block in enumerate(blocks):
         model.blocks[index] = _Remembering(block, outputs, index + 1)
-    if embedding is not None:  # stays in its place: models read its sizes
-        embedding.__dict__["forward"] = _Remembering(embedding.forward, outputs, 0).forward
+    # Stays in its place: models read its sizes.
+    embedding.__dict__["forward"] = _Remembering(embedding.forward, outputs, 0).forward
     try:
         yield
     finally:
         for index, block in enumerate(blocks):
             model.blocks[index] = block
-        if embedding is not None:
-            del embedding.__dict__["forward"]
+        del embedding.__dict__["forward"]
 
 
 class _Remembering(nn.Module):

@@ -20,6 +20,7 @@ from pipelines.squeeze.within_bound import (
     find_schedule,
     share_of_dense,
 )
+from tokenpool.patches import patches_of
 
 _UNKNOWN = -1
 
@@ -88,8 +89,7 @@ def _taken(model: Any, images: Iterable[Any], most: int) -> tuple[Batches, bool]
     """The first images, with labels or a mark that there are none."""
     if isinstance(images, Tensor):
         images = [images]
-    height, width = model.patch_embed.img_size
-    wanted = (model.patch_embed.proj.in_channels, height, width)
+    wanted = (model.in_chans, *(patches_of(model).img_size or (0, 0)))
     batches: Batches = []
     count, with_labels = 0, 0
     for number, item in enumerate(images, start=1):

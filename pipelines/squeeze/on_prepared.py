@@ -61,7 +61,7 @@ def squeeze_on(
     make_space(spec, options)  # before any image is read
     scorer = Scorer(
         {spec.width: model},
-        DataConfig(path=data, image_size=model.patch_embed.img_size[0]),
+        DataConfig(path=data, image_size=preprocessing.size[0]),
         batch_size=options.batch_size,
         device=options.device,
         num_threads=None,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import tokenpool as tp
 from pipelines.errors import UserError
+from tokenpool.patches import patches_of
 from tokenpool.preprocessing import class_names, image_config
 
 Run = Callable[[Tensor], Tensor]
@@ -80,7 +81,7 @@ def open_format(format_name: str, folder: Path) -> Run:
 def _input_size(model: nn.Module) -> tuple[int, int, int]:
     """(channels, height, width) of the images a model takes."""
     vit: Any = model
-    return (vit.in_chans, *vit.patch_embed.img_size)
+    return (vit.in_chans, *(patches_of(model).img_size or (0, 0)))
 
 
 def _program(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
@@ -119,7 +120,7 @@ def _write_timm(model: nn.Module, folder: Path, preprocessing: dict[str, Any]) -
             "num_classes": described["num_classes"],
             "mean": preprocessing["mean"],
             "std": preprocessing["std"],
-            "first_conv": "patch_embed.proj",
+            "first_conv": "patch_embed.proj" if hasattr(model, "patch_embed") else "embeds.proj",
             "classifier": ["head", "head_dist"] if distilled else "head",
         },
     }

@@ -20,6 +20,7 @@ from pipelines.train.init import init_from_scratch
 from pipelines.train.open_model import open_model
 from pipelines.train.spec import TrainJob
 from pipelines.train.weights import load_into
+from tokenpool.patches import patches_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +85,7 @@ class Teacher(nn.Module):
         moved = order is not None and list(order) != list(range(len(order)))
         self.register_buffer("order", torch.tensor(list(order or ())) if moved else None)
         # Where it has a position embedding it takes images of one size alone.
-        self.size: tuple[int, int] | None = getattr(
-            getattr(model, "patch_embed", None), "img_size", None
-        )
+        self.size = patches_of(model).img_size if hasattr(model, "patch_embed") else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, classes]` of images `[B, 3, H, W]` that were normalised for the student."""

@@ -11,6 +11,7 @@ from pipelines.data.manifest import Manifest
 from pipelines.data.preprocessing import own_preprocessing
 from pipelines.errors import UserError
 from pipelines.train.class_order import match_classes, reorder_head
+from tokenpool.patches import patches_of
 from tokenpool.preprocessing import class_names
 
 Colours = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation per channel
@@ -31,15 +32,23 @@ def renormalize(model: Any, known: Colours, given: Colours) -> None:
         tuple(torch.tensor(values, dtype=torch.float64) for values in colours)
         for colours in (given, known)
     )
-    projection = model.patch_embed.proj
+    embed = patches_of(model).module
+    projection = embed.proj
     if projection.bias is None:
         raise UserError(
             "a model whose patch embedding has no bias cannot take images normalised otherwise"
         )
-    weight = projection.weight.double()  # [width, channels, patch, patch]
-    shift = ((mean - own_mean) / own_std).view(1, -1, 1, 1)
-    projection.bias += (weight * shift).sum(dim=(1, 2, 3)).to(projection.bias.dtype)
-    projection.weight.copy_(weight * (std / own_std).view(1, -1, 1, 1))
+    weight = projection.weight.double()
+    # By channel: [width, channels, patch area], or with the channels last where patches are flat.
+    last = weight.dim() == 2 and embed.channels_last
+    weight = (
+        weight.unflatten(1, (-1, len(mean))) if last else weight.reshape(len(weight), len(mean), -1)
+    )
+    shape = (1, 1, -1) if last else (1, -1, 1)
+    shift = ((mean - own_mean) / own_std).view(shape)
+    projection.bias += (weight * shift).sum(dim=(1, 2)).to(projection.bias.dtype)
+    weight = weight * (std / own_std).view(shape)
+    projection.weight.copy_(weight.view_as(projection.weight))
 
 
 def adopt(model: Any, manifest: Manifest, *, head: bool) -> list[str]:
@@ -61,7 +70,7 @@ def adopt(model: Any, manifest: Manifest, *, head: bool) -> list[str]:
         UserError: the model's classes are known and are others.
     """
     said = getattr(model, "pretrained_cfg", None) or {}
-    own = own_preprocessing(manifest, model.patch_embed.img_size[0])
+    own = own_preprocessing(manifest, (patches_of(model).img_size or (0,))[0])
     notes = []
     mean, std = said.get("mean"), said.get("std")
     if mean is None or std is None:

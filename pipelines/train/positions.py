@@ -31,7 +31,8 @@ def fit_positions(
     Raises:
         ValueError: the positions lie on no grid.
     """
-    if "pos_embed" not in state or model.pos_embed is None:
+    own = getattr(model, "pos_embed", None)
+    if "pos_embed" not in state or own is None:
         return state
     if any(token in state and not hasattr(model, token) for token in ("dist_token", "reg_token")):
         return state  # does not fit; comparing keys says it
@@ -41,7 +42,7 @@ def fit_positions(
     own_prefix = 0 if model.no_embed_class else prefix
     grid: tuple[int, int] = tuple(model.patch_embed.grid_size)
     if positions.ndim == 4:  # [1, width, rows, columns], or channels last
-        width = model.pos_embed.shape[2]
+        width = own.shape[2]
         if positions.shape[1] == width and positions.shape[3] != width:
             positions = positions.permute(0, 2, 3, 1)
         old: tuple[int, int] = (positions.shape[1], positions.shape[2])
@@ -54,7 +55,7 @@ def fit_positions(
         there, old = _said(known, positions.shape[1]) or _grid(
             positions.shape[1], prefix, own_prefix, grid
         )
-    if positions.shape[-1] != model.pos_embed.shape[-1]:
+    if positions.shape[-1] != own.shape[-1]:
         state["pos_embed"] = positions
         return state
     first, patches = positions[:, :there], positions[:, there:]

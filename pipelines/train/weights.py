@@ -23,6 +23,7 @@ from pipelines.train.positions import fit_positions
 from pipelines.train.said_of_models import assumed, compare, config_said, said_architecture
 from pipelines.train.state_dicts import read_state_dict
 from tokenpool.architecture import describe
+from tokenpool.patches import patches_of
 from tokenpool.preprocessing import class_names, image_config
 from tokenpool.storage import read_header
 
@@ -156,7 +157,7 @@ def fit(
     if config:
         target: Any = model
         target.pretrained_cfg = target.default_cfg = config | {
-            "input_size": (ours["in_chans"], *ours["img_size"]),
+            "input_size": (model.in_chans, *(patches_of(model).img_size or ())),
             "num_classes": ours["num_classes"],
         }
     for note in notes:

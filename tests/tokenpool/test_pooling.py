@@ -459,7 +459,6 @@ def test_prefix_tokens_are_never_pooled():
     [
         ("swin_tiny_patch4_window7_224", "SwinTransformer cannot be pooled"),
         ("pvt_v2_b0", "PyramidVisionTransformerV2 cannot be pooled"),
-        ("eva02_tiny_patch14_224", "Eva cannot be pooled"),
         ("resnet18", "ResNet cannot be pooled"),
         ("vit_small_patch16_36x1_224", None),
         ("vit_small_patch16_18x2_224", "ParallelThingsBlock"),

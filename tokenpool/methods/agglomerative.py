@@ -43,7 +43,7 @@ class Agglomerative(Reducer):
                 anywhere = assignment.new_zeros(assignment.shape[0], k)
                 medoids = medoids_near_means(features, assignment, anywhere, given.sizes)
         if options.representative == "medoid":
-            return Pooled(gather_tokens(given.tokens, medoids), assignment)
+            return Pooled(gather_tokens(given.tokens, medoids), assignment, kept=medoids)
         weights = mean_weights(given, options.representative)
         return Pooled(cluster_means(given.tokens, assignment, k, weights), assignment)
 

@@ -43,12 +43,15 @@ class Pooled(NamedTuple):
         sizes: how many original tokens each new one stands for `[B, k]`, where the method knows;
             None: it is counted.
         whole: `tokens` with the prefix of what was given in front, where the method made them so.
+        kept: the old token `[B, k]` that each new one is, where clusters are represented by one of
+            their own; None: by means, or others were dropped.
     """
 
     tokens: Tensor
     assignment: Tensor
     sizes: Tensor | None = None
     whole: Tensor | None = None
+    kept: Tensor | None = None
 
 
 class PoolingMethod(Protocol):

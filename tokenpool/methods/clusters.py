@@ -77,7 +77,7 @@ class KMedoids(_Clusters):
             features, start, weights = self._inputs(given, k, options)
             assignment, medoids = kernels.kmedoids(features, start, weights, options.iterations)
         if options.representative in (None, "medoid"):
-            return Pooled(gather_tokens(given.tokens, medoids), assignment)
+            return Pooled(gather_tokens(given.tokens, medoids), assignment, kept=medoids)
         of_means = mean_weights(given, options.representative)
         return Pooled(cluster_means(given.tokens, assignment, k, of_means), assignment)
 
@@ -104,6 +104,6 @@ class KMeans(_Clusters):
             if kept == "medoid":
                 medoids = medoids_near_means(features, assignment, start, given.sizes)
         if kept == "medoid":
-            return Pooled(gather_tokens(given.tokens, medoids), assignment)
+            return Pooled(gather_tokens(given.tokens, medoids), assignment, kept=medoids)
         of_means = mean_weights(given, options.representative)
         return Pooled(segment_means(given.tokens, assignment, start, of_means), assignment)

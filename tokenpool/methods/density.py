@@ -39,7 +39,7 @@ class DensityPeaks(Reducer):
             peaks = density_peaks(distances, k, self.neighbours)
             assignment = nearest_medoid(distances, peaks)
         if options.representative in (None, "medoid"):
-            return Pooled(gather_tokens(given.tokens, peaks), assignment)
+            return Pooled(gather_tokens(given.tokens, peaks), assignment, kept=peaks)
         return Pooled(
             cluster_means(given.tokens, assignment, k, mean_weights(given, options.representative)),
             assignment,

@@ -73,7 +73,7 @@ class Leader(Reducer):
             own = torch.arange(k, device=x.device).expand_as(kept)
             assignment = torch.empty_like(order).scatter(1, order, torch.cat((own, target), 1))
         if options.representative == "medoid":
-            return Pooled(_rows(x, order[:, :k] + start), assignment)
+            return Pooled(_rows(x, order[:, :k] + start), assignment, kept=order[:, :k])
         dtype = work_dtype(x)
         if weights is None:
             weights = torch.ones(order.shape, dtype=dtype, device=x.device)

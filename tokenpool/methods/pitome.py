@@ -76,7 +76,7 @@ class PiToMe(Reducer):
             stays = torch.ones_like(order).scatter(1, source, 0)
             kept = stays.argsort(dim=-1, descending=True, stable=True)[:, :k]
         if options.representative == "medoid":
-            return Pooled(gather_tokens(given.tokens, kept), assignment)
+            return Pooled(gather_tokens(given.tokens, kept), assignment, kept=kept)
         weights = mean_weights(given, options.representative)
         return Pooled(cluster_means(given.tokens, assignment, k, weights), assignment)
 
