@@ -151,7 +151,7 @@ def table(rows: list[Row]) -> str:
         f"narrow blocks and {_SIDE}x{_SIDE} patches. Can be pooled means: by "
         f"{', '.join(f'`{method}`' for method in METHODS)}, MACs within 0.5 % of PyTorch's "
         "operator counter, saved and loaded with equal logits, equal to the dense model to the "
-        f"last bit where nothing is pooled and after un-pooling. **{known} of {len(rows)} names can.**",
+        f"last bit where nothing is pooled and after un-pooling. **{known} of {len(rows)} can.**",
         "",
         "| class | made of | names | |",
         "|---|---|---|---|",

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pipelines.data.geometry import Geometry
 from pipelines.data.manifest import Manifest
 from pipelines.errors import UserError
-from tokenpool.patches import patches_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,6 +111,8 @@ def preprocessing_of(model: Any, manifest: Manifest) -> Preprocessing:
         UserError: it takes images of another number of channels than one or three, or says things
             that contradict each other.
     """
+    from tokenpool.patches import patches_of  # here: who reads data alone does without torch
+
     said = getattr(model, "pretrained_cfg", None) or {}
     size = patches_of(model).img_size or (0, 0)
     channels = int(getattr(model, "in_chans", 3))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +23,48 @@ Run = Callable[[Tensor], Tensor]
 """Images `[B, channels, H, W]`, normalised fp32 → logits `[B, classes]`."""
 
 FORMATS = ("timm", "onnx", "torch-export")
+PRECISIONS = ("fp32", "fp16", "int8")
 ONNX_NAME, PROGRAM_NAME = "model.onnx", "model.pt2"
 
 _MAX_BATCH = 4096
+# What PyTorch writes; older ones lack operators that pooling needs.
+_LEAST_OPSET, _LEAST_IR = 18, 8
 # What `tokenpool` knows of a model and timm's `create_model` is told otherwise, or not at all.
 _NOT_TIMM = ("class", "num_classes", "norm_layer", "norm_eps", "act_layer", "mlp_layer")
 _TIMM_ACTIVATIONS = {"GELU": "gelu", "GELU(tanh)": "gelu_tanh", "ReLU": "relu", "SiLU": "silu"}
 
 
+@dataclass(frozen=True)
+class OnnxForm:
+    """How an ONNX file is written.
+
+    Attributes:
+        precision: One of `PRECISIONS`; images and logits stay float32. int8 has the weights of
+            matrix products in 8 bits, and their inputs scaled to 8 bits as they come.
+        opset: Version of the operators.
+        ir_version: Version of the file format; ONNX Runtime 1.17 reads 9 and opset 20, and below.
+    """
+
+    precision: str = "fp32"
+    opset: int = 18
+    ir_version: int = 9
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise UserError(f"--precision {self.precision} is unknown: use one of {known}")
+        if self.opset < _LEAST_OPSET:
+            raise UserError(f"--opset {self.opset} is too old: {_LEAST_OPSET} is the least")
+        if not self.ir_version >= _LEAST_IR:
+            raise UserError(f"--ir-version {self.ir_version} is too old: {_LEAST_IR} is the least")
+
+
 def write_format(
-    model: nn.Module, format_name: str, folder: Path, preprocessing: dict[str, Any]
+    model: nn.Module,
+    format_name: str,
+    folder: Path,
+    preprocessing: dict[str, Any],
+    form: OnnxForm | None = None,
 ) -> None:
     """Writes a model, in evaluation mode on the CPU, into an existing folder.
 
@@ -38,6 +73,7 @@ def write_format(
         format_name: One of `FORMATS`.
         folder: Gets the files.
         preprocessing: `mean` and `std` per channel.
+        form: Of an ONNX file.
 
     Raises:
         UserError: PyTorch cannot export this model to the format.
@@ -48,9 +84,11 @@ def write_format(
     try:
         program = _program(model, torch.zeros(2, *_input_size(model)))
         if format_name == "onnx":
-            _write_onnx(program, folder / ONNX_NAME)
+            _write_onnx(program, folder / ONNX_NAME, form or OnnxForm())
         else:
             torch.export.save(program, folder / PROGRAM_NAME)
+    except UserError:
+        raise
     except Exception as error:  # torch.export raises many kinds, with pages of advice
         raise UserError(
             f"PyTorch cannot export method {tp.method_of(model)} to {format_name}: "
@@ -127,7 +165,7 @@ def _write_timm(model: nn.Module, folder: Path, preprocessing: dict[str, Any]) -
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, form: OnnxForm) -> None:
     from onnxscript import opset18  # here: the other formats do without it
 
     op: Any = opset18
@@ -137,7 +175,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
         size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]), axis=0)
         return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet("onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")  # about its own deprecations
         exported = torch.onnx.export(
             program,
@@ -145,8 +183,58 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
             input_names=["images"],
             output_names=["logits"],
             dynamo=True,
+            opset_version=form.opset,
             custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
             verbose=False,
         )
     assert exported is not None
+    written = exported.model.opset_imports[""]
+    if written != form.opset:
+        raise UserError(
+            f"--opset {form.opset} cannot be written: PyTorch writes this model with {written}",
+            exit_code=1,
+        )
+    exported.model.ir_version = form.ir_version
     exported.save(path)
+    if form.precision != "fp32":
+        reduce_onnx(path.parent, form.precision)
+
+
+def reduce_onnx(folder: Path, precision: str) -> None:
+    """Rewrites the ONNX file of a folder, which is float32, as fp16 or int8."""
+    import onnx  # here: the other formats do without it
+
+    path = folder / ONNX_NAME
+    with _quiet("", "onnxruntime"):  # the converters give advice on the root logger
+        if precision == "fp16":
+            from onnxruntime.transformers.float16 import (
+                DEFAULT_OP_BLOCK_LIST,
+                convert_float_to_float16,
+            )
+
+            # ONNX Runtime has none of these in fp16 on a CPU.
+            blocked = [*DEFAULT_OP_BLOCK_LIST, "Trilu", "ScatterElements"]
+            whole = onnx.load(path)
+            half = convert_float_to_float16(whole, keep_io_types=True, op_block_list=blocked)
+            onnx.save(half, path)
+        else:
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+
+            # Not the patch embedding: ONNX Runtime 1.17 has no such convolution.
+            quantize_dynamic(
+                path, path, ["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True
+            )
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Keeps what these loggers say below an error."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -5,6 +5,7 @@ Slow because two real training jobs start; without the State API the second wait
 
 from pathlib import Path
 
+import pytest
 import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
@@ -76,6 +77,7 @@ def test_a_stopped_trial_leaves_its_cpus_to_the_next(tmp_path):
     assert free > 1.7
 
 
+@pytest.mark.slow
 def test_a_job_that_had_finished_unheard_is_finished_and_not_stopped(tmp_path):
     """The driver died between a job's last checkpoint and its own record of it."""
     prepare("digits", tmp_path / "digits")

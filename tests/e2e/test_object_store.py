@@ -20,6 +20,8 @@ import pytest
 import yaml
 from stores import BUCKET, KEYS, s3_server
 
+from tests.thinning import fast
+
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 ADDRESS = f"s3://{BUCKET}/runs"
 SEARCH = "runs/searches/tiny"
@@ -182,12 +184,15 @@ def look_from_a_third(machine):
 
 @pytest.mark.parametrize(
     ("settings", "environment", "says"),
-    [
-        (["storage=s3://no-such-bucket/runs"], {}, "there is no such bucket"),
-        ([], {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "nothing answers"),
-        (["storage=s3://ID:pLaNt3dpLaNt3d@bucket/runs"], {}, "leave it out"),
-        (["storage=abc://bucket/runs"], {}, "cannot open abc://bucket/runs"),
-    ],
+    fast(
+        2,
+        [
+            (["storage=s3://no-such-bucket/runs"], {}, "there is no such bucket"),
+            ([], {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "nothing answers"),
+            (["storage=s3://ID:pLaNt3dpLaNt3d@bucket/runs"], {}, "leave it out"),
+            (["storage=abc://bucket/runs"], {}, "cannot open abc://bucket/runs"),
+        ],
+    ),
 )
 def test_a_store_that_cannot_be_used_is_one_line_before_anything_is_started(
     server, data, tmp_path, settings, environment, says

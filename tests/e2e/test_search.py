@@ -18,6 +18,7 @@ import yaml
 from mlflow import MlflowClient
 
 from pipelines.search.ledger import LEDGER_NAME, read_events
+from tests.thinning import fast
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 
@@ -207,19 +208,26 @@ def check_secrets(place):
 
 @pytest.mark.parametrize(
     ("words", "code", "says"),
-    [
-        (["search", "tiny.yaml", "--set", "finals.trails=3"], 2, "did you mean trials?"),
-        (["search", "none.yaml"], 2, "no config file none.yaml"),
-        (["search", "tiny.yaml", "--set", "name=b", "--set", "data.path=nowhere"], 2, "nowhere"),
-        (["search", "tiny.yaml", "--set", "name=b", "--set", "space.method=magic"], 2, "magic"),
-        (
-            ["search", "tiny.yaml", "--set", "name=b", "--set", "space.max_gmacs=1e-9"],
-            2,
-            "GMACs",
-        ),
-        (["front", "tinny"], 2, "no search named tinny"),
-        (["pick", "tiny"], 2, "exactly one"),
-    ],
+    fast(
+        2,
+        [
+            (["search", "tiny.yaml", "--set", "finals.trails=3"], 2, "did you mean trials?"),
+            (["search", "none.yaml"], 2, "no config file none.yaml"),
+            (
+                ["search", "tiny.yaml", "--set", "name=b", "--set", "data.path=nowhere"],
+                2,
+                "nowhere",
+            ),
+            (["search", "tiny.yaml", "--set", "name=b", "--set", "space.method=magic"], 2, "magic"),
+            (
+                ["search", "tiny.yaml", "--set", "name=b", "--set", "space.max_gmacs=1e-9"],
+                2,
+                "GMACs",
+            ),
+            (["front", "tinny"], 2, "no search named tinny"),
+            (["pick", "tiny"], 2, "exactly one"),
+        ],
+    ),
 )
 def test_bad_input_ends_in_one_line(place, words, code, says):
     result = tokenpool(place, *words, timeout=60)

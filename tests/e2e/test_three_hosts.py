@@ -310,6 +310,7 @@ def test_what_is_wrong_with_a_cluster_is_named(hosts, place):
     assert not events(place, "odd")
 
 
+@pytest.mark.slow
 def test_a_search_that_fails_fails_its_job_and_leaves_nothing(hosts, place):
     worker = {"num_workers": 1, "cpus_per_worker": 0.9, "max_failures": 0}
     train = {"lr": 1e30, "max_bad_steps": 1, "max_rollbacks": 0}
@@ -324,6 +325,7 @@ def test_a_search_that_fails_fails_its_job_and_leaves_nothing(hosts, place):
     all_is_free(hosts)
 
 
+@pytest.mark.slow
 def test_submitted_left_stopped_found_again_and_brought_home(hosts, place):
     path = config(place, "first")
     attached = Command(hosts, "submit", path, "--address", URL)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.streams import as_utf8, readable
+from tests.thinning import fast
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 LEDGERS = Path(__file__).parent / "track"
@@ -64,7 +65,7 @@ def many(encoding, place):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", fast(2, ENCODINGS))
 def test_every_command_is_written_in_the_terminals_own_encoding(place, encoding):
     ran = many(encoding, place)
     shown = ran.stdout.decode(encoding)  # strictly: nothing else is in it
@@ -86,11 +87,17 @@ def test_a_refusal_too(place):
 
 @pytest.mark.parametrize(
     "variables",
-    [
-        {"LC_ALL": "C"},  # Python makes UTF-8 of it
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},  # and here ASCII
-        {"LC_ALL": "POSIX", "PYTHONIOENCODING": ":strict"},  # no more than how errors are handled
-    ],
+    fast(
+        1,
+        [
+            {"LC_ALL": "C"},  # Python makes UTF-8 of it
+            {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},  # and here ASCII
+            {
+                "LC_ALL": "POSIX",
+                "PYTHONIOENCODING": ":strict",
+            },  # no more than how errors are handled
+        ],
+    ),
 )
 def test_a_locale_without_letters(place, variables):
     """A neighbour: files are opened in the locale's encoding as well, and paths are read so."""
@@ -112,7 +119,9 @@ def test_training_without_ray(tmp_path):
     assert b"Traceback" not in ran.stderr
 
 
-@pytest.mark.parametrize("words", [("front", "größe", "--all"), ("logs", "größe"), ("--help",)])
+@pytest.mark.parametrize(
+    "words", fast(1, [["front", "größe", "--all"], ["logs", "größe"], ["--help"]])
+)
 def test_a_reader_that_is_gone_ends_it_without_a_word(place, words):
     read, write = os.pipe()
     os.close(read)

@@ -32,6 +32,7 @@ DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
 
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="is what it runs")
+@pytest.mark.slow
 def test_under_the_interpreter() -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]

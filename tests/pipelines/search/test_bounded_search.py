@@ -41,6 +41,7 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("bounded")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_two_methods_and_bounds_make_a_front(place, digits, trained):
     wanted = config(place, digits, trained, max_latency_ms=1000.0, max_mparams=0.1)
     run_search(wanted, Screen())

@@ -20,6 +20,7 @@ from pipelines.errors import UserError
 from pipelines.remote import _check_paths
 from pipelines.search.given import check_given, named_places, needed
 from pipelines.search.plan import base_job
+from tests.thinning import fast
 
 PRESET = Path(__file__).parents[3] / "tune_spaces/presets/digits.yaml"
 TRAIN = yaml.safe_load(PRESET.read_text())["base"]["train"]
@@ -200,7 +201,7 @@ def test_nodes_are_asked_for_the_files(here):
     assert not needed(given("finals.train.distill.teacher", "vit_tiny_patch16_224"), {})[0].files
 
 
-@pytest.mark.parametrize("command", ["plan", "search"])
+@pytest.mark.parametrize("command", fast(1, ["plan", "search"]))
 def test_the_commands_say_so_at_once(tmp_path, command):
     tokenpool = str(Path(sys.executable).parent / "tokenpool")
     for words in (

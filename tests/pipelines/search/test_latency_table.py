@@ -64,12 +64,20 @@ def test_measured_it_tells_what_a_whole_model_takes():
     torch.manual_seed(0)
     model = tp.build_vit(64, 8, width=128, depth=4, num_heads=4, num_classes=10).eval()
     spec = tp.vit_spec(model)
-    table = measure_table(spec, 8, "wkmedoids", (4, 16, 64), batch=8, device="cpu", num_threads=1)
-    predict, images = table.predictor(), torch.randn(8, 3, 64, 64)
-    ratios = []
-    for schedule in [(64, 64, 64, 64), (48, 32, 16, 8), (16, 16, 4, 4)]:
-        tp.pool(model, schedule)
-        ratios.append(predict(schedule) / median_ms(model, images, seconds=0.3))
-    # Wide, for a machine that does other things at the same time; alone it is within a tenth.
-    assert 0.5 < float(np.median(ratios)) < 2.0
-    assert predict((64,) * 4) > predict((16, 16, 4, 4))
+    images = torch.randn(8, 3, 64, 64)
+
+    def ratio() -> float:
+        table = measure_table(
+            spec, 8, "wkmedoids", (4, 16, 64), batch=8, device="cpu", num_threads=1
+        )
+        predict, ratios = table.predictor(), []
+        assert predict((64,) * 4) > predict((16, 16, 4, 4))
+        for schedule in [(64, 64, 64, 64), (48, 32, 16, 8), (16, 16, 4, 4)]:
+            tp.pool(model, schedule)
+            ratios.append(predict(schedule) / median_ms(model, images, seconds=0.3))
+        return float(np.median(ratios))
+
+    # A table and the model it foretells are measured one after the other: on a machine where others
+    # begin or end work in between they are of two machines. The middle of five, and a wide bound;
+    # alone it is within a tenth.
+    assert 0.5 < float(np.median([ratio() for _ in range(5)])) < 2.0

@@ -57,6 +57,7 @@ def config(place, data, checkpoint, **supernet):
     )
 
 
+@pytest.mark.slow
 def test_a_search_trains_a_supernet_screens_with_it_and_starts_its_finals_from_it(
     tmp_path, digits, trained
 ):

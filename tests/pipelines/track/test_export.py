@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ from pipelines.errors import UserError
 from pipelines.search.state import SearchState
 from pipelines.track import export, export_formats
 from pipelines.track.points import standard_error
+from tests.thinning import fast
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +103,8 @@ def test_onnx_has_a_dynamic_batch(search: SearchState, tmp_path: Path) -> None:
 def test_an_export_that_is_another_model_is_refused(
     search: SearchState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_dense(model: torch.nn.Module, name: str, folder: Path, facts: dict) -> None:
-        export_formats.write_format(tp.pool(tp.load(search_path), None), name, folder, facts)
+    def write_dense(model: torch.nn.Module, name: str, folder: Path, *said: Any) -> None:
+        export_formats.write_format(tp.pool(tp.load(search_path), None), name, folder, *said)
 
     search_path = Path(str(search.trials["t001"].checkpoint))
     monkeypatch.setattr(export, "write_format", write_dense)
@@ -153,8 +155,10 @@ def test_facts_are_json(search: SearchState, tmp_path: Path) -> None:
     assert [row["batch"] for row in facts["speed"]["batches"]] == [1, 32]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-@pytest.mark.parametrize("name", ["timm", "torch-export"])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    fast(5, [*(("timm", n) for n in (1, 2, 3, 5)), *(("torch-export", n) for n in (1, 2, 5))]),
+)
 def test_any_number_of_images_is_enough_to_check_with(
     name: str, count: int, tmp_path: Path
 ) -> None:
@@ -196,3 +200,75 @@ def test_a_tie_may_fall_either_way_but_another_class_may_not() -> None:
         ((1.0, 0.9), (1.0, 0.9002), False),
     ):
         assert export.compare(Fixed(*ours), Fixed(*theirs), images).passed is passed
+
+
+# What has an output whose shape hangs on its input's values.
+_UNSHAPED = {"NonZero", "Unique", "Compress", "NonMaxSuppression", "If", "Loop"}
+
+
+def _rotary() -> Any:
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_small_patch16_dinov3",
+        **{"img_size": 32, "patch_size": 4, "embed_dim": 96, "num_heads": 3, "depth": 2},
+        num_classes=10,
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return tp.pool(model.eval(), (40, 20))
+
+
+@pytest.mark.slow  # as above
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("kind", ["plain", "rotary"])
+def test_a_folder_as_onnx(
+    search: SearchState, digits: Path, tmp_path: Path, precision: str, kind: str
+) -> None:
+    import onnx
+
+    folder = Path(str(search.trials["t001"].checkpoint))
+    if kind == "rotary":
+        folder = tp.save(_rotary(), tmp_path / "rotary")
+    form = export_formats.OnnxForm(precision, opset=20 if kind == "rotary" else 18)
+    facts = export.export_folder(folder, "onnx", tmp_path / "out", data=digits, form=form)
+    assert facts["check"]["within_tolerance"] >= 61 and facts["check"]["same_top1"]
+    written = onnx.load(tmp_path / "out" / "model.onnx")
+    assert written.ir_version == 9
+    assert {o.domain: o.version for o in written.opset_import}[""] == form.opset
+    assert _UNSHAPED.isdisjoint(node.op_type for node in written.graph.node)
+    sizes = written.graph.input[0].type.tensor_type.shape.dim
+    assert [bool(size.dim_value) for size in sizes] == [False, True, True, True]
+    kinds = {t.data_type for t in written.graph.initializer}
+    wanted = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16}
+    assert wanted.get(precision, onnx.TensorProto.INT8) in kinds
+    if precision == "fp32":
+        return
+    reduced = facts["reduced"]
+    assert reduced["images"] > 300 and set(reduced["top1"]) == {"fp32", precision}
+    assert reduced["same_class"] > (0.95 if precision == "fp16" else 0.6)
+    assert {"ms", "fp32_ms", "pytorch_ms"} < set(facts["speed"]["batches"][0])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"this export ({precision})" in card and "the same class for" in card
+
+
+def test_a_folder_for_timm_and_what_is_asked_wrongly(
+    search: SearchState, digits: Path, tmp_path: Path
+) -> None:
+    folder = Path(str(search.trials["t001"].checkpoint))
+    facts = export.export_folder(folder, "timm", tmp_path / "out", data=digits)
+    assert facts["model"]["schedule"] == [48, 40, 32, 24, 16, 8]
+    assert facts["model"]["dense_share"] < 1
+    assert "saved by tokenpool" in (tmp_path / "out" / "README.md").read_text()
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"precision": "fp8"}, "--precision fp8 is unknown: use one of fp32, fp16, int8"),
+        ({"opset": 12}, "--opset 12 is too old: 18 is the least"),
+        ({"ir_version": 3}, "--ir-version 3 is too old: 8 is the least"),
+    ]
+    for words, message in wrong:
+        with pytest.raises(UserError, match=message):
+            export_formats.OnnxForm(**words)
+    half = export_formats.OnnxForm("fp16")
+    with pytest.raises(UserError, match="are of ONNX files, not of timm exports"):
+        export.export_folder(folder, "timm", tmp_path / "other", data=digits, form=half)
+    with pytest.raises(UserError, match="there is no saved model at"):
+        export.export_folder(tmp_path / "none", "timm", tmp_path / "other", data=digits)

@@ -15,6 +15,7 @@ from pipelines.track.mlflow_errors import first_line
 from pipelines.track.mlflow_tracker import MlflowTracker
 from pipelines.track.store import tracking_store
 from pipelines.train.trials import short_reason
+from tests.thinning import fast
 
 MARK = "pLaNt3d"
 SECRETS = {
@@ -81,12 +82,19 @@ def test_ledger_mlflow_page_and_commands(
 
 @pytest.mark.parametrize(
     ("uri", "words", "says"),
-    [
-        (f"http://me:{MARK}@127.0.0.1:9", ["ui"], "does not answer"),
-        (f"http://me:{MARK}/@x@127.0.0.1:9", ["track", "rebuild", "digits"], "does not take"),
-        (f"postgresql://me:{MARK}@127.0.0.1:9/runs", ["ui", "digits"], "the database postgresql:"),
-        (f"nonsense://me:{MARK}@host/x", ["track", "rebuild", "digits"], "does not take"),
-    ],
+    fast(
+        2,
+        [
+            (f"http://me:{MARK}@127.0.0.1:9", ["ui"], "does not answer"),
+            (f"http://me:{MARK}/@x@127.0.0.1:9", ["track", "rebuild", "digits"], "does not take"),
+            (
+                f"postgresql://me:{MARK}@127.0.0.1:9/runs",
+                ["ui", "digits"],
+                "the database postgresql:",
+            ),
+            (f"nonsense://me:{MARK}@host/x", ["track", "rebuild", "digits"], "does not take"),
+        ],
+    ),
 )
 def test_an_mlflow_that_cannot_be_used(
     storage: Path, uri: str, words: list[str], says: str
@@ -107,20 +115,28 @@ def test_an_mlflow_that_cannot_be_used(
 
 @pytest.mark.parametrize(
     "words",
-    [
-        ["search", "tune_spaces/presets/digits.yaml", "--set", f"storage=s3://k:{MARK}@b/x"],
-        ["search", "tune_spaces/presets/digits.yaml", "--set", f"data.path=/x/{MARK}-hf-token"],
-        ["search", "tune_spaces/presets/digits.yaml", "--set", f"api_key={MARK}"],
+    fast(
+        3,
         [
-            *("search", "tune_spaces/presets/digits.yaml", "--address"),
-            *(f"http://me:{MARK}@127.0.0.1:9", "--set", "storage=RUNS"),
+            ["search", "tune_spaces/presets/digits.yaml", "--set", f"storage=s3://k:{MARK}@b/x"],
+            ["search", "tune_spaces/presets/digits.yaml", "--set", f"data.path=/x/{MARK}-hf-token"],
+            ["search", "tune_spaces/presets/digits.yaml", "--set", f"api_key={MARK}"],
+            [
+                *("search", "tune_spaces/presets/digits.yaml", "--address"),
+                *(f"http://me:{MARK}@127.0.0.1:9", "--set", "storage=RUNS"),
+            ],
+            ["search", f"{MARK}-hf-token.yaml"],
+            ["prepare", f"s3://key:{MARK}@bucket/x", "OUT"],
+            ["prepare", f"https://host/x.parquet?X-Amz-Signature={MARK}", "OUT"],
+            [
+                "submit",
+                "tune_spaces/presets/digits.yaml",
+                "--address",
+                f"http://me:{MARK}@127.0.0.1:9",
+            ],
+            ["status", "--address", f"http://me:{MARK}@127.0.0.1:9"],
         ],
-        ["search", f"{MARK}-hf-token.yaml"],
-        ["prepare", f"s3://key:{MARK}@bucket/x", "OUT"],
-        ["prepare", f"https://host/x.parquet?X-Amz-Signature={MARK}", "OUT"],
-        ["submit", "tune_spaces/presets/digits.yaml", "--address", f"http://me:{MARK}@127.0.0.1:9"],
-        ["status", "--address", f"http://me:{MARK}@127.0.0.1:9"],
-    ],
+    ),
 )
 def test_no_command_repeats_a_secret_it_was_given(tmp_path: Path, words: list[str]) -> None:
     # Not the checkout's own `runs`: a search that `make search` finished there has nothing to do.

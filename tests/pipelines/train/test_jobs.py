@@ -82,6 +82,7 @@ def assert_same_bits(out, name, measure):
     assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
 
 
+@pytest.mark.slow
 def test_guards_change_no_bit_of_a_run_without_trouble(out):
     assert_same_bits(out, "straight", "unguarded")
     straight, unguarded = result(out, "straight"), result(out, "unguarded")

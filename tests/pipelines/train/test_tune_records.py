@@ -5,6 +5,7 @@ import logging
 import tracemalloc
 from collections import Counter
 
+import pytest
 from ray import tune
 from ray.tune.search import Searcher
 
@@ -95,6 +96,7 @@ def kept_kb(tmp_path, callbacks):
     return (searcher.bytes[TRIALS] - searcher.bytes[BEFORE]) / 1024 / (TRIALS - BEFORE), more
 
 
+@pytest.mark.slow
 def test_of_a_trial_that_is_over_little_is_kept(tmp_path, monkeypatch):
     for name in ("TUNE_GLOBAL_CHECKPOINT_S", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"):
         monkeypatch.setenv(name, "")  # put back at the end
