@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from timm.models.naflexvit import NaFlexVit
 from torch import nn
 
-__all__ = ["Patches", "has_class_token", "patches_of"]
+__all__ = ["Patches", "fixed_size", "has_class_token", "image_size", "patches_of"]
 
 
 class Patches(NamedTuple):
@@ -64,8 +64,20 @@ def patches_of(model: nn.Module) -> Patches:
         None if grid is None else _pair(grid),
         None if sides is None else _pair(sides),
         _pair(getattr(embed, "patch_size", (0, 0))),
-        bool(vit.dynamic_img_size),
+        bool(getattr(vit, "dynamic_img_size", False)),
     )
+
+
+def image_size(model: nn.Module) -> tuple[int, int] | None:
+    """The native (height, width) of any timm model's images, as far as the model says it."""
+    if not isinstance(model, NaFlexVit) and not hasattr(model, "patch_embed"):
+        return None
+    return patches_of(model).img_size
+
+
+def fixed_size(model: nn.Module) -> tuple[int, int] | None:
+    """The (height, width) of images where any timm model takes no other."""
+    return None if isinstance(model, NaFlexVit) else image_size(model)
 
 
 def has_class_token(model: nn.Module) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from tokenpool.patches import patches_of
+from tokenpool.patches import image_size
 
-__all__ = ["class_names", "image_config", "read_config", "written_config"]
+__all__ = ["class_names", "image_config", "read_config", "set_config", "written_config"]
 
 # Of timm's `pretrained_cfg`, what decides the pixels a model is shown.
 _TEXTS = ("crop_mode", "interpolation")
@@ -47,8 +47,7 @@ def image_config(model: nn.Module) -> dict[str, Any]:
     for name in _PROVENANCE:
         if said.get(name):
             found[name] = str(said[name])
-    own = patches_of(model).img_size if hasattr(model, "blocks") else None
-    size = own or (said.get("input_size") or (0,))[1:]
+    size = image_size(model) or (said.get("input_size") or (0,))[1:]
     channels = getattr(model, "in_chans", None) or len(found.get("mean", [0] * 3))
     if size:
         found["input_size"] = [int(channels), *(int(side) for side in size)]
@@ -91,9 +90,19 @@ def read_config(model: nn.Module, header: dict[str, Any]) -> None:
     images["num_classes"] = model.num_classes
     if names is not None:
         images["label_names"] = list(names)
+    set_config(model, images)
+
+
+def set_config(model: nn.Module, config: dict[str, Any]) -> None:
+    """Gives a model a `pretrained_cfg`; by which name timm built it stays known."""
+    before = getattr(model, "pretrained_cfg", None) or {}
+    if not isinstance(before, dict):
+        before = vars(before)
+    if before.get("architecture"):
+        config = {"architecture": before["architecture"]} | config
     # timm's newer and older name of the same.
     vit: Any = model
-    vit.pretrained_cfg = vit.default_cfg = images
+    vit.pretrained_cfg = vit.default_cfg = config
 
 
 def _floats(name: str, values: Any) -> list[float]:

@@ -13,6 +13,7 @@ import tokenpool as tp
 from pipelines.data.fetch import fetch
 from pipelines.data.manifest import MANIFEST_NAME
 from pipelines.errors import UserError
+from pipelines.search.plan import LOADED
 from pipelines.storage.copies import local_path
 from pipelines.storage.store import ObjectStore
 from pipelines.train.hub import is_named
@@ -48,8 +49,8 @@ def save_loaded(job: TrainJob, source: str) -> str:
         for note in adopt(model, fetch(job.data.path, job.data.address), head=True):
             logger.warning("%s: %s", source, note)
     if job.address is None:
-        return str(tp.save(model, job.directory / "loaded"))
-    store = ObjectStore(job.address).child("loaded")
+        return str(tp.save(model, job.directory / LOADED))
+    store = ObjectStore(job.address).child(LOADED)
     with tempfile.TemporaryDirectory(prefix="tokenpool-loaded-") as folder:
         for path in tp.save(model, Path(folder) / "model").iterdir():
             store.upload(path, path.name)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import torch
+from typing import Any
 
 import tokenpool as tp
 from pipelines.config import (
@@ -20,8 +19,12 @@ from pipelines.errors import UserError
 from pipelines.search.latency_table import LatencyTable
 from pipelines.search.state import TrialState
 from pipelines.storage.address import join
+from pipelines.train.shapes import outline
 from pipelines.train.spec import ModelSpec, TrainJob
 from tune_spaces.space import Candidate, Cost, Limit, ScheduleSpace
+
+# Where the base of a width lies that was given, in its job's folder.
+LOADED = "loaded"
 
 
 def check_method(method: str) -> None:
@@ -33,18 +36,26 @@ def check_method(method: str) -> None:
 
 
 def vit_spec(config: SearchConfig, width: WidthConfig, num_classes: int) -> tp.VitSpec:
-    """The shapes of one width's model: all that its cost depends on."""
-    side = config.data.image_size // config.model.patch_size
-    return tp.VitSpec(
-        width=width.width,
-        depth=config.model.depth,
-        grid=(side, side),
-        prefix=1,
-        hidden=4 * width.width,
-        patch_in=3 * config.model.patch_size**2,
-        classes=num_classes,
-        heads=width.heads,
-    )
+    """The shapes of one width's model: all that its cost depends on.
+
+    Raises:
+        UserError: the checkpoint that tells them is not there, or cannot be counted.
+    """
+    try:
+        return tp.vit_spec(_outline(config, width, num_classes))
+    except ValueError as error:
+        raise UserError(f"{getattr(width, 'checkpoint', None)}: {error}") from None
+
+
+def _outline(config: SearchConfig, width: WidthConfig, num_classes: int) -> Any:
+    """One width's model without values: a DeiT, or what its checkpoint is of."""
+    checkpoint = getattr(width, "checkpoint", None)
+    if checkpoint is not None:
+        # As it was taken: the checkpoint itself may be gone since.
+        taken = base_job(config, width, num_classes).directory / LOADED
+        checkpoint = str(taken) if (taken / "model.json").is_file() else str(checkpoint)
+    spec = _model_spec(config, width.width, width.heads, num_classes)
+    return outline(spec, checkpoint)
 
 
 def dense_gmacs(config: SearchConfig, width: WidthConfig, num_classes: int) -> float:
@@ -110,15 +121,7 @@ def _limits(
 
 def count_parameters(config: SearchConfig, width: WidthConfig, num_classes: int) -> int:
     """Parameters of one width's model; pooling adds none. Nothing is allocated."""
-    with torch.device("meta"):
-        model = tp.build_vit(
-            config.data.image_size,
-            config.model.patch_size,
-            width.width,
-            config.model.depth,
-            width.heads,
-            num_classes,
-        )
+    model = _outline(config, width, num_classes)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

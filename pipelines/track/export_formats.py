@@ -213,7 +213,7 @@ def reduce_onnx(folder: Path, precision: str) -> None:
             )
 
             # ONNX Runtime has none of these in fp16 on a CPU.
-            blocked = [*DEFAULT_OP_BLOCK_LIST, "Trilu", "ScatterElements"]
+            blocked = [*DEFAULT_OP_BLOCK_LIST, "Trilu", "ScatterElements", "ScatterND"]
             whole = onnx.load(path)
             half = convert_float_to_float16(whole, keep_io_types=True, op_block_list=blocked)
             onnx.save(half, path)

@@ -18,15 +18,16 @@ from pipelines.train.class_order import match_classes
 from pipelines.train.hub import is_named
 from pipelines.train.init import init_from_scratch
 from pipelines.train.open_model import open_model
+from pipelines.train.shapes import shaped
 from pipelines.train.spec import TrainJob
-from pipelines.train.weights import load_into
-from tokenpool.patches import patches_of
+from pipelines.train.weights import fit, open_source
+from tokenpool.patches import fixed_size
 
 logger = logging.getLogger(__name__)
 
 
 def build_model(job: TrainJob, *, head: Literal["any", "own"] = "any") -> VisionTransformer:
-    """A DeiT, pooled where the job has a schedule.
+    """A DeiT, or a model like the one its weights are of, pooled where the job has a schedule.
 
     Args:
         job: the job.
@@ -36,18 +37,22 @@ def build_model(job: TrainJob, *, head: Literal["any", "own"] = "any") -> Vision
         UserError: the weights to start from are not there or do not fit.
     """
     spec = job.model
-    model = tp.build_vit(
-        image_size=spec.image_size,
-        patch_size=spec.patch_size,
-        width=spec.width,
-        depth=spec.depth,
-        num_heads=spec.heads,
-        num_classes=spec.num_classes,
-        drop_path=job.train.drop_path,
-    )
-    init_from_scratch(model)  # also for the head, where the weights to start from have another
-    if job.init is not None:
-        load_into(model, job.init, head=head)
+    source = None if job.init is None else open_source(job.init)
+    known = None if source is None else source.architecture
+    model = shaped(spec, job.train.drop_path, known)
+    if model is None:
+        model = tp.build_vit(
+            image_size=spec.image_size,
+            patch_size=spec.patch_size,
+            width=spec.width,
+            depth=spec.depth,
+            num_heads=spec.heads,
+            num_classes=spec.num_classes,
+            drop_path=job.train.drop_path,
+        )
+        init_from_scratch(model)  # also for the head, where the weights to start from have another
+    if source is not None:
+        fit(model, source, head=head)
     if job.schedule is not None:
         model = tp.pool(model, job.schedule, method=job.method)
     if job.train.checkpoint_activations:
@@ -85,7 +90,7 @@ class Teacher(nn.Module):
         moved = order is not None and list(order) != list(range(len(order)))
         self.register_buffer("order", torch.tensor(list(order or ())) if moved else None)
         # Where it has a position embedding it takes images of one size alone.
-        self.size = patches_of(model).img_size if hasattr(model, "patch_embed") else None
+        self.size = fixed_size(model)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, classes]` of images `[B, 3, H, W]` that were normalised for the student."""

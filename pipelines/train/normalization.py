@@ -12,7 +12,7 @@ from pipelines.data.preprocessing import own_preprocessing
 from pipelines.errors import UserError
 from pipelines.train.class_order import match_classes, reorder_head
 from tokenpool.patches import patches_of
-from tokenpool.preprocessing import class_names
+from tokenpool.preprocessing import class_names, set_config
 
 Colours = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation per channel
 
@@ -97,7 +97,7 @@ def adopt(model: Any, manifest: Manifest, *, head: bool) -> list[str]:
             notes.append(note)
             if order is not None:
                 reorder_head(model, order, manifest.classes)
-    model.pretrained_cfg = model.default_cfg = own
+    set_config(model, own)
     return notes
 
 

@@ -126,6 +126,7 @@ def compare(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     if theirs.get("class") not in (None, *_like(ours["class"])):
         kind = theirs.get("name") or theirs["class"]
         return f"it is of a {kind}, which cannot be had by widths and depth alone"
+    theirs, ours = _free_of(theirs), _free_of(ours)
     for key, value in ours.items():
         if key in _FREE or key == "class":
             continue
@@ -134,6 +135,14 @@ def compare(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
             word = _WORDS.get(key, key)
             return f"{word} {_text(said)} there and {_text(value)} in the model"
     return ""
+
+
+def _free_of(described: dict[str, Any]) -> dict[str, Any]:
+    """A model by its name in timm: of its arguments those that decide the logits."""
+    if "arguments" not in described:
+        return described
+    arguments = {k: v for k, v in described["arguments"].items() if k not in _FREE}
+    return described | {"arguments": arguments}
 
 
 def _like(kind: str) -> tuple[str, ...]:

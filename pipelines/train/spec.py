@@ -13,7 +13,7 @@ LOCAL = "local-dir:"  # before the folder of a model as hubs write them
 
 
 class ModelSpec(StrictModel):
-    """A DeiT of any width."""
+    """A DeiT of any width, or the shape of the weights that a job starts from."""
 
     width: int
     heads: int

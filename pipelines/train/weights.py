@@ -24,7 +24,7 @@ from pipelines.train.said_of_models import assumed, compare, config_said, said_a
 from pipelines.train.state_dicts import read_state_dict
 from tokenpool.architecture import describe
 from tokenpool.patches import patches_of
-from tokenpool.preprocessing import class_names, image_config
+from tokenpool.preprocessing import class_names, image_config, set_config
 from tokenpool.storage import read_header
 
 logger = logging.getLogger(__name__)
@@ -155,11 +155,9 @@ def fit(
     model.load_state_dict(state, strict=False)
     config = {k: v for k, v in found.config.items() if not (fresh and k == "label_names")}
     if config:
-        target: Any = model
-        target.pretrained_cfg = target.default_cfg = config | {
-            "input_size": (model.in_chans, *(patches_of(model).img_size or ())),
-            "num_classes": ours["num_classes"],
-        }
+        size = (model.in_chans, *(patches_of(model).img_size or ()))
+        own = {"input_size": size, "num_classes": ours["num_classes"]}
+        set_config(model, config | own)
     for note in notes:
         logger.warning("%s: %s", source, note)
     return model

@@ -1,0 +1,104 @@
+"""The model that a job or a search is about: a DeiT, or what the weights it starts from are of."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+
+import tokenpool as tp
+from pipelines.errors import UserError
+from pipelines.storage.copies import local_path
+from pipelines.train.hub import is_named
+from pipelines.train.spec import ModelSpec
+from pipelines.train.weights import open_source
+from tokenpool.architecture import build, describe
+from tokenpool.patches import patches_of
+from tokenpool.storage import read_header
+
+# What a job decides itself, whatever it starts from.
+_OWN = ("num_classes", "img_size", "drop_path_rate", "num_heads")
+
+
+def shaped(
+    spec: ModelSpec, drop_path: float, architecture: dict[str, Any] | None, device: str = "cpu"
+) -> Any | None:
+    """A model of an architecture, of the size and for the classes of a job.
+
+    Args:
+        spec: of the job: width, heads, depth and patch size must be the architecture's.
+        drop_path: rate of stochastic depth.
+        architecture: as `tokenpool.architecture.describe` gives it.
+        device: "meta" makes one without values.
+
+    Returns:
+        The model; None where the architecture is a plain DeiT, is not known, or of another shape.
+    """
+    if architecture is None:
+        return None
+    own: dict[str, Any] = {
+        "num_classes": spec.num_classes,
+        "img_size": [spec.image_size, spec.image_size],
+        "drop_path_rate": drop_path,
+    }
+    if architecture["class"] == "timm":
+        arguments = architecture["arguments"] | own
+        wanted = architecture | {"num_classes": spec.num_classes, "arguments": arguments}
+    else:
+        wanted = architecture | own
+        plain = describe(_deit(spec))
+        if {k: v for k, v in wanted.items() if k not in _OWN} == {
+            k: v for k, v in plain.items() if k not in _OWN
+        }:
+            return None
+    try:
+        found = build(wanted, device=device)
+    except (TypeError, ValueError, AssertionError):
+        return None  # an architecture that takes no other size: comparing says it
+    embed = patches_of(found)
+    first: Any = found.blocks[0]
+    shape = (found.embed_dim, len(found.blocks), first.attn.num_heads, embed.patch_size)
+    asked = (spec.width, spec.depth, spec.heads, (spec.patch_size,) * 2)
+    return found if shape == asked else None
+
+
+def _deit(spec: ModelSpec) -> Any:
+    """A plain DeiT of the shape, without values."""
+    with torch.device("meta"):
+        return tp.build_vit(
+            spec.image_size, spec.patch_size, spec.width, spec.depth, spec.heads, spec.num_classes
+        )
+
+
+@lru_cache(maxsize=64)
+def outline(spec: ModelSpec, source: str | None) -> Any:
+    """The model of a shape and the weights it will start from, without values: to be counted.
+
+    Raises:
+        UserError: there are no such weights.
+    """
+    architecture = None if source is None else _architecture(source)
+    return shaped(spec, 0.0, architecture, "meta") or _deit(spec)
+
+
+def _architecture(source: str) -> dict[str, Any] | None:
+    if is_named(source):
+        if not timm.is_model(source):
+            return open_source(source).architecture
+        with torch.device("meta"):
+            model = timm.create_model(source, pretrained=False)
+    else:
+        path = local_path(source)
+        if not (path / "model.json").is_file():
+            return open_source(source).architecture
+        try:
+            known: dict[str, Any] = read_header(path)["architecture"]
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return known
+    try:
+        return describe(model)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
