@@ -58,6 +58,12 @@ def _outline(config: SearchConfig, width: WidthConfig, num_classes: int) -> Any:
     return outline(spec, checkpoint)
 
 
+def is_plain(config: SearchConfig, width: WidthConfig, num_classes: int) -> bool:
+    """Whether one width's model is a plain DeiT, whatever it is made from."""
+    spec = _model_spec(config, width.width, width.heads, num_classes)
+    return _outline(config, width, num_classes) is outline(spec, None)
+
+
 def dense_gmacs(config: SearchConfig, width: WidthConfig, num_classes: int) -> float:
     """GMACs of one width without pooling."""
     spec = vit_spec(config, width, num_classes)

@@ -79,8 +79,10 @@ def outline(spec: ModelSpec, source: str | None) -> Any:
     Raises:
         UserError: there are no such weights.
     """
-    architecture = None if source is None else _architecture(source)
-    return shaped(spec, 0.0, architecture, "meta") or _deit(spec)
+    if source is None:
+        return _deit(spec)
+    found = shaped(spec, 0.0, _architecture(source), "meta")
+    return outline(spec, None) if found is None else found
 
 
 def _architecture(source: str) -> dict[str, Any] | None:
@@ -91,6 +93,8 @@ def _architecture(source: str) -> dict[str, Any] | None:
             model = timm.create_model(source, pretrained=False)
     else:
         path = local_path(source)
+        if not path.exists():
+            return None  # it is missed where it is loaded
         if not (path / "model.json").is_file():
             return open_source(source).architecture
         try:

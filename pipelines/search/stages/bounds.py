@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ray
 
+from pipelines.errors import UserError
 from pipelines.search.calibrate import probe_counts
 from pipelines.search.latency import measure_table
-from pipelines.search.plan import make_space, vit_spec
+from pipelines.search.plan import is_plain, make_space, vit_spec
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.timed import timed_task
 
@@ -17,11 +18,17 @@ def prepare_bounds(context: StageContext) -> None:
     """Times blocks where latency is bounded; once a search.
 
     Raises:
-        UserError: no schedule is within the bounds.
+        UserError: no schedule is within the bounds, or latency is bounded of blocks of other kinds.
     """
     config, state = context.config, context.state
     if config.space.max_latency_ms is None:
         return
+    for given in config.space.widths:
+        if given.checkpoint is not None and not is_plain(config, given, state.num_classes):
+            raise UserError(
+                f"space.max_latency_ms is foretold from plain blocks, which {given.checkpoint} is "
+                "not made of: bound its cost by space.max_gmacs"
+            )
     unbounded = make_space(config, state.num_classes)
     missing = [arm for arm in unbounded.cost_ranges if arm not in state.latency_tables]
     if missing:
