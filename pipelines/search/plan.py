@@ -19,7 +19,7 @@ from pipelines.errors import UserError
 from pipelines.search.latency_table import LatencyTable
 from pipelines.search.state import TrialState
 from pipelines.storage.address import join
-from pipelines.train.shapes import outline
+from pipelines.train.outline import outline
 from pipelines.train.spec import ModelSpec, TrainJob
 from tune_spaces.space import Candidate, Cost, Limit, ScheduleSpace
 

@@ -18,7 +18,7 @@ from pipelines.train.class_order import match_classes
 from pipelines.train.hub import is_named
 from pipelines.train.init import init_from_scratch
 from pipelines.train.open_model import open_model
-from pipelines.train.shapes import shaped
+from pipelines.train.outline import shaped
 from pipelines.train.spec import TrainJob
 from pipelines.train.weights import fit, open_source
 from tokenpool.patches import fixed_size

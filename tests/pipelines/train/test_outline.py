@@ -11,7 +11,7 @@ import torch
 import tokenpool as tp
 from pipelines.errors import UserError
 from pipelines.train.open_model import open_model
-from pipelines.train.shapes import outline, shaped
+from pipelines.train.outline import outline, shaped
 from pipelines.train.spec import ModelSpec
 from pipelines.train.weights import fit, open_source
 from tokenpool.architecture import describe
