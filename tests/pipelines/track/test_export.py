@@ -231,7 +231,7 @@ def test_a_folder_as_onnx(
         folder = tp.save(_rotary(), tmp_path / "rotary")
     form = export_formats.OnnxForm(precision, opset=20 if kind == "rotary" else 18)
     facts = export.export_folder(folder, "onnx", tmp_path / "out", data=digits, form=form)
-    assert facts["check"]["within_tolerance"] >= 61 and facts["check"]["same_top1"]
+    assert facts["check"]["within_tolerance"] >= 58 and facts["check"]["same_top1"]
     written = onnx.load(tmp_path / "out" / "model.onnx")
     assert written.ir_version == 9
     assert {o.domain: o.version for o in written.opset_import}[""] == form.opset
