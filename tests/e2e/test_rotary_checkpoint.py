@@ -27,7 +27,9 @@ space:
 calibrate: {counts: 3, images: 64}
 plan: {seeds: 8}
 screen: {schedules: 16, generations: 1, actors: 1, cpus_per_actor: 0.9, batch_size: 64}
-base: {workers: {num_workers: 1, cpus_per_worker: 0.9}}
+base:
+  workers: {num_workers: 1, cpus_per_worker: 0.9}
+  train: {epochs: 2, batch_size: 32, lr: 0.002, warmup_epochs: 0.5}
 finals:
   trials: 2
   workers: {num_workers: 1, cpus_per_worker: 0.9}
@@ -87,7 +89,7 @@ def test_trained_squeezed_searched_and_exported(tmp_path: Path) -> None:
     run("search", "rotary.yaml")
     front = json.loads(run("front", "rotary", "--all", "--json"))
     dense, best = front["points"][-1], front["points"][-2]
-    assert dense["gmacs"] == pytest.approx(tp.macs(model).gmacs)
+    assert dense["gmacs"] == pytest.approx(tp.macs(model).gmacs, rel=1e-4)
     assert best["top1_val"] > 0.4
     for format_name in ("timm", "onnx", "torch-export"):
         facts = json.loads(run("export", "rotary", best["id"], "--format", format_name, "--json"))
