@@ -306,9 +306,9 @@ def _first_attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) ->
     q, k = q.detach(), k.detach()
     if not _on_cpu(q):
         return _attention(q[:, :, :1], k, scale, bias).sum((1, 2))
-    # One product for all heads: keys as they lie, `[B, N, H·D]`, by each head's query in its rows.
-    first = torch.diag_embed((q[:, :, 0] * scale).transpose(1, 2)).transpose(1, 2)
-    logits = torch.bmm(k.transpose(1, 2).flatten(2), first.flatten(1, 2))
+    # Head by head: in one product over heads all keys would be copied first.
+    first = (q[:, :, 0] * scale).unsqueeze(3)
+    logits = torch.cat([torch.bmm(k[:, h], first[:, h]) for h in range(q.shape[1])], 2)
     return (logits if bias is None else logits + bias.flatten(1).unsqueeze(2)).softmax(1).sum(2)
 
 
