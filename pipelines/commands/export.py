@@ -78,7 +78,8 @@ def export(
         + (
             f"{largest:.1e} of PyTorch's on {number} images"
             if within == number
-            else f"1e-4 of PyTorch's on {within} of {number} images, {largest:.1e} on the others"
+            else f"1e-4 of PyTorch's on {within} of {number} images; up to {largest:.1e} on the "
+            "others, as PyTorch's own where rounding decides between two tokens"
         )
     )
     if "reduced" in facts:

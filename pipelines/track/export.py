@@ -40,8 +40,8 @@ from tokenpool.method_text import format_method
 from tokenpool.patches import patches_of
 
 MAX_DIFFERENCE = 1e-4
-# Of the images; see `Check.within`.
-_MOSTLY = 0.9
+# What rounding does to a picture, in proportion, and how often it is drawn; see `Check.ties`.
+_ROUNDING, _DRAWS, _AT_ONCE = 3e-7, 96, 16
 _IMAGES, _BATCHES, _SECONDS_PER_TIMING = 64, (1, 32), 1.5
 # Batches of images that the accuracy of a reduced precision is measured on.
 _REDUCED = 16
@@ -53,9 +53,10 @@ class Check:
 
     Attributes:
         images: Real validation images it was run on, in one batch and some of them one by one.
-        within: How many have all logits within the tolerance. Which of two tokens is kept that
-            differ by less than rounding does is the rounding's business, too, and is seen in the
-            logits of some pictures with flat backgrounds.
+        within: How many have all logits within the tolerance.
+        ties: How many others have those that the PyTorch model gives for the same picture disturbed
+            by no more than rounding does: two tokens differ by less than that (on flat
+            backgrounds), and another one of them is kept.
         largest_difference: Of any logit.
         same_top1: Whether every image gets the same class, or one that the PyTorch model holds for
             as likely within the tolerance.
@@ -63,13 +64,14 @@ class Check:
 
     images: int
     within: int
+    ties: int
     largest_difference: float
     same_top1: bool
 
     @property
     def passed(self) -> bool:
         """Whether it is the same model."""
-        return self.same_top1 and self.within >= _MOSTLY * self.images
+        return self.same_top1 and self.within + self.ties == self.images
 
 
 def export_point(
@@ -194,8 +196,8 @@ def _export(
         if not check.passed:
             raise UserError(
                 f"the {format_name} export of {_named(about)} is not the same model: logits differ "
-                f"by {check.largest_difference:.2g}, {check.images - check.within} of "
-                f"{check.images} images by more than {MAX_DIFFERENCE:.0e}, same top-1: "
+                f"by {check.largest_difference:.2g}, {check.images - check.within - check.ties} of "
+                f"{check.images} images by more than rounding explains, same top-1: "
                 f"{check.same_top1}; nothing written",
                 exit_code=1,
             )
@@ -206,6 +208,7 @@ def _export(
             "check": {
                 "images": check.images,
                 "within_tolerance": check.within,
+                "ties": check.ties,
                 "largest_logit_difference": check.largest_difference,
                 "same_top1": check.same_top1,
             },
@@ -306,16 +309,35 @@ def compare(model: nn.Module, exported: Run, images: Tensor) -> Check:
     # Which of two equal logits is the larger one is the rounding's business.
     lost = expected.amax(1) - expected.gather(1, got.argmax(1, keepdim=True)).squeeze(1)
     far = (got - expected).abs().amax(1) > MAX_DIFFERENCE
-    # In whichever batch: an image counts once.
-    few = torch.arange(len(far) - len(images)) % min(4, len(images))
-    beyond = set(far[: len(images)].nonzero().flatten().tolist())
-    beyond |= set(few[far[len(images) :]].tolist())
+    # In whichever batch: an image counts once, with all that the export gave for it.
+    count = len(images)
+    of_image = torch.cat([torch.arange(count), torch.arange(len(got) - count) % min(4, count)])
+    beyond = sorted(set(of_image[far].tolist()))
+    ties = sum(_is_tie(model, images[index], got[far & (of_image == index)]) for index in beyond)
+    # Which of two equal logits is the larger one is the rounding's business.
+    lost = expected.amax(1) - expected.gather(1, got.argmax(1, keepdim=True)).squeeze(1)
     return Check(
-        images=len(images),
-        within=len(images) - len(beyond),
+        images=count,
+        within=count - len(beyond),
+        ties=ties,
         largest_difference=float((got - expected).abs().max()),
         same_top1=bool((lost <= MAX_DIFFERENCE).all()),
     )
+
+
+def _is_tie(model: nn.Module, image: Tensor, got: Tensor) -> bool:
+    """Whether the model gives all of these logits for the picture, disturbed by rounding alone."""
+    random = torch.Generator().manual_seed(0)
+    open_still = torch.ones(len(got), dtype=torch.bool)
+    for _ in range(0, _DRAWS, _AT_ONCE):
+        noise = torch.randn(_AT_ONCE, *image.shape, generator=random)
+        with torch.no_grad():
+            drawn = model(image * (1 + _ROUNDING * noise))
+        nearest = (drawn.unsqueeze(0) - got.unsqueeze(1)).abs().amax(2).amin(1)
+        open_still &= nearest > MAX_DIFFERENCE
+        if not open_still.any():
+            return True
+    return False
 
 
 def measure(runs: dict[str, Run], images: Tensor) -> dict[str, Any]:

@@ -107,7 +107,16 @@ def open_format(format_name: str, folder: Path) -> Run:
         return module
     import onnxruntime  # here: the other formats do without it
 
-    session = onnxruntime.InferenceSession(folder / ONNX_NAME, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(
+            folder / ONNX_NAME, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # of many kinds, none of them public
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot open the file: "
+            f"{str(error).splitlines()[0][:200]}; choose another --opset or --ir-version",
+            exit_code=1,
+        ) from None
 
     def run(images: Tensor) -> Tensor:
         (logits,) = session.run(None, {"images": images.numpy()})

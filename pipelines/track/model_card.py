@@ -79,7 +79,7 @@ def _card(
     manifest: Manifest,
 ) -> str:
     """What all cards say."""
-    before = facts["preprocessing"]
+    before, widest = facts["preprocessing"], "widest " if "search" in facts else ""
     usage = _USE[facts["format"]].format(folder=".", size=before["image_size"])
     return "\n".join(
         [
@@ -93,7 +93,7 @@ def _card(
             "|---|---|",
             f"| patch tokens kept after each block | {compact_schedule(tuple(model.schedule))} |",
             f"| cost | {model.gmacs:.4g} GMACs per image, clustering counted; "
-            f"{100 * model.dense_share:.0f} % of the widest dense model |",
+            f"{100 * model.dense_share:.0f} % of the {widest}dense model |",
             f"| data | {redactor().text(manifest.source)}, {len(manifest.classes)} classes |",
             *rows,
             "",
@@ -124,8 +124,13 @@ def _measured(facts: dict[str, Any]) -> list[str]:
         "## Checked and measured at export",
         "",
         f"The logits{'' if precision == 'fp32' else ' of the float32 form'} are within 1e-4 of "
-        f"PyTorch's on {check['within_tolerance']} of {check['images']} validation images, and "
-        f"differ by at most {check['largest_logit_difference']:.1e}; same top-1: "
+        f"PyTorch's on {check['within_tolerance']} of {check['images']} validation images"
+        + (
+            f", on {check['ties']} as PyTorch's where rounding decides between two tokens"
+            if check["ties"]
+            else ""
+        )
+        + f", and differ by at most {check['largest_logit_difference']:.1e}; same top-1: "
         f"{'yes' if check['same_top1'] else 'no'}.",
         "",
     ]

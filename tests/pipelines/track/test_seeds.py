@@ -94,6 +94,7 @@ def test_the_model_card_is_of_the_weights_it_lies_beside(front: Front) -> None:
         "check": {
             "images": 64,
             "within_tolerance": 64,
+            "ties": 0,
             "largest_logit_difference": 0.0,
             "same_top1": True,
         },
