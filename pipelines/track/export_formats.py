@@ -107,9 +107,11 @@ def open_format(format_name: str, folder: Path) -> Run:
         return module
     import onnxruntime  # here: the other formats do without it
 
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # not what it cannot fold beforehand
     try:
         session = onnxruntime.InferenceSession(
-            folder / ONNX_NAME, providers=["CPUExecutionProvider"]
+            folder / ONNX_NAME, options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # of many kinds, none of them public
         raise UserError(
