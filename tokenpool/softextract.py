@@ -47,8 +47,16 @@ class SoftExtractBlock(nn.Module):
         super().__init__()
         self.block, self.vector, self.prefix = block, vector, prefix
 
-    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
         """Run the block on `[B, prefix + N, C]`, then scale."""
+        if attn_mask is not None or is_causal:
+            raise ValueError("extract vectors are trained without attention masks")
         block, prefix = self.block, self.prefix
         record = AttentionRecord(want_received=True)
         x = x + block.attend(x, record, rope)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import tokenpool as tp
+from tokenpool import analysis
 from tokenpool.methods.base import Pooled
 from tokenpool.patches import patches_of
 from tokenpool.rotary import pool_positions
@@ -262,3 +263,20 @@ def test_what_cannot_follow_is_refused_by_name():
         tp.pool(strange, (20, 20, 20))
     with pytest.raises(ValueError, match="a Eva cannot be narrowed"):
         tp.inherit_width(made("vit_small_patch16_dinov3"), 32)
+
+
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_small_patch16_rope_mixed_ape_224"])
+def test_analyses_and_extract_vectors_see_what_the_model_does(name):
+    model = made(name)
+    images, number = images_for(model), patches_of(model).number
+    with torch.no_grad():
+        dense = model(images)
+    assert {row.method for row in analysis.error_by_k(model, [images], [number // 2], ["leader"])}
+    tp.pool(model, (number // 2,) * 3, "kmedoids")
+    # Of equal methods on equal tokens, keys and scores, the errors are equal.
+    for pair in analysis.paired_errors(model, [images], "kmedoids"):
+        assert pair.own == pytest.approx(pair.rival)
+    found = tp.powerbert_schedule(model, [(images, torch.zeros(2, dtype=torch.long))], 0.0)
+    assert len(found.schedule) == 3
+    with torch.no_grad():
+        assert torch.equal(tp.pool(model, None)(images), dense)
