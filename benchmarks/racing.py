@@ -20,12 +20,14 @@ import numpy as np
 import tokenpool as tp
 from pipelines.config import DataConfig
 from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
+from pipelines.search.decide import untrained
 from pipelines.search.race import BLOCK, Racer, images_seen
 from pipelines.search.scorer import Scorer
-from pipelines.search.stages.screen import due
 from pipelines.search.state import ScreenedSchedule
 from tokenpool import Schedule
 from tokenpool.benchmark import hardware
+from tune_spaces.outlook import DenseModel, Prices
+from tune_spaces.policy import FrontPolicy, PolicySettings
 from tune_spaces.racing import looks
 from tune_spaces.space import Candidate, ScheduleSpace
 
@@ -57,8 +59,14 @@ def collect(data, bases, method, schedules, generations):
         table = damage_table(space.depth, counts, found)
         planned += [c for c, _ in plan(space, spec, method, table, seeds=24, bins=12)]
     rows, losses, right = [], [], []
-    while len(rows) < schedules:
-        for c in due(space, rows, 0, schedules, generations, planned):
+    settings = PolicySettings(schedules, generations, trials=0, rounds=1, prices=Prices(1, 1, 1, 1))
+    dense = [DenseModel(width, space.cost(width, space.dense()), 1.0, 1.0) for width in by_width]
+    policy = FrontPolicy(space, settings, dense, planned)
+    while (asked := policy.ask()) is not None:
+        if asked.is_new:
+            policy.asked(asked.candidates)
+            continue
+        for c in asked.candidates:
             ((loss, correct),) = scorer.image_scores(
                 c.width, [tuple(c.schedule)], method, 0, scorer.num_images()
             )
@@ -70,6 +78,7 @@ def collect(data, bases, method, schedules, generations):
                     float(loss.mean(dtype=np.float64)), method,
                 )
             )  # fmt: skip
+            policy.scored([untrained(rows[-1])])
     return rows, np.array(losses), np.array(right)
 
 

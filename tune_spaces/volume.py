@@ -35,6 +35,9 @@ def added_volume(points: ArrayLike, known: ArrayLike, reference: ArrayLike) -> N
     edges = np.concatenate([[-np.inf], inside[:, 0], [worst[0]]])
     heights = np.maximum.accumulate(np.concatenate([[worst[1]], inside[:, 1]]))
     heights = np.maximum(heights, worst[1])
+    # What is behind the front changes nothing, and may be nearly everything.
+    rises = np.concatenate([[True], np.diff(heights) > 0])
+    edges, heights = np.append(edges[:-1][rises], worst[0]), heights[rises]
     widths = edges[None, 1:] - np.maximum(edges[None, :-1], rows[:, :1])
     above = rows[:, 1:] - heights[None, :]
     gains: NDArray[np.float64] = (widths.clip(min=0) * above.clip(min=0)).sum(axis=1)

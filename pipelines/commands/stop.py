@@ -75,8 +75,8 @@ def _said(state: SearchState) -> str:
     if state.complete:
         return f"search {state.name} was complete before it could be stopped"
     counts = Counter(trial.status for trial in state.trials.values())
-    kept = [f"{counts[status]} {status}" for status in ("done", "stopped", "failed", "pending")
-            if counts[status]]  # fmt: skip
+    order = ("done", "paused", "stopped", "failed", "pending")
+    kept = [f"{counts[status]} {status}" for status in order if counts[status]]
     cut = [
         f"{trial.trial_id} after epoch {int(trial.reports[-1]['epoch'])}"
         for trial in state.trials.values()

@@ -89,8 +89,8 @@ class SupernetStageConfig(StrictModel):
         default=0.6,
         ge=-1,
         le=1,
-        description="Kendall's τ between its scores and the first half of the finals under which "
-        "the other half starts from the bases.",
+        description="Kendall's τ between its scores and the finals under which it is said that "
+        "they do not agree.",
     )
 
     @model_validator(mode="after")
@@ -103,9 +103,14 @@ class SupernetStageConfig(StrictModel):
 
 
 class FinalsStageConfig(StrictModel):
-    """Fine-tuning the candidates that screening chose, as Ray Tune trials."""
+    """Fine-tuning candidates as Ray Tune trials, the most promising step for its price first."""
 
-    trials: Positive = 12
+    trials: Positive = Field(default=12, description="Begun at most, over all rounds.")
+    rounds: Positive = Field(
+        default=3,
+        description="Of scoring schedules without training and of training the best: what one "
+        "round learns, the next one breeds and chooses by.",
+    )
     train: TrainConfig
     workers: WorkersConfig = WorkersConfig()
     max_concurrent: Positive | None = Field(
@@ -114,9 +119,13 @@ class FinalsStageConfig(StrictModel):
         "while it grows or shrinks.",
     )
     grace_epochs: Positive = Field(
-        default=1, description="Epochs every trial gets before it may stop."
+        default=1,
+        description="Epochs to the rung, where a trial is compared with others of its cost and "
+        "waits until its end is the most promising step.",
     )
-    reduction_factor: float = Field(default=2.0, gt=1)
+    reduction_factor: float = Field(
+        default=2.0, gt=1, description="One in so many may go on from there by rank alone."
+    )
     noise_margin: float = Field(
         default=0.01,
         ge=0,

@@ -10,7 +10,7 @@ from pipelines.data.manifest import Manifest
 from pipelines.search.calibrate import probe_counts, probes
 from pipelines.search.plan import count_parameters, make_space
 from pipelines.search.probe import Probe, Range, Rates
-from tune_spaces.halving import finals_rungs
+from tune_spaces.policy import rung_of
 
 # Weights and AdamW's two moments in fp32 in DeepSpeed's file, the scored model beside it.
 _BYTES_PER_PARAMETER = 16
@@ -202,12 +202,10 @@ class _Parts:
         finals = self.config.finals
         epochs = finals.train.epochs
         low, high = self.trials
-        rungs = [*finals_rungs(finals.grace_epochs, epochs, finals.reduction_factor), epochs]
-        # As few epochs as halving leaves: every rung keeps its share, and at least one.
-        least, before, left = 0.0, 0, float(low)
-        for rung in rungs:
-            least += left * (rung - before)
-            before, left = rung, max(1.0, left / finals.reduction_factor)
+        rung = rung_of(finals.grace_epochs, epochs)
+        # At least every final comes to the rung, and one of them, as all others, to its end.
+        begun = min(low, finals.trials)
+        least = float(begun * rung + epochs - rung + (low - begun) * epochs)
 
         def job(rate: Rates) -> Range:
             trained = _between(rate.train_dense, rate.train_pooled)
@@ -227,9 +225,9 @@ class _Parts:
             )
         return self._training(
             "finals",
-            f"{low} to {high} trials of {rungs[0]} to {epochs} epochs"
+            f"{low} to {high} trials of {rung} to {epochs} epochs"
             if low < high
-            else f"{low} trials of {rungs[0]} to {epochs} epochs",
+            else f"{low} trials of {rung} to {epochs} epochs",
             self.trials,
             finals.workers,
             finals.max_concurrent,

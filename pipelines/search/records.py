@@ -8,7 +8,7 @@ from typing import Any, Literal
 Weights = Literal["base", "supernet"]
 
 
-TrialStatus = Literal["pending", "running", "done", "stopped", "failed"]
+TrialStatus = Literal["pending", "running", "paused", "done", "stopped", "failed"]
 
 
 STAGES = ("base", "calibrate", "plan", "screen", "supernet", "rescreen", "finals", "publish")

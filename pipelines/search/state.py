@@ -225,16 +225,18 @@ class SearchState:
         ]
 
     def _on_screened(self, event: Event) -> None:
+        rows = self.rescreened if event.get("weights") == "supernet" else self.screened
+        rows += self.screened_rows(event)
+
+    def screened_rows(self, event: Event) -> list[ScreenedSchedule]:
+        """The scores of a `screened` event."""
         if "width" in event:  # before there was racing
-            self.screened += [
-                ScreenedSchedule(
-                    event["width"], tuple(schedule), gmacs, top1, loss, self._method(event)
-                )
+            width, method = event["width"], self._method(event)
+            return [
+                ScreenedSchedule(width, tuple(schedule), gmacs, top1, loss, method)
                 for schedule, gmacs, top1, loss in event["rows"]
             ]
-            return
-        rows = self.rescreened if event.get("weights") == "supernet" else self.screened
-        rows += [
+        return [
             ScreenedSchedule(width, tuple(schedule), gmacs, top1, loss, method, images)
             for width, schedule, gmacs, top1, loss, method, images in event["rows"]
         ]
@@ -284,6 +286,12 @@ class SearchState:
     def _on_trial_stopped(self, event: Event) -> None:
         trial = self.trials[event["trial_id"]]
         trial.status, trial.reason = "stopped", event["reason"]
+
+    def _on_trial_paused(self, event: Event) -> None:
+        self.trials[event["trial_id"]].status = "paused"
+
+    def _on_trial_resumed(self, event: Event) -> None:
+        self.trials[event["trial_id"]].status = "running"
 
     def _on_trial_failed(self, event: Event) -> None:
         trial = self.trials[event["trial_id"]]

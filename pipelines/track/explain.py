@@ -84,6 +84,8 @@ def _fate(point: Point) -> str:
     if point.status in ("stopped", "failed"):
         word = "Stopped early" if point.status == "stopped" else "Failed"
         return f"{word} {trained}: {point.reason or 'no reason was recorded'}."
+    if point.status == "paused":
+        return f"Waits {trained}: until its end is the most promising step."
     return "Running." if point.status == "running" else "Waits for its turn."
 
 

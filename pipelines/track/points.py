@@ -303,7 +303,7 @@ def _training(run_id: str, run: BaseState | TrialState) -> Training:
 
 
 def _furthest(trainings: tuple[Training, ...]) -> Training:
-    order = ("running", "stopped", "failed", "pending", "done")
+    order = ("running", "paused", "stopped", "failed", "pending", "done")
     return min(trainings, key=lambda training: order.index(training.status))
 
 

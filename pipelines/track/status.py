@@ -18,7 +18,7 @@ from pipelines.search.driver import driver_runs
 from pipelines.search.state import AgreementState, SearchState
 from pipelines.track.front import Progress, build_front
 from pipelines.track.table import percent, slower_text
-from tune_spaces.halving import finals_rungs
+from tune_spaces.policy import rung_of
 
 
 def search_status(
@@ -95,22 +95,16 @@ def _left(state: SearchState, runs: bool) -> dict[str, float]:
 
 
 def rung_counts(state: SearchState) -> list[dict[str, int]]:
-    """Of each rung of the finals, how many trials have reached it and were stopped there."""
+    """Of the finals' rung, how many trials have reached it and were stopped there."""
     finals = state.config.get("finals", {})
     epochs, grace = finals.get("train", {}).get("epochs"), finals.get("grace_epochs")
     if not (epochs and grace and state.trials):
         return []
-    rungs = finals_rungs(grace, epochs, finals.get("reduction_factor", 2.0))
+    rung = rung_of(grace, epochs)
     judged = [t for t in state.trials.values() if t.seed is None and t.keep_rate is None]
-    reached = [(int(t.reports[-1]["epoch"]), t) for t in judged if t.reports]
-    return [
-        {
-            "epoch": rung,
-            "reached": sum(epoch >= rung for epoch, _ in reached),
-            "stopped": sum(t.status == "stopped" and rung <= e < above for e, t in reached),
-        }
-        for rung, above in zip(rungs, [*rungs[1:], epochs + 1], strict=True)
-    ]
+    reached = [t for t in judged if t.reports and t.reports[-1]["epoch"] >= rung]
+    stopped = sum(t.status == "stopped" and t.reports[-1]["epoch"] == rung for t in reached)
+    return [{"epoch": rung, "reached": len(reached), "stopped": stopped}]
 
 
 def status_text(status: dict[str, Any]) -> str:
@@ -136,12 +130,12 @@ def status_text(status: dict[str, Any]) -> str:
         + (f", {status['rescreened']} again with supernets" if status["rescreened"] else ""),
     ]
     if status["trials"]:
-        rungs = "; ".join(
-            f"epoch {rung['epoch']}: {rung['reached']} reached, {rung['stopped']} stopped"
-            for rung in status["rungs"]
-        )
         lines.append(f"  trials: {_counts(status['trials'], working)}")
-        lines[-1] += f"; rungs: {rungs}" if rungs else ""
+        for rung in status["rungs"]:
+            lines[-1] += (
+                f"; rung: epoch {rung['epoch']}: {rung['reached']} reached, {rung['stopped']} "
+                "stopped there"
+            )
     lines += [
         f"  {run['id']}: epoch {run['epoch']} of {run['epochs'] or '?'}, "
         f"top-1 on minival {percent(run['top1_minival'])} %"
@@ -187,7 +181,7 @@ def sparkline(growth: Sequence[Sequence[float]], width: int = 40) -> str:
 
 
 def _counts(counts: dict[str, int], working: bool) -> str:
-    order = ("done", "running", "stopped", "failed", "pending")
+    order = ("done", "running", "paused", "stopped", "failed", "pending")
     names = {"running": "running" if working else "begun"}
     return ", ".join(
         f"{counts[status]} {names.get(status, status)}" for status in order if status in counts

@@ -39,7 +39,7 @@ def _details(event: Event) -> Iterator[str]:
         yield f"top-1 on val {event['top1_val']:.2%}"
     if "stage" in event:
         yield str(event["stage"])
-    if event["event"] == "screened":
+    if event["event"] in ("generation", "screened"):
         yield f"{len(event.get('rows', ()))} schedules"
     if isinstance(event.get("gmacs"), (int, float)):
         yield f"{event['gmacs']:.4f} GMACs"

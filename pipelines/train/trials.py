@@ -62,11 +62,11 @@ class TrialRequest:
 class Listener(Protocol):
     """Told of everything that happens to the trials, in the driver."""
 
-    def report(self, job_id: str, report: dict[str, Any]) -> None:
-        """An epoch is done."""
+    def report(self, job_id: str, report: dict[str, Any]) -> bool | None:
+        """An epoch is done. False ends the job here; its checkpoint stays, and it may go on."""
 
     def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
-        """A job has run all its epochs, or was stopped by the scheduler before."""
+        """A job has run all its epochs, or was ended before by the answer to a report."""
 
     def failed(self, job_id: str, reason: str) -> None:
         """A job has failed for good."""
@@ -93,35 +93,63 @@ class Watch(Protocol):
         """Whether the running ones must end as well, at once."""
 
 
+class Jobs(Protocol):
+    """Where jobs come from, one after the other."""
+
+    def next(self) -> TrialRequest | None:
+        """The next job, None where there is none now; called only when there is room for one."""
+
+    @property
+    def waiting(self) -> int:
+        """How many could start now, at most."""
+
+
+class _List:
+    """Jobs that are known from the start."""
+
+    def __init__(self, requests: Sequence[TrialRequest]) -> None:
+        self._requests = deque(requests)
+
+    def next(self) -> TrialRequest | None:
+        return self._requests.popleft() if self._requests else None
+
+    @property
+    def waiting(self) -> int:
+        return len(self._requests)
+
+
 class _Queue(Searcher):
-    """Hands out a fixed list of configs, each once, under the job's own id, while there is room.
+    """Hands out jobs while there is room.
 
     Tune's own bound on concurrent trials is fixed when an experiment starts; a cluster is not.
+    Where there is no next job, more may come of what runs.
     """
 
-    def __init__(
-        self, requests: Sequence[TrialRequest], room: AskRoom, watch: Watch | None
-    ) -> None:
+    def __init__(self, jobs: Jobs, room: AskRoom, watch: Watch | None) -> None:
         super().__init__(metric="epoch", mode="max")
-        self._waiting = deque(request.config() for request in requests)
+        self._jobs: Jobs = jobs
         self._running: set[str] = set()
         self._room, self._watch = room, watch
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_watch": None}  # as for `_Events`
+        return self.__dict__ | {"_watch": None, "_jobs": None}  # as for `_Events`
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        if not self._waiting or (self._watch is not None and self._watch.ending):
+        if self._watch is not None and self._watch.ending:
             return Searcher.FINISHED
-        if len(self._running) >= self._room(len(self._running), len(self._waiting)):
+        running, waiting = len(self._running), self._jobs.waiting
+        if waiting and running >= self._room(running, waiting):
             return None
+        request = self._jobs.next() if waiting else None
+        if request is None:
+            return None if running else Searcher.FINISHED
         self._running.add(trial_id)
-        return self._waiting.popleft()
+        return request.config()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing to learn, as what to run was decided before; but there is room again."""
+        """There is room again; what is to be learned of it, the listener was told."""
         self._running.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
@@ -129,6 +157,33 @@ class _Queue(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """See `save`."""
+
+
+class _Reports(FIFOScheduler):
+    """Hands every report on; a trial ends at one where the listener says so.
+
+    What is ended so goes on later as another trial of the same job, from its checkpoint. Tune's
+    own pause would keep the trial's place among those that run.
+    """
+
+    def __init__(self, listener: Listener, watch: Watch | None) -> None:
+        super().__init__()
+        self._listener: Listener | None = listener
+        self._watch = watch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_listener": None, "_watch": None}  # as for `_Events`
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        # At its end a trial's last report comes once more, marked as done.
+        if "epoch" not in result or result.get("done"):
+            return TrialScheduler.CONTINUE
+        if self._listener is None:
+            raise RuntimeError("a search resumes from its ledger, not from Tune's own state")
+        if self._watch is not None:
+            self._watch.heard(trial.config["trial_id"])
+        goes_on = self._listener.report(trial.config["trial_id"], _report_of(result))
+        return TrialScheduler.STOP if goes_on is False else TrialScheduler.CONTINUE
 
 
 class _WatchStopper(tune.Stopper):
@@ -165,14 +220,6 @@ class _Events(Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         if self._watch is not None:
             self._watch.started(trial.config["trial_id"])
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
-    ) -> None:
-        if "epoch" in result:
-            if self._watch is not None:
-                self._watch.heard(trial.config["trial_id"])
-            self._told.report(trial.config["trial_id"], _report_of(result))
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
@@ -232,28 +279,26 @@ def _always(most: int) -> AskRoom:
 
 
 def run_trials(
-    requests: Sequence[TrialRequest],
+    jobs: Sequence[TrialRequest] | Jobs,
     *,
     max_concurrent: int | AskRoom,
     listener: Listener,
     directory: Path,
     name: str,
-    scheduler: TrialScheduler | None = None,
     watch: Watch | None = None,
 ) -> None:
-    """Runs jobs to their end, or until the scheduler stops them; returns when all are over.
+    """Runs jobs to their end, or until the listener ends them; returns when all are over.
 
     So it does when the watch has called for the end; what was running then, the listener has
     heard the last of with its last report.
 
     Args:
-        requests: the jobs, in the order they start.
+        jobs: the jobs in the order they start, or where they come from.
         max_concurrent: jobs at a time; their workers must fit the cluster all together. Or what
             tells how many may run now, given how many run and how many wait.
         listener: told of everything.
         directory: where Tune keeps its own files.
         name: of the Tune experiment.
-        scheduler: decides which trials stop early; default none.
         watch: told what runs, and may end everything; default none.
     """
     # Tune would catch Ctrl-C and end in its own time; the ledger makes that unnecessary.
@@ -269,17 +314,19 @@ def run_trials(
     # Trials whose drivers may be starting at a time; otherwise one.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(_STARTING))
     room = max_concurrent if callable(max_concurrent) else _always(max_concurrent)
+    source = _List(jobs) if isinstance(jobs, Sequence) else jobs
     tuner = tune.Tuner(
         tune.with_resources(train_trial, driver_resources()),
         tune_config=tune.TuneConfig(
-            num_samples=len(requests),
+            num_samples=-1,  # the queue says when there are no more
             # Tune 2.60 gives up a trial, whatever failures it is allowed, if the actor that it is
             # to take over from the last one has died: it hears of that twice.
             reuse_actors=False,
-            search_alg=_Queue(requests, room, watch),
-            scheduler=scheduler or FIFOScheduler(),
+            search_alg=_Queue(source, room, watch),
+            scheduler=_Reports(listener, watch),
             trial_name_creator=lambda trial: trial.config["trial_id"],
-            trial_dirname_creator=lambda trial: trial.config["trial_id"],
+            # A job that was paused has a second trial.
+            trial_dirname_creator=lambda trial: f"{trial.config['trial_id']}_{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
             name=name,

@@ -28,11 +28,15 @@ from pipelines.console import Screen
 from pipelines.data.prepare import prepare
 from pipelines.search import ledger as ledgers
 from pipelines.search import runner
+from pipelines.search.decide import candidate_of, is_companion, tell
 from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.plan import make_space
 from pipelines.search.stages import base, calibrate, finals, publish, screen, supernet
 from pipelines.search.state import SearchState, fold
 from pipelines.track.front import build_front, history
 from pipelines.train.reports import add_report, kept_reports
+from pipelines.train.trials import _List
+from tune_spaces.policy import Score, Train
 
 SUPERNET = {
     "enabled": True,
@@ -111,13 +115,10 @@ class Pool:
             yield submit(self.actors[number % len(self.actors)], task)
 
 
-def run_trials(
-    requests: Any, *, listener: Any, scheduler: Any = None, watch: Any, **_: Any
-) -> None:
+def run_trials(jobs: Any, *, listener: Any, watch: Any, **_: Any) -> None:
     """Trains one after the other; what an epoch comes to is kept before it is told of."""
-    for request in requests:
-        if watch.ending:
-            return
+    source = _List(jobs) if isinstance(jobs, list) else jobs
+    while not watch.ending and source.waiting and (request := source.next()) is not None:
         job = request.job
         watch.started(job.job_id)
         job.directory.mkdir(parents=True, exist_ok=True)
@@ -132,11 +133,7 @@ def run_trials(
             }
             add_report(job.directory, report)
             watch.heard(job.job_id)
-            verdict = None
-            if scheduler is not None:
-                verdict = scheduler.report(job.job_id, {"gmacs": request.gmacs}, report)
-            listener.report(job.job_id, report)
-            if verdict is not None and not verdict.kept:
+            if listener.report(job.job_id, report) is False:
                 break
         watch.over(job.job_id)
         listener.finished(job.job_id, report, str(job.directory / f"epoch-{epoch}"))
@@ -230,7 +227,8 @@ def differs(calm: Path, killed: Path) -> list[str]:
     found += ["trials"] if plain(one.trials, calm) != plain(other.trials, killed) else []
     found += [] if other.complete else ["complete"]
     rows = list(read_events(killed / "searches" / "s" / LEDGER_NAME))
-    once = ("trial_created", "trial_done", "trial_stopped", "base_done", "supernet_done")
+    once = ("trial_created", "trial_done", "trial_stopped", "trial_paused", "trial_resumed")
+    once += ("base_done", "supernet_done")
     once += ("stage_done", "calibrated", "planned", "published", "measured")
     keys = ("trial_id", "width", "stage", "weights")
     counts = Counter(
@@ -242,6 +240,48 @@ def differs(calm: Path, killed: Path) -> list[str]:
     if build_front(one).hypervolume != build_front(other).hypervolume:
         found.append("hypervolume")
     return found
+
+
+def replay(storage: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """Asks a policy, told of each event of a ledger, what it would have done next.
+
+    Returns:
+        How many decisions the ledger has, and those that the policy would not have made.
+    """
+    values = CONFIG | {"storage": str(storage)} | changes
+    values["data"] = {**CONFIG["data"], "path": str(storage.parent / "data")}
+    config, state = SearchConfig.model_validate(values), state_of(storage)
+    context = SimpleNamespace(
+        config=config,
+        state=state,
+        space=make_space(config, state.num_classes),
+        events=lambda: (),
+    )
+    weights: Any = "supernet" if state.rescreened else "base"
+    make = supernet.supernet_policy if weights == "supernet" else screen.base_policy
+    policy = make(context)  # type: ignore[arg-type]
+    wrong, count = [], 0
+    for event in read_events(storage / "searches" / "s" / LEDGER_NAME):
+        kind, asked = event["event"], policy.ask()
+        if kind == "generation" and event["weights"] == weights:
+            rows = [candidate_of(*row) for row in event["rows"]]
+            expected = isinstance(asked, Score) and asked.is_new and list(asked.candidates) == rows
+        elif kind == "trial_created" and not is_companion(event, state):
+            key = (event["width"], tuple(event["schedule"]), event["method"])
+            expected = isinstance(asked, Train) and asked.is_new
+            expected = expected and (asked.trial_id, asked.candidate.key) == (
+                event["trial_id"],
+                key,
+            )
+        elif kind == "trial_resumed":
+            expected = isinstance(asked, Train) and asked.trial_id == event["trial_id"]
+        else:
+            tell(policy, state, weights, event)
+            continue
+        count += 1
+        wrong += [] if expected else [f"replay: {event['event']} and not {asked}"]
+        tell(policy, state, weights, event)
+    return {"decisions": count, "wrong": wrong}
 
 
 def plain(value: Any, storage: Path) -> str:
@@ -265,6 +305,9 @@ def main(directory: Path, step: int) -> dict[str, Any]:
         number = writes(calm)
         found[name] = {"events": number, "trials": len(state_of(calm).trials)}
         assert state_of(calm).complete
+        replayed = replay(calm, changes)
+        found[name]["decisions"] = replayed["decisions"]
+        found["wrong"] += replayed["wrong"]
         # Killed once, at each of its records, then run to its end.
         for at in range(1, number + 1, step if name == "plain" else 2 * step):
             how = ("before", "torn", "after")[at // step % 3]

@@ -21,6 +21,8 @@ def kill_all(tmp_path: Path, step: int) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert found["plain"]["events"] > 60 and found["plain"]["trials"] >= 7
+    # Told the same events, a policy without a cluster decides the same.
+    assert found["plain"]["decisions"] >= 6 and found["supernet"]["decisions"] >= 6
     return found
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from cluster.session import ray_session
 from pipelines.config import DataConfig, TrainConfig, WorkersConfig
@@ -16,20 +15,14 @@ from pipelines.train.spec import ModelSpec, TrainJob
 from pipelines.train.trials import TrialRequest, run_trials
 
 
-class StopFirst(FIFOScheduler):
-    """Stops the trial `first` at its first report."""
-
-    def on_trial_result(self, tune_controller, trial, result):
-        first = trial.config["trial_id"] == "first"
-        return TrialScheduler.STOP if first else TrialScheduler.CONTINUE
-
-
 class Notes:
     def __init__(self):
         self.events = []
 
     def report(self, job_id, report):
+        """Ends the job `first` at its first report."""
         self.events.append((job_id, report["epoch"]))
+        return job_id != "first"
 
     def finished(self, job_id, report, checkpoint):
         self.events.append((job_id, "finished"))
@@ -65,7 +58,6 @@ def test_a_stopped_trial_leaves_its_cpus_to_the_next(tmp_path):
             listener=notes,
             directory=tmp_path / "tune",
             name="stop",
-            scheduler=StopFirst(),
         )
         free = ray.available_resources()["CPU"]
     assert ("first", "finished") in notes.events and ("first", 500) not in notes.events

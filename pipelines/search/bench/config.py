@@ -40,11 +40,9 @@ class OursConfig(StrictModel):
     calibrate_images: Positive = 64
     planned: Positive = Field(default=24, description="Planned schedules over all widths.")
     bins: Positive = 8
-    rounds: tuple[tuple[Positive, Positive], ...] = Field(
-        default=((24, 12), (60, 30), (120, 60), (200, 100)),
-        min_length=1,
-        description="Schedules screened and finals trained by the end of each round.",
-    )
+    schedules: Positive = Field(default=200, description="Screened over all rounds.")
+    trials: Positive = Field(default=100, description="Begun over all rounds, at most.")
+    rounds: Positive = Field(default=4, description="See `finals.rounds` of a search.")
     images: Positive = Field(default=256, description="Of minival they are scored on, at most.")
     noise_margin: float = Field(default=0.005, ge=0, lt=1)
 

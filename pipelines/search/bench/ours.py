@@ -1,36 +1,65 @@
-"""Our search among the contenders: calibrate, plan, screen, finals with Pareto-aware halving.
+"""Our search among the contenders: what `tokenpool search` does, in one process.
 
-The modules are those of `tokenpool search`; what its Ray actors and trials compute is computed
-here in one process, and everything that runs on the device is charged. It goes in rounds, and
-trains in steps (`finals`), where `tokenpool search` screens everything and then trains.
+The policy is the one that `tokenpool search` asks, and so are calibration, planner and scorer.
+What its Ray actors and trials compute is computed here, and everything that runs on the device is
+charged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from pipelines.search.bench.finals import Finals
-from pipelines.search.bench.world import Step, World
+from pipelines.search.bench.world import Finetuning, Step, World
 from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
-from pipelines.search.state import ScreenedSchedule
-from tune_spaces.evolution import first_generation, next_generation
+from tune_spaces.outlook import DenseModel, Prices, Untrained
+from tune_spaces.policy import FrontPolicy, PolicySettings, Score, Train, rung_of
 from tune_spaces.space import Candidate
 
 
 def ours(world: World, seed: int) -> Iterator[Step]:
-    """Calibrate and plan, then rounds of screening and finals, each larger than the one before."""
+    """Calibrates and plans each width, then does what the policy says until it says no more."""
     planned: list[Candidate] = []
+    dense = []
     for width in world.space.widths:
         yield from _calibrated(world, width, planned)
-    screened: list[ScreenedSchedule] = []
-    finals = Finals(world, seed)
-    rounds, margin = world.config.ours.rounds, world.config.ours.noise_margin
-    for schedules, trials in rounds:
-        yield from _screened(world, seed, planned, screened, schedules, finals)
-        yield from finals.run(screened, trials, margin)
-    yield from finals.run(screened, rounds[-1][1], 0.0)
+        # What a schedule lacks is seen on the images it is scored on: some are easier than others.
+        untrained, _, seconds = world.score(width, tuple(world.space.dense()))
+        yield Step(seconds, "screen")
+        base = world.base_point(width)
+        dense.append(DenseModel(width, base.gmacs, base.top1, untrained))
+    policy = FrontPolicy(world.space, _settings(world, seed), dense, planned)
+    runs: dict[str, Finetuning] = {}
+    while (action := policy.ask()) is not None:
+        if isinstance(action, Score):
+            if action.is_new:
+                policy.asked(action.candidates)
+                continue
+            for candidate in action.candidates:
+                top1, loss, seconds = world.score(candidate.width, tuple(candidate.schedule))
+                yield Step(seconds, "screen")
+                policy.scored([Untrained(candidate, top1, loss)])
+        elif isinstance(action, Train):
+            yield from _trained(world, seed, policy, action, runs)
+
+
+def _settings(world: World, seed: int) -> PolicySettings:
+    config = world.config
+    return PolicySettings(
+        schedules=config.ours.schedules,
+        generations=config.ours.rounds,
+        trials=config.ours.trials,
+        rounds=config.ours.rounds,
+        prices=Prices(
+            first=rung_of(config.halving.grace_epochs, config.finetune.epochs),
+            last=config.finetune.epochs,
+            images=config.finetune_images or len(world.split("train")[1]),
+            measured=len(world.split("minival")[1]),
+            floor=config.top1_floor,
+        ),
+        keep=1 / config.halving.reduction_factor,
+        noise=config.ours.noise_margin,
+        seed=seed,
+    )
 
 
 def _calibrated(world: World, width: int, planned: list[Candidate]) -> Iterator[Step]:
@@ -52,29 +81,24 @@ def _calibrated(world: World, width: int, planned: list[Candidate]) -> Iterator[
     planned += [candidate for candidate, _ in found]
 
 
-def _screened(
-    world: World,
-    seed: int,
-    planned: list[Candidate],
-    screened: list[ScreenedSchedule],
-    wanted: int,
-    finals: Finals,
+def _trained(
+    world: World, seed: int, policy: FrontPolicy, action: Train, runs: dict[str, Finetuning]
 ) -> Iterator[Step]:
-    """One more generation, up to `wanted` schedules in all, bred by what training is to give."""
-    if not screened:
-        # What a schedule lacks is seen on the images it is scored on: some are easier than others.
-        for width in world.space.widths:
-            yield Step(world.score(width, tuple(world.space.dense()))[2], "screen")
-    rng = np.random.default_rng([seed, len(screened)])
-    missing = wanted - len(screened)
-    if screened:
-        batch = next_generation(world.space, rng, finals.as_expected(screened), missing)
+    """One step of training; as there is one device, a trial goes on at once or is paused."""
+    name = action.trial_id
+    if action.is_new:
+        runs[name] = world.finetune(action.candidate, seed)
+        policy.began(name, action.candidate)
     else:
-        batch = first_generation(world.space, rng, missing, planned)
-    for candidate in batch:
-        width, schedule = candidate.width, tuple(candidate.schedule)
-        top1, loss, seconds = world.score(width, schedule)
-        screened.append(
-            ScreenedSchedule(width, schedule, candidate.gmacs, top1, loss, method=candidate.method)
-        )
-        yield Step(seconds, "screen")
+        policy.resumed(name)
+    until: int | None = action.until
+    while until is not None:
+        step = runs[name].run_to(until)
+        yield step
+        assert step.point is not None
+        verdict = policy.reported(name, until, step.point.top1)
+        until = None
+        if verdict is None:
+            policy.done(name)
+        elif verdict.kept and policy.goes_on(name):
+            until = policy.settings.prices.last

@@ -13,6 +13,7 @@ from pipelines.config import SearchConfig, WorkersConfig
 from pipelines.console import Screen
 from pipelines.errors import UserError
 from pipelines.search.budget import DeviceMeter, Halt
+from pipelines.search.ledger import LEDGER_NAME, Event, read_events
 from pipelines.search.plan import make_space
 from pipelines.search.recorder import Recorder
 from pipelines.search.state import SearchState
@@ -41,6 +42,10 @@ class StageContext:
     def state(self) -> SearchState:
         """What is known so far."""
         return self.recorder.state
+
+    def events(self) -> Iterator[Event]:
+        """All that the ledger has recorded, in order."""
+        return read_events(self.config.directory / LEDGER_NAME)
 
     @property
     def space(self) -> ScheduleSpace:

@@ -1,4 +1,4 @@
-"""Stage *screen*: evolution over schedules, scored on minival without training."""
+"""Stage *screen*: schedules that the policy asks for, scored on minival without training."""
 
 from __future__ import annotations
 
@@ -8,113 +8,88 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-import numpy as np
 import ray
 
+from pipelines.search.decide import policy_of, row_of, untrained
 from pipelines.search.race import BLOCK, Racer, images_seen
 from pipelines.search.scorer import ImageScores, Scorer
 from pipelines.search.stages.context import StageContext
 from pipelines.search.state import ScreenedSchedule, Weights
 from tokenpool import Schedule
-from tune_spaces.evolution import Scored, first_generation, next_generation, select
+from tune_spaces.evolution import Scored, select
+from tune_spaces.policy import FrontPolicy, Score
 from tune_spaces.space import Candidate, ScheduleSpace
 
 _SCHEDULES_PER_TASK = 4
 
 
 def run_screen(context: StageContext) -> None:
-    """Scores schedules, generation by generation, until there are as many as configured."""
-    stage = context.config.screen
-    screen_schedules(
-        context, "base", stage.schedules, stage.generations, seeds(context, context.space)
-    )
+    """Scores what the search begins with; where there are to be supernets, all that makes these."""
+    score(context, base_policy(context), "base")
     context.recorder.add("stage_done", stage="screen")
 
 
-def screen_schedules(
-    context: StageContext,
-    weights: Weights,
-    wanted: int,
-    generations: int,
-    first: Sequence[Candidate],
-) -> None:
-    """Scores schedules on the bases' or the supernets' weights, by evolution.
+def base_policy(context: StageContext) -> FrontPolicy:
+    """The policy of a search that scores schedules on the bases' weights."""
+    return policy_of(
+        context.config,
+        context.state,
+        context.space,
+        "base",
+        planned=seeds(context, context.space),
+        events=context.events(),
+    )
+
+
+def score(context: StageContext, policy: FrontPolicy, weights: Weights) -> None:
+    """Scores schedules as long as the policy asks for nothing else.
 
     Args:
         context: of the search.
-        weights: whose.
-        wanted: how many.
-        generations: rounds it takes; each learns from those before.
-        first: what the first one begins with.
+        policy: told of every score.
+        weights: whose: the bases' or the supernets'.
     """
-    config, state = context.config, context.state
+    if not isinstance(policy.ask(), Score):
+        return
+    config, state, recorder = context.config, context.state, context.recorder
     screened = state.rescreened if weights == "supernet" else state.screened
-    space = context.space
-    with context.screen.progress("schedules scored", wanted) as bar:
-        bar.advance(len(screened), note="from before" if screened else "")
-        actors_wanted = config.screen.actors if len(screened) < wanted else 0
-        with scorers(context, "screen", actors_wanted, weights) as actors:
-            racer = None
-            if actors:
-                racer = Racer(
-                    partial(_evaluate, context, ray.util.ActorPool(actors)),
-                    ray.get(actors[0].num_images.remote()),
-                    racing=config.screen.racing,
-                    tolerance=config.screen.racing_tolerance,
-                )
-            while racer is not None and len(screened) < wanted:
-                candidates = due(space, screened, config.seed, wanted, generations, first)
-                if not candidates:
-                    break  # the space has no more schedules
-                rows = racer.score(candidates[:BLOCK], screened)
-                context.recorder.add(
-                    "screened",
-                    weights=weights,
-                    rows=[
-                        (r.width, r.schedule, r.gmacs, r.top1, r.loss, r.method, r.images)
-                        for r in rows
-                    ],
-                )
-                bar.advance(len(rows), note=f"top-1 up to {max(row.top1 for row in rows):.1%}")
-                context.check()
+    begun = len(screened)
+    with (
+        context.screen.progress("schedules scored", begun + policy.num_unscored) as bar,
+        scorers(context, "screen", config.screen.actors, weights) as actors,
+    ):
+        bar.advance(begun, note="from before" if begun else "")
+        racer = Racer(
+            partial(_evaluate, context, ray.util.ActorPool(actors)),
+            ray.get(actors[0].num_images.remote()),
+            racing=config.screen.racing,
+            tolerance=config.screen.racing_tolerance,
+        )
+        while isinstance(asked := policy.ask(), Score):
+            if asked.is_new:
+                # On disk before any of it is scored: a killed search goes on with the same ones.
+                rows = [row_of(candidate) for candidate in asked.candidates]
+                recorder.add("generation", weights=weights, rows=rows)
+                policy.asked(asked.candidates)
+                continue
+            scored = racer.score(asked.candidates[:BLOCK], screened)
+            recorder.add(
+                "screened",
+                weights=weights,
+                rows=[
+                    (r.width, r.schedule, r.gmacs, r.top1, r.loss, r.method, r.images)
+                    for r in scored
+                ],
+            )
+            policy.scored([untrained(row) for row in scored])
+            bar.advance(len(scored), note=f"top-1 up to {max(row.top1 for row in scored):.1%}")
+            context.check()
     text = f"{len(screened)} schedules scored without training"
     dropped = sum(row.images is not None for row in screened)
     if dropped and "minival" in state.images:
         share = images_seen(screened, state.images["minival"])
         text += f", {dropped} of them dropped early: {1 - share:.0%} of the work saved"
     context.screen.say(text)
-
-
-def due(
-    space: ScheduleSpace,
-    screened: Sequence[ScreenedSchedule],
-    seed: int,
-    wanted: int,
-    generations: int,
-    planned: Sequence[Candidate] = (),
-) -> list[Candidate]:
-    """What is to be scored next: the rest of the generation that was begun, or a new one.
-
-    A generation is a function of the seed and of the generations before it. So a search killed
-    in the midst of one goes on with the same candidates as if nothing had happened.
-    """
-    size = -(-wanted // generations)
-    begun = len(screened) - len(screened) % size
-    count = min(size, wanted - begun)
-    rng = np.random.default_rng([seed, begun])
-    before = as_scored(screened[:begun])
-    generation = (
-        next_generation(space, rng, before, count)
-        if before
-        else first_generation(space, rng, count, planned)
-    )
-    known = {(row.width, tuple(row.schedule), row.method) for row in screened}
-    rest = [candidate for candidate in generation if candidate.key not in known]
-    if rest or not screened:
-        return rest
-    # A small space gave fewer than a whole generation: the neighbours of all that is known.
-    missing = wanted - len(screened)
-    return next_generation(space, rng, as_scored(screened), missing, oversample=1)
 
 
 def seeds(context: StageContext, space: ScheduleSpace) -> list[Candidate]:

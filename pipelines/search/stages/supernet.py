@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.console import Bar
+from pipelines.search.decide import policy_of
 from pipelines.search.plan import supernet_job, supernet_job_id
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.context import StageContext
-from pipelines.search.stages.screen import best_of, screen_schedules
+from pipelines.search.stages.screen import best_of, score
 from pipelines.search.state import SearchState
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.trials import TrialRequest, run_trials, unheard_reports
+from tune_spaces.policy import FrontPolicy
 from tune_spaces.space import Candidate
 
 
@@ -68,17 +70,28 @@ def run_supernet(context: StageContext) -> None:
 
 def run_rescreen(context: StageContext) -> None:
     """Screens again, beginning with what was best on the bases' weights."""
-    config, state = context.config, context.state
-    stage = config.supernet
+    state = context.state
     widths = [width for width, net in state.supernets.items() if net.status == "done"]
     if not widths:
         context.screen.say("nothing to do: there is no supernet")
     else:
-        known = context.space.widths
-        size = -(-stage.schedules // stage.generations)
-        first = [c for w in known for c in near_front(state, w, -(-size // len(known)))]
-        screen_schedules(context, "supernet", stage.schedules, stage.generations, first)
+        score(context, supernet_policy(context), "supernet")
     context.recorder.add("stage_done", stage="rescreen")
+
+
+def supernet_policy(context: StageContext) -> FrontPolicy:
+    """The policy of a search that scores schedules on the supernets' weights."""
+    config, space = context.config, context.space
+    size = -(-config.supernet.schedules // config.supernet.generations)
+    share = -(-size // len(space.widths))
+    return policy_of(
+        config,
+        context.state,
+        space,
+        "supernet",
+        planned=[c for width in space.widths for c in near_front(context.state, width, share)],
+        events=context.events(),
+    )
 
 
 def near_front(state: SearchState, width: int, count: int) -> list[Candidate]:

@@ -44,7 +44,7 @@ function groups() {
     dense: finished.filter((p) => p.kind === "dense"),
     constant: finished.filter((p) => p.kind === "constant"),
     dominated: finished.filter((p) => p.kind === "final" && !onFront.has(p.id)),
-    stopped: data.points.filter((p) => p.status === "stopped" && known(p)),
+    stopped: data.points.filter((p) => ["stopped", "paused"].includes(p.status) && known(p)),
   };
 }
 

@@ -46,7 +46,9 @@ TINY = {
         "planned": 6,
         "bins": 3,
         "images": 64,
-        "rounds": [[6, 2], [10, 6]],
+        "schedules": 10,
+        "trials": 6,
+        "rounds": 2,
     },
 }
 BASE = Point(8, (4, 4), 1.0, 0.6)

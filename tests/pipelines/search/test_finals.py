@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 
 from pipelines.config import SearchConfig
@@ -8,37 +6,9 @@ from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
 from pipelines.search.plan import final_job
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.companions import companions, is_companion
-from pipelines.search.stages.finalists import choose_finalists
-from pipelines.search.stages.finals import _create_trials, _FinalsListener
-from pipelines.search.state import BaseState, ScreenedSchedule, SearchState, TrialState, fold
+from pipelines.search.stages.finals import _FinalsListener
+from pipelines.search.state import BaseState, SearchState, TrialState, fold
 from tune_spaces.halving import Verdict
-from tune_spaces.scheduler import Decision
-
-
-def screened(width, gmacs, loss):
-    return ScreenedSchedule(width, (int(gmacs * 1000),), gmacs, 1 - loss, loss)
-
-
-def test_each_width_gets_its_share_of_its_own_front_and_dense_is_left_out():
-    state = SearchState("s", bases=[BaseState(8, 2, 0.05), BaseState(16, 2, 0.1)])
-    state.screened = [
-        *(screened(8, 0.01 * k, 0.9 - 0.1 * k) for k in range(1, 6)),  # the last one is dense
-        *(screened(16, 0.01 * k + 0.001, 2.0 - 0.1 * k) for k in range(1, 9)),  # all dominated
-        screened(8, 0.035, 5.0),  # dominated within its own width
-    ]
-    chosen = [entry.candidate for entry in choose_finalists(state, 6)]
-    assert [c.width for c in chosen].count(8) == 3 and [c.width for c in chosen].count(16) == 3
-    # Each next one is farthest from all before it: whatever is trained by then spans the range.
-    costs = [c.gmacs for c in chosen]
-    assert {min(costs), max(costs)} <= set(costs[:3])
-    own = [c.gmacs for c in chosen if c.width == 8]
-    assert 0.05 not in own and 0.035 not in own and {0.01, 0.04} <= set(own)
-
-
-def test_nothing_to_choose_from_gives_nothing():
-    state = SearchState("s", bases=[BaseState(8, 2, 0.05)])
-    state.screened = [screened(8, 0.05, 0.1)]
-    assert choose_finalists(state, 4) == []
 
 
 @pytest.fixture
@@ -62,20 +32,57 @@ def report(epoch, top1):
     return {"epoch": epoch, "top1_minival": top1, "loss": 1.0}
 
 
-def test_a_stop_is_on_disk_with_the_report_it_came_from(recorder, tmp_path):
-    listener = _FinalsListener(recorder, 6, Bar(Screen(), "x", 12))
-    listener.decided(Decision("t000", 2, Verdict(False, 0.1, 3, 1, "0.1 below the front")))
-    listener.report("t000", report(2, 0.5))
+class Policy:
+    """Says what a test wants it to."""
+
+    def __init__(self, kept, goes_on=False):
+        self.verdict, self.on = Verdict(kept, 0.1, 3, 1, "0.1 below the front"), goes_on
+        self.told = []
+
+    def reported(self, trial_id, epoch, top1):
+        return self.verdict if epoch == 2 else None
+
+    def goes_on(self, trial_id):
+        return self.on
+
+    def done(self, trial_id):
+        self.told.append(("done", trial_id))
+
+    def failed(self, trial_id):
+        self.told.append(("failed", trial_id))
+
+
+@pytest.mark.parametrize(
+    ("policy", "status", "goes_on"),
+    [
+        (Policy(False), "stopped", False),
+        (Policy(True), "paused", False),
+        (Policy(True, goes_on=True), "running", True),
+    ],
+)
+def test_what_becomes_of_a_trial_is_on_disk_with_the_report_it_came_from(
+    recorder, tmp_path, policy, status, goes_on
+):
+    listener = _FinalsListener(recorder, 6, Bar(Screen(), "x", 12), policy)
+    assert listener.report("t000", report(1, 0.4))
+    assert listener.report("t000", report(2, 0.5)) is goes_on
     # A driver killed here, before Tune has ended the trial, must not start it again.
     state = fold("s", read_events(tmp_path / "s" / LEDGER_NAME))
-    assert state.trials["t000"].status == "stopped"
-    assert state.trials["t000"].reason == "at epoch 2: 0.1 below the front"
+    assert state.trials["t000"].status == status
+    assert state.trials["t000"].reason == (
+        "at epoch 2: 0.1 below the front" if status == "stopped" else ""
+    )
+    if goes_on:
+        return
+    assert listener.leaving == {"t000"}, "its processes may still be there"
     listener.finished("t000", report(2, 0.5), "/x")
-    assert recorder.state.trials["t000"].status == "stopped"
+    assert recorder.state.trials["t000"].status == status
+    assert not listener.leaving and not policy.told
 
 
 def test_a_trial_that_ends_early_by_itself_is_a_failure(recorder):
-    listener = _FinalsListener(recorder, 6, Bar(Screen(), "x", 12))
+    policy = Policy(True)
+    listener = _FinalsListener(recorder, 6, Bar(Screen(), "x", 12), policy)
     listener.report("t001", report(3, 0.5))
     listener.finished("t001", report(3, 0.5), "/x")
     assert recorder.state.trials["t001"].status == "failed"
@@ -84,26 +91,7 @@ def test_a_trial_that_ends_early_by_itself_is_a_failure(recorder):
     trial = recorder.state.trials["t001"]
     assert (trial.status, trial.top1_minival, trial.reason) == ("done", 0.7, "")
     assert trial.checkpoint == "/x/epoch-0006/model"
-
-
-def test_a_kill_between_two_records_loses_no_trial(recorder):
-    config = SimpleNamespace(
-        space=SimpleNamespace(widths=[SimpleNamespace(width=8, heads=2)], method="kmedoids"),
-        finals=SimpleNamespace(trials=3),
-    )
-    state = recorder.state
-    state.trials.clear()
-    state.bases = [BaseState(8, 2, 0.05)]
-    state.screened = [screened(8, 0.01 * k, 0.9 - 0.1 * k) for k in range(1, 5)]
-    context = SimpleNamespace(config=config, state=state, recorder=recorder)
-    _create_trials(context, choose_finalists(state, 3), "base")
-    straight = {name: trial.schedule for name, trial in state.trials.items()}
-    assert sorted(straight) == ["t000", "t001", "t002"]
-    for lost in (["t002"], ["t001", "t002"], sorted(straight)):
-        for name in lost:
-            del state.trials[name]
-        _create_trials(context, choose_finalists(state, 3), "base")
-        assert {name: trial.schedule for name, trial in state.trials.items()} == straight
+    assert policy.told == [("failed", "t001"), ("done", "t001")]
 
 
 CONFIG = {

@@ -98,8 +98,8 @@ def test_every_stage_by_hand():
     finals = stage(found, "finals")
     # One further seed at least and 8 at most, and a constant keep-rate, twice, for each width.
     assert found.trials == finals.jobs == (8 + 1 + 2 * 2, 16 + 2 * 2)
-    # Rungs 1 and 2 of 4 epochs: 13 trials, then half of them, then half of those.
-    epochs = 13 * 1 + 13 / 2 * 1 + 13 / 4 * 2
+    # Eight finals come to the rung, one of them and the five others to the end of 4 epochs.
+    epochs = 8 * 1 + 3 + 5 * 4
     one = 800 * 0.02 + 100 * 0.001
     assert finals.device_seconds[0] == pytest.approx(epochs * one + 13 * _START[0])
     full = 20 * (4 * (800 * 0.02 * _SLOWER + 100 * 0.001) + _START[1])

@@ -12,10 +12,13 @@ from pipelines.config import DataConfig
 from pipelines.data.augment import normalize
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
+from pipelines.search.decide import untrained
 from pipelines.search.race import Racer
 from pipelines.search.scorer import Scorer
-from pipelines.search.stages.screen import _evaluate, due
+from pipelines.search.stages.screen import _evaluate
 from tokenpool import Schedule
+from tune_spaces.outlook import DenseModel, Prices
+from tune_spaces.policy import FrontPolicy, PolicySettings
 from tune_spaces.space import Candidate, ScheduleSpace
 
 METHOD = "wkmedoids"
@@ -125,10 +128,15 @@ def test_thousands_of_schedules_are_bred_and_raced_in_seconds():
             found.append((hard[start:stop] * np.float32(level), hard[start:stop] < 1))
         return found
 
-    racer, rows = Racer(evaluate, 512), []
-    while len(rows) < 3000:
-        batch = due(space, rows, 0, 3000, 4)
-        for start in range(0, len(batch), 64):
-            rows += racer.score(batch[start : start + 64], rows)
+    settings = PolicySettings(3000, 4, trials=0, rounds=1, prices=Prices(1, 1, 1, 1))
+    dense = [DenseModel(width, 1.0, 0.9, 0.9) for width in space.widths]
+    policy, racer, rows = FrontPolicy(space, settings, dense), Racer(evaluate, 512), []
+    while (asked := policy.ask()) is not None:
+        if asked.is_new:
+            policy.asked(asked.candidates)
+            continue
+        scored = racer.score(asked.candidates[:64], rows)
+        policy.scored([untrained(row) for row in scored])
+        rows += scored
     assert len({(row.width, row.schedule) for row in rows}) == 3000
     assert sum(row.images is not None for row in rows) > 1500

@@ -1,7 +1,6 @@
-"""Supernets in a search: one real one from end to end, and what is decided by Kendall's τ."""
+"""Supernets in a search: one real one from end to end, and what makes one."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
@@ -11,17 +10,14 @@ import tune_spaces
 from pipelines.config import SearchConfig
 from pipelines.config_file import load_config
 from pipelines.console import Screen
-from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.plan import supernet_job
-from pipelines.search.recorder import Recorder
 from pipelines.search.runner import run_search
-from pipelines.search.stages import finals
 from pipelines.search.stages.supernet import near_front
 from pipelines.search.state import (
     BaseState,
     ScreenedSchedule,
     SearchState,
-    fold,
     load_state,
 )
 
@@ -99,13 +95,6 @@ def test_the_presets_train_supernets(name):
     assert preset.supernet.enabled and preset.supernet.train.epochs < preset.base.train.epochs / 5
 
 
-def rows(worse=0.0):
-    return [
-        ScreenedSchedule(8, (2 * k,), 0.01 * k, 0.5, 1 / k + worse, "m", 32 if k % 5 == 0 else None)
-        for k in range(1, 21)
-    ]
-
-
 def test_the_job_is_the_bases_with_the_front_of_the_first_screening(tmp_path):
     wanted = config(tmp_path, "d", "c", random=3, uniform_share=0.1, near=6)
     state = SearchState("s", bases=[BaseState(32, 2, 0.5)])
@@ -120,81 +109,3 @@ def test_the_job_is_the_bases_with_the_front_of_the_first_screening(tmp_path):
     assert (job.sandwich.random, job.sandwich.uniform_share) == (3, 0.1)
     assert job.sandwich.min_tokens == 2 and len(job.sandwich.near) == 6
     assert {each.schedule for each in job.sandwich.near} <= {r.schedule for r in state.screened}
-
-
-@pytest.fixture
-def searching(tmp_path, monkeypatch):
-    """A context whose finals are not trained: `results` gives each its top-1."""
-    said = []
-    with Ledger(tmp_path / "s") as ledger:
-        state = SearchState("s", bases=[BaseState(8, 2, 1.0, checkpoint="/base")])
-        state.supernet(8).status, state.supernet(8).checkpoint = "done", "/supernet"
-        state.screened, state.rescreened = rows(worse=1.0), rows()
-        context = SimpleNamespace(
-            config=SimpleNamespace(
-                space=SimpleNamespace(widths=[SimpleNamespace(width=8, heads=2)]),
-                finals=SimpleNamespace(trials=8),
-                supernet=SimpleNamespace(min_tau=0.6),
-            ),
-            state=state,
-            recorder=Recorder(ledger, state),
-            screen=SimpleNamespace(say=lambda text, style=None: said.append(text)),
-            said=said,
-            path=tmp_path / "s" / LEDGER_NAME,
-            results=lambda trial: trial.gmacs,
-        )
-
-        def train(context, trials, name, scheduler):
-            for trial in trials:
-                if trial.status != "done":
-                    report = {"epoch": 1, "top1_minival": context.results(trial)}
-                    context.recorder.add("trial_report", trial_id=trial.trial_id, report=report)
-                    context.recorder.add(
-                        "trial_done", trial_id=trial.trial_id, checkpoint="/x",
-                        top1_minival=report["top1_minival"],
-                    )  # fmt: skip
-
-        monkeypatch.setattr(finals, "_train", train)
-        monkeypatch.setattr(finals, "_make_scheduler", lambda context, trials: None)
-        yield context
-
-
-def test_scores_that_order_the_first_half_are_trusted_with_the_other(searching):
-    all_of_them = finals._train_all_finals(searching)
-    assert [trial.start for trial in all_of_them] == ["supernet"] * 8
-    assert sorted(searching.state.trials) == [f"t{n:03d}" for n in range(8)]
-    agreed = searching.state.agreement["supernet"]
-    assert agreed.tau == 1.0 and agreed.trusted
-    assert not any("start from the bases" in text for text in searching.said)
-
-
-def test_scores_that_do_not_send_the_other_half_to_the_bases(searching):
-    searching.results = lambda trial: 1.0 - trial.gmacs
-    all_of_them = finals._train_all_finals(searching)
-    assert [trial.start for trial in all_of_them] == ["supernet"] * 4 + ["base"] * 4
-    assert len({trial.schedule for trial in all_of_them}) == 8
-    assert any("start from the bases" in text for text in searching.said)
-    requests = [searching.state.weights(t.width, t.start) for t in all_of_them]
-    assert requests == ["/supernet"] * 4 + ["/base"] * 4
-    # The dropped of the first screening are not among them, as there are enough others.
-    raced = {row.schedule for row in searching.state.screened if row.images is not None}
-    assert not raced & {trial.schedule for trial in all_of_them}
-
-
-@pytest.mark.parametrize("last_events", range(1, 40, 3))
-def test_a_driver_killed_amid_that_comes_to_the_same(searching, last_events):
-    searching.results = lambda trial: 1.0 - trial.gmacs
-    finals._train_all_finals(searching)
-    straight = {name: (t.schedule, t.start) for name, t in searching.state.trials.items()}
-    events = list(read_events(searching.path))[:last_events]
-    state = fold("s", [])
-    state.bases, state.supernets = searching.state.bases, searching.state.supernets
-    state.screened, state.rescreened = rows(worse=1.0), rows()
-    for event in events:
-        state.apply(event)
-    searching.state = searching.recorder.state = state
-    # What comes later may turn Kendall's τ around; the decision stands.
-    if "supernet" in state.agreement:
-        searching.results = lambda trial: trial.gmacs
-    finals._train_all_finals(searching)
-    assert {name: (t.schedule, t.start) for name, t in state.trials.items()} == straight

@@ -4,7 +4,7 @@ from ray.tune.search import Searcher
 from pipelines.config import WorkersConfig
 from pipelines.errors import UserError
 from pipelines.train import ray_job
-from pipelines.train.trials import TrialRequest, _Queue, short_reason
+from pipelines.train.trials import TrialRequest, _List, _Queue, short_reason
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_the_telling_line_of_a_long_error(text, reason):
 def test_jobs_are_given_out_while_there_is_room():
     room = [2]
     requests = [TrialRequest(job, gmacs=0.0) for job in map(Job, "abcd")]
-    queue = _Queue(requests, lambda running, waiting: min(room[0], running + waiting), None)
+    queue = _Queue(_List(requests), lambda running, waiting: min(room[0], running + waiting), None)
     assert [queue.suggest(name)["trial_id"] for name in "12"] == ["a", "b"]
     assert queue.suggest("3") is None
     room[0] = 3  # a node joined
@@ -34,6 +34,8 @@ def test_jobs_are_given_out_while_there_is_room():
     assert queue.suggest("4") is None
     queue.on_trial_complete("3")
     assert queue.suggest("4")["trial_id"] == "d"
+    assert queue.suggest("5") is None, "of what runs there may come more"
+    queue.on_trial_complete("4")
     assert queue.suggest("5") == Searcher.FINISHED
 
 

@@ -1,0 +1,135 @@
+"""The policy of a search as its configuration and its ledger make it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pipelines.config import SearchConfig
+from pipelines.search.ledger import Event
+from pipelines.search.records import ScreenedSchedule
+from pipelines.search.state import SearchState, Weights
+from tokenpool import Schedule
+from tune_spaces.outlook import DenseModel, Prices, Untrained
+from tune_spaces.policy import FrontPolicy, PolicySettings, rung_of
+from tune_spaces.space import Candidate, ScheduleSpace
+
+
+def policy_of(
+    config: SearchConfig,
+    state: SearchState,
+    space: ScheduleSpace,
+    weights: Weights,
+    *,
+    planned: Iterable[Candidate],
+    events: Iterable[Event],
+) -> FrontPolicy:
+    """A policy that knows what the ledger knows.
+
+    Args:
+        config: of the search.
+        state: whose bases are there.
+        space: what is searched.
+        weights: that schedules are scored on.
+        planned: what the first generation begins with.
+        events: of the ledger, from its beginning.
+    """
+    policy = FrontPolicy(
+        space, _settings(config, state, weights), _dense(state, weights), list(planned)
+    )
+    for event in events:
+        tell(policy, state, weights, event)
+    return policy
+
+
+def tell(policy: FrontPolicy, state: SearchState, weights: Weights, event: Event) -> None:
+    """Tells a policy of an event of the ledger, if it is one that decides anything."""
+    kind, trial_id = event["event"], event.get("trial_id")
+    if kind == "began":
+        policy.restarted()
+    elif kind in ("generation", "screened") and event.get("weights", "base") == weights:
+        if kind == "generation":
+            policy.asked([candidate_of(*row) for row in event["rows"]])
+        else:
+            policy.scored([untrained(row) for row in state.screened_rows(event)])
+    elif trial_id is None or trial_id not in state.trials or is_companion(event, state):
+        return
+    elif kind == "trial_created":
+        trial = state.trials[trial_id]
+        policy.began(
+            trial_id, Candidate(trial.width, Schedule(trial.schedule), trial.gmacs, trial.method)
+        )
+    elif kind == "trial_report":
+        report = event["report"]
+        policy.reported(trial_id, report["epoch"], report["top1_minival"])
+    elif kind in _TOLD:
+        _TOLD[kind](policy, trial_id)
+
+
+_TOLD: dict[str, Any] = {
+    "trial_resumed": FrontPolicy.resumed,
+    "trial_paused": FrontPolicy.paused,
+    "trial_stopped": FrontPolicy.stopped,
+    "trial_done": FrontPolicy.done,
+    "trial_failed": FrontPolicy.failed,
+}
+
+
+def is_companion(event: Event, state: SearchState) -> bool:
+    """Whether an event is of a trial that no policy decides about."""
+    trial = state.trials[event["trial_id"]]
+    return trial.seed is not None or trial.keep_rate is not None
+
+
+def row_of(candidate: Candidate) -> list[Any]:
+    """A candidate as JSON types."""
+    return [candidate.width, list(candidate.schedule), candidate.gmacs, candidate.method]
+
+
+def candidate_of(width: int, schedule: list[int], gmacs: float, method: str) -> Candidate:
+    """The candidate of a row that `row_of` made."""
+    return Candidate(width, Schedule(schedule), gmacs, method)
+
+
+def untrained(row: ScreenedSchedule) -> Untrained:
+    """A score as the policy takes it."""
+    candidate = Candidate(row.width, Schedule(row.schedule), row.gmacs, row.method)
+    return Untrained(candidate, row.top1, row.loss, row.images is None)
+
+
+def _settings(config: SearchConfig, state: SearchState, weights: Weights) -> PolicySettings:
+    """With supernets, schedules are scored on the bases' weights only to make these."""
+    finals, supernet = config.finals, config.supernet
+    scored = supernet if weights == "supernet" else config.screen
+    trains = weights == "supernet" or not supernet.enabled or state.stages["rescreen"] == "done"
+    limit = finals.trials if config.budget.trials is None else config.budget.trials
+    epochs = finals.train.epochs
+    return PolicySettings(
+        schedules=scored.schedules,
+        generations=scored.generations,
+        trials=min(finals.trials, limit) if trains else 0,
+        rounds=finals.rounds if trains else 1,
+        prices=Prices(
+            first=rung_of(finals.grace_epochs, epochs),
+            last=epochs,
+            # Unknown of a search that an old program began; then only the ratio of steps is off.
+            images=state.images.get("train", 1000),
+            measured=state.images.get("minival", 100),
+            floor=1 / state.num_classes,
+        ),
+        keep=1 / finals.reduction_factor,
+        noise=finals.noise_margin,
+        seed=config.seed,
+    )
+
+
+def _dense(state: SearchState, weights: Weights) -> list[DenseModel]:
+    found = []
+    for base in state.bases:
+        top1 = base.top1_minival or 0.0
+        supernet = state.supernets.get(base.width)
+        untrained = top1
+        if weights == "supernet" and supernet is not None and supernet.top1_minival is not None:
+            untrained = supernet.top1_minival
+        found.append(DenseModel(base.width, base.gmacs, top1, untrained))
+    return found

@@ -1,0 +1,220 @@
+"""What a step of training should add to the front for its price, by what is known so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tune_spaces.expectation import TrainedQuality
+from tune_spaces.space import Candidate, ScheduleSpace
+from tune_spaces.volume import added_volume
+
+__all__ = ["DenseModel", "Outlook", "Prices", "Trained", "Untrained"]
+
+Key = tuple[int, tuple[int, ...], str]
+# How much of what a schedule lacks untrained is guessed to be left after training.
+_LEFT = 0.5
+# Share of what a model lacks at the rung that it gains by the end, before any got there, and how
+# much that counts: as one whose top-1 lacks a tenth.
+_RECOVERED, _RECOVERED_WEIGHT = 0.3, 0.01
+# An image takes time for more than its MACs: for as much as a sixth of the dearest model's.
+_OVERHEAD = 1 / 6
+# Trainings the process is fitted to, at most: a fit takes time as the cube of their number.
+_MOST_FITTED = 256
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """A width's model without pooling, which everything starts from.
+
+    Attributes:
+        width: of the model.
+        gmacs: of an image.
+        top1: trained, on minival; a fraction.
+        untrained: top-1 of the weights that schedules are scored on, on the images they are scored
+            on; the same as `top1` where these are the model's own weights and all of minival.
+    """
+
+    width: int
+    gmacs: float
+    top1: float
+    untrained: float
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A candidate's score without training.
+
+    Attributes:
+        candidate: what was scored.
+        top1: a fraction.
+        loss: cross-entropy in nats.
+        whole: whether it was scored on all images; else the score is an estimate.
+    """
+
+    candidate: Candidate
+    top1: float
+    loss: float
+    whole: bool = True
+
+
+@dataclass
+class Trained:
+    """A candidate in training.
+
+    Attributes:
+        candidate: what is trained.
+        guess: top-1 guessed for the rung before it began; a fraction.
+        first: top-1 at the rung, None before.
+        last: top-1 at the end, None before.
+    """
+
+    candidate: Candidate
+    guess: float
+    first: float | None = None
+    last: float | None = None
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What training costs and where its results count.
+
+    Attributes:
+        first: epochs to the rung, where a training may pause.
+        last: epochs to its end; the same as `first` where it never pauses.
+        images: of an epoch.
+        measured: images that top-1 is measured on after each step.
+        floor: top-1 below which nothing counts.
+        log_cost: whether half the cost counts as much at a tenth of the dense model's cost as at
+            its whole; otherwise GMACs count alike everywhere.
+    """
+
+    first: int
+    last: int
+    images: int
+    measured: int
+    floor: float = 0.0
+    log_cost: bool = False
+
+    def of(self, epochs: int) -> float:
+        """Forward passes of so many epochs and of measuring; a backward pass counts as two."""
+        return 3.0 * epochs * self.images + self.measured
+
+
+class Outlook:
+    """Guesses from scores without training, corrected by what was trained.
+
+    What a schedule comes to at the rung is guessed from its top-1 without training: half of what
+    it lacks against its dense model is left. `TrainedQuality` corrects that.
+
+    Args:
+        space: that candidates are of.
+        dense: the dense models.
+        prices: of a step.
+    """
+
+    def __init__(self, space: ScheduleSpace, dense: Sequence[DenseModel], prices: Prices) -> None:
+        self._space, self._prices = space, prices
+        self._dense = {model.width: model for model in dense}
+        self._dearest = max(model.gmacs for model in dense)
+        self._cheapest = min(low for low, _ in space.cost_ranges.values())
+        self._quality: tuple[int, TrainedQuality] | None = None
+
+    def guesses(self, rows: Sequence[Untrained]) -> dict[Key, float]:
+        """Top-1 at the rung of everything scored, as guessed without any training."""
+        found = {}
+        for key, top1 in smoothed_top1(rows).items():
+            dense = self._dense[key[0]]
+            found[key] = dense.top1 - _LEFT * max(0.0, dense.untrained - top1)
+        return found
+
+    def expected(
+        self,
+        candidates: Sequence[Candidate],
+        guesses: Mapping[Key, float],
+        trained: Sequence[Trained],
+        optimism: float = 0.0,
+    ) -> list[float]:
+        """Top-1 at the rung of candidates, by guesses and by what others came to there."""
+        known = [row for row in trained if row.first is not None]
+        if self._quality is None or self._quality[0] != len(known):
+            last = known[-_MOST_FITTED:]
+            quality = TrainedQuality(
+                self._space.patches,
+                [row.candidate for row in last],
+                [row.guess for row in last],
+                [row.first for row in last if row.first is not None],
+            )
+            self._quality = len(known), quality
+        values = self._quality[1].predict(
+            candidates, [guesses[c.key] for c in candidates], optimism
+        )
+        return [float(value) for value in values]
+
+    def at_end(self, row: Trained, trained: Sequence[Trained]) -> float:
+        """Top-1 at the end of a training that came to the rung.
+
+        The share of what it lacks there that it will gain is that of those who have ended, by
+        least squares.
+        """
+        weight, product = _RECOVERED_WEIGHT, _RECOVERED * _RECOVERED_WEIGHT
+        for other in trained:
+            if other.first is not None and other.last is not None:
+                lack = self._lack(other)
+                weight += lack**2
+                product += lack * (other.last - other.first)
+        assert row.first is not None
+        return row.first + min(max(product / weight, 0.0), 1.0) * self._lack(row)
+
+    def worth(
+        self,
+        candidates: Sequence[Candidate],
+        expected: Sequence[float],
+        known: Sequence[tuple[float, float]],
+        epochs: int,
+        margin: float,
+    ) -> list[float]:
+        """Hypervolume each should add if it comes to what is expected, for its price.
+
+        Args:
+            candidates: what may be trained.
+            expected: top-1 of each.
+            known: GMACs and top-1 of all there is.
+            epochs: of the step.
+            margin: by which a candidate must be above the front to count.
+        """
+        added = added_volume(
+            [(self._axis(c.gmacs), value) for c, value in zip(candidates, expected, strict=True)],
+            [(self._axis(gmacs), top1 + margin) for gmacs, top1 in known],
+            (self._axis(self._dearest), self._prices.floor),
+        )
+        price = self._prices.of(epochs)
+        return [
+            float(gain) / (price * (c.gmacs + _OVERHEAD * self._dearest))
+            for gain, c in zip(added, candidates, strict=True)
+        ]
+
+    def _axis(self, gmacs: float) -> float:
+        return math.log(gmacs / self._cheapest) if self._prices.log_cost else gmacs
+
+    def _lack(self, row: Trained) -> float:
+        assert row.first is not None
+        return max(0.0, self._dense[row.candidate.width].top1 - row.first)
+
+
+def smoothed_top1(rows: Sequence[Untrained]) -> dict[Key, float]:
+    """Top-1 of each candidate without training, the noise of few images taken out.
+
+    Cross-entropy orders schedules more reliably than top-1. So within a width the best top-1 is
+    given to the candidate of the least cross-entropy, the next to the next, and so on.
+    """
+    found: dict[Key, float] = {}
+    for width in sorted({row.candidate.width for row in rows}):
+        own = [row for row in rows if row.candidate.width == width]
+        order = np.argsort([row.loss for row in own], kind="stable")
+        values = sorted((row.top1 for row in own), reverse=True)
+        found |= {own[i].candidate.key: value for i, value in zip(order, values, strict=True)}
+    return found

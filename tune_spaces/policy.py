@@ -1,0 +1,411 @@
+"""What a search does next: the policy of `tokenpool search`, over Ray, and of `bench search`.
+
+It is asked, and told what came of it; it knows neither Ray nor torch, and nothing in it is random
+but what follows from its seed. Told the same in the same order it decides the same: so a search
+that was killed goes on as if nothing had been once its ledger is told to a new policy.
+
+The search goes in rounds. Each scores more schedules without training, bred from what is known,
+and then takes steps of training: a candidate to its rung, or one that waits at its rung to its
+end. Next is the step that should add most hypervolume for its price. So everything that promises
+something is seen at the rung early, and what the front is made of is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from tune_spaces.evolution import Scored, first_generation, next_generation
+from tune_spaces.halving import Entry, HalvingRule, Verdict
+from tune_spaces.outlook import DenseModel, Key, Outlook, Prices, Trained, Untrained
+from tune_spaces.pareto import front_ranks
+from tune_spaces.space import Candidate, ScheduleSpace
+
+__all__ = ["Action", "FrontPolicy", "PolicySettings", "Score", "Train", "Wait", "rung_of"]
+
+# Standard deviations above the mean: what is known least may be best.
+_OPTIMISM = 0.5
+# Candidates compared at a time: the best by their scores, however many were scored.
+_MOST_COMPARED = 2048
+
+Status = Literal["running", "paused", "interrupted", "stopped", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """How much is looked at and how much is trained.
+
+    Attributes:
+        schedules: scored without training, in all.
+        generations: in so many parts; each is bred from what is known by then.
+        trials: trainings begun, in all.
+        rounds: of scoring and training; each has an equal share of both.
+        prices: of a step of training.
+        keep: share of the trainings that may go on beyond the rung by rank alone; see
+            `HalvingRule`.
+        noise: differences in top-1 that mean nothing.
+        seed: of what is drawn.
+    """
+
+    schedules: int
+    generations: int
+    trials: int
+    rounds: int
+    prices: Prices
+    keep: float = 0.5
+    noise: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score these without training. A new generation is told of by `asked` before it is scored."""
+
+    candidates: tuple[Candidate, ...]
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train this trial on, from its start or its last checkpoint, to the end of an epoch."""
+
+    trial_id: str
+    candidate: Candidate
+    until: int
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing before something that runs has come to its rung or its end."""
+
+
+Action = Score | Train | Wait
+
+
+def rung_of(grace_epochs: int, epochs: int) -> int:
+    """The epoch after which a training of so many may pause; its last where there is no other."""
+    return min(grace_epochs, epochs - 1) or epochs
+
+
+@dataclass
+class _Trial(Trained):
+    status: Status = "running"
+
+
+@dataclass
+class FrontPolicy:
+    """Finds the front of cost against quality.
+
+    Args:
+        space: what is searched.
+        settings: how much.
+        dense: the dense models, one of each width.
+        planned: what the first generation begins with.
+    """
+
+    space: ScheduleSpace
+    settings: PolicySettings
+    dense: Sequence[DenseModel]
+    planned: Sequence[Candidate] = ()
+    _outlook: Outlook = field(init=False)
+    _rule: HalvingRule = field(init=False)
+    _rows: list[Untrained] = field(default_factory=list, init=False)
+    _due: dict[Key, Candidate] = field(default_factory=dict, init=False)
+    _generations: int = field(default=0, init=False)
+    _bred_out: bool = field(default=False, init=False)
+    _trials: dict[str, _Trial] = field(default_factory=dict, init=False)
+    _rung: dict[str, Entry] = field(default_factory=dict, init=False)
+    _pool: tuple[int, list[Candidate], dict[Key, float]] | None = field(default=None, init=False)
+    _answer: Action | None = field(default=None, init=False)
+    _is_answered: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._outlook = Outlook(self.space, self.dense, self.settings.prices)
+        self._rule = HalvingRule(keep=self.settings.keep, noise=(self.settings.noise,))
+
+    # ---------------------------------------------------------------- what is told
+
+    def asked(self, generation: Sequence[Candidate]) -> None:
+        """A generation is being scored; an empty one says that the space has no more."""
+        self._forget()
+        self._generations += 1
+        self._due = {candidate.key: candidate for candidate in generation}
+        self._bred_out = not self._due
+
+    def scored(self, rows: Sequence[Untrained]) -> None:
+        """Scores of candidates, of the generation that was asked for or from before."""
+        self._forget()
+        self._rows += rows
+        for row in rows:
+            self._due.pop(row.candidate.key, None)
+        while self._generations < self._num_generations and self._wanted(
+            self._generations + 1
+        ) <= len(self._rows):
+            self._generations += 1  # of a search begun before generations were recorded
+
+    def began(self, trial_id: str, candidate: Candidate) -> None:
+        """A trial is there; it runs from now on."""
+        self._forget()
+        guesses = self._pooled()[1]
+        # One that was never scored is taken to come to what its dense model does.
+        dense = next(model.top1 for model in self.dense if model.width == candidate.width)
+        self._trials[trial_id] = _Trial(candidate, guesses.get(candidate.key, dense))
+
+    def resumed(self, trial_id: str) -> None:
+        """A trial that was paused or interrupted runs again."""
+        self._now(trial_id, "running")
+
+    def reported(self, trial_id: str, epoch: int, top1: float) -> Verdict | None:
+        """Top-1 of a trial after an epoch.
+
+        Returns:
+            At the rung, whether it may ever go on. None anywhere else.
+        """
+        trial, prices = self._trials[trial_id], self.settings.prices
+        if trial.status == "stopped" and epoch > prices.first:
+            trial.status = "running"  # an older program judged it otherwise
+        if epoch >= prices.last:
+            self._forget()
+            trial.last = top1
+            trial.first = top1 if trial.first is None else trial.first
+        elif epoch == prices.first and trial.first is None:
+            self._forget()
+            trial.first = top1
+            entry = Entry((trial.candidate.gmacs,), (top1,))
+            self._rung[trial_id] = entry
+            verdict = self._rule.judge(trial_id, self._rung)
+            self._rung[trial_id] = Entry(entry.costs, entry.qualities, verdict.kept)
+            trial.status = trial.status if verdict.kept else "stopped"
+            return verdict
+        return None
+
+    def paused(self, trial_id: str) -> None:
+        """A trial waits at its rung: its processes are gone, its checkpoint is there."""
+        self._now(trial_id, "paused")
+
+    def stopped(self, trial_id: str) -> None:
+        """A trial never goes on."""
+        self._now(trial_id, "stopped")
+
+    def done(self, trial_id: str) -> None:
+        """A trial is over, and its model there."""
+        self._now(trial_id, "done")
+
+    def failed(self, trial_id: str) -> None:
+        """A trial failed for good, as far as this driver is concerned."""
+        self._now(trial_id, "failed")
+
+    def restarted(self) -> None:
+        """The driver is a new one: what ran or failed under the last one is to run again."""
+        for trial_id, trial in self._trials.items():
+            if trial.status in ("running", "failed"):
+                self._now(trial_id, "interrupted")
+
+    def _now(self, trial_id: str, status: Status) -> None:
+        self._forget()
+        self._trials[trial_id].status = status
+
+    # ---------------------------------------------------------------- what is asked
+
+    def ask(self) -> Action | None:
+        """What to do next; None at the end. It stays the same until something is told."""
+        if not self._is_answered:
+            self._answer, self._is_answered = self._decide(), True
+        return self._answer
+
+    def goes_on(self, trial_id: str) -> bool:
+        """Whether a trial that has just come to its rung goes on at once; otherwise it is paused.
+
+        It goes on where its end is the next step of all.
+        """
+        self.paused(trial_id)
+        action = self.ask()
+        if not (isinstance(action, Train) and action.trial_id == trial_id):
+            return False
+        self.resumed(trial_id)
+        return True
+
+    @property
+    def paused_trials(self) -> list[str]:
+        """Trials that wait at their rungs, in the order they began."""
+        return [name for name, trial in self._trials.items() if trial.status == "paused"]
+
+    @property
+    def num_left(self) -> int:
+        """Trials that could run now, at most, beside those that do."""
+        idle = sum(trial.status in ("paused", "interrupted") for trial in self._trials.values())
+        return idle + max(0, self._allowed - len(self._trials))
+
+    @property
+    def num_unscored(self) -> int:
+        """Schedules that are to be scored before anything is trained again, about."""
+        total, rounds = self._num_generations, self.settings.rounds
+        ends = [g for g in range(1, total + 1) if g * rounds // total > (g - 1) * rounds // total]
+        end = next((g for g in ends if g >= self._generations + (not self._due)), total)
+        return max(0, self._wanted(end) - len(self._rows))
+
+    # ---------------------------------------------------------------- decisions
+
+    def _decide(self) -> Action | None:
+        for trial_id, trial in self._trials.items():
+            if trial.status == "interrupted":
+                return self._train(trial_id, trial)
+        running = any(trial.status == "running" for trial in self._trials.values())
+        if self._due:
+            return Wait() if running else Score(tuple(self._due.values()), False)
+        if self._is_round_over:
+            step = self._step()
+            if step is not None:
+                return step
+        if running:
+            return Wait()
+        if self._generations < self._num_generations and not self._bred_out:
+            return Score(tuple(self._bred()), True)
+        return None
+
+    @property
+    def _num_generations(self) -> int:
+        return max(self.settings.generations, self.settings.rounds)
+
+    def _wanted(self, generations: int) -> int:
+        """Schedules scored by the end of so many generations."""
+        return round(self.settings.schedules * generations / self._num_generations)
+
+    @property
+    def _is_last_round(self) -> bool:
+        return self._generations >= self._num_generations or self._bred_out
+
+    @property
+    def _allowed(self) -> int:
+        """Trials begun by the end of this round, at most."""
+        trials = self.settings.trials
+        share = -(-self._generations * trials // self._num_generations)
+        return trials if self._is_last_round else share
+
+    @property
+    def _is_round_over(self) -> bool:
+        """Whether the generation just scored is the last of its round."""
+        done, rounds = self._generations, self.settings.rounds
+        here, after = (g * rounds // self._num_generations for g in (done, done - 1))
+        return bool(done) and (here > after or self._is_last_round)
+
+    def _bred(self) -> list[Candidate]:
+        rng = np.random.default_rng([self.settings.seed, len(self._rows)])
+        count = max(1, self._wanted(self._generations + 1) - len(self._rows))
+        if not self._rows:
+            return first_generation(self.space, rng, count, self.planned)
+        known = self._as_expected()
+        return next_generation(self.space, rng, known, count) or next_generation(
+            self.space, rng, known, count, oversample=1
+        )
+
+    def _step(self) -> Train | None:
+        """The step of training that should add most for its price."""
+        margins = [self.settings.noise, 0.0] if self._is_last_round else [self.settings.noise]
+        for margin in dict.fromkeys(margins):
+            found = self._best_step(margin)
+            if found is not None:
+                return found
+        return None
+
+    def _best_step(self, margin: float) -> Train | None:
+        prices = self.settings.prices
+        waiting = [(name, self._trials[name]) for name in self.paused_trials]
+        known = self._known()
+        ends = self._outlook.worth(
+            [trial.candidate for _, trial in waiting],
+            [self._outlook.at_end(trial, self._all) for _, trial in waiting],
+            known,
+            prices.last - prices.first,
+            0.0,
+        )
+        new = self._untried() if len(self._trials) < self._allowed else []
+        starts = self._outlook.worth(
+            new, self._expected(new, _OPTIMISM), known, prices.first, margin
+        )
+        if max([*starts, *ends], default=0.0) <= 0:
+            return None
+        if max(ends, default=0.0) >= max(starts, default=0.0):
+            trial_id, trial = waiting[int(np.argmax(ends))]
+            return self._train(trial_id, trial)
+        name = f"t{len(self._trials):03d}"
+        return Train(name, new[int(np.argmax(starts))], prices.first, True)
+
+    def _train(self, trial_id: str, trial: _Trial) -> Train:
+        prices = self.settings.prices
+        until = prices.first if trial.first is None else prices.last
+        return Train(trial_id, trial.candidate, until, False)
+
+    # ---------------------------------------------------------------- knowledge
+
+    @property
+    def _all(self) -> list[Trained]:
+        return list(self._trials.values())
+
+    def _as_expected(self) -> list[Scored]:
+        """Everything scored, with the top-1 expected of it at the rung.
+
+        Before anything was trained, with its cross-entropy, which tells apart more.
+        """
+        if not self._rung:
+            return [Scored(row.candidate, -row.loss) for row in self._rows]
+        candidates = [row.candidate for row in self._rows]
+        return [
+            Scored(c, value)
+            for c, value in zip(candidates, self._expected(candidates), strict=True)
+        ]
+
+    def _known(self) -> list[tuple[float, float]]:
+        """GMACs and top-1 of all there is, and what is expected of what runs."""
+        found = [(model.gmacs, model.top1) for model in self.dense]
+        begun = [t for t in self._trials.values() if t.status == "running" and t.first is None]
+        expected = dict(
+            zip(map(id, begun), self._expected([t.candidate for t in begun]), strict=True)
+        )
+        for trial in self._trials.values():
+            values = [trial.first, trial.last]
+            if trial.status == "running" and trial.last is None:
+                values.append(
+                    expected[id(trial)]
+                    if trial.first is None
+                    else self._outlook.at_end(trial, self._all)
+                )
+            found += [(trial.candidate.gmacs, value) for value in values if value is not None]
+        return found
+
+    def _expected(self, candidates: Sequence[Candidate], optimism: float = 0.0) -> list[float]:
+        guesses = self._pooled()[1]
+        begun = {trial.candidate.key: trial.guess for trial in self._trials.values()}
+        return self._outlook.expected(candidates, begun | guesses, self._all, optimism)
+
+    def _untried(self) -> list[Candidate]:
+        begun = {trial.candidate.key for trial in self._trials.values()}
+        return [c for c in self._pooled()[0] if c.key not in begun][:_MOST_COMPARED]
+
+    def _pooled(self) -> tuple[list[Candidate], dict[Key, float]]:
+        """What may be trained, the best by their scores first, and what is guessed of everything.
+
+        Dense schedules are left out: they are the dense models. So are those that were dropped
+        early, as something cheaper is surely better, unless their width has no others.
+        """
+        if self._pool is None or self._pool[0] != len(self._rows):
+            dense = {model.width: model.gmacs for model in self.dense}
+            whole = {row.candidate.width for row in self._rows if row.whole}
+            rows = [
+                row
+                for row in self._rows
+                if row.candidate.gmacs < dense[row.candidate.width]
+                and (row.whole or row.candidate.width not in whole)
+            ]
+            guesses = self._outlook.guesses(self._rows)
+            points = [(row.candidate.gmacs, guesses[row.candidate.key]) for row in rows]
+            order = np.argsort(front_ranks(points), kind="stable").tolist()
+            self._pool = len(self._rows), [rows[i].candidate for i in order], guesses
+        return self._pool[1], self._pool[2]
+
+    def _forget(self) -> None:
+        self._is_answered = False
