@@ -74,7 +74,7 @@ def _running(state: SearchState) -> str:
 def _said(state: SearchState) -> str:
     if state.complete:
         return f"search {state.name} was complete before it could be stopped"
-    counts = Counter(trial.status for trial in state.trials.values())
+    counts: Counter[str] = Counter(trial.status for trial in state.trials.values())
     order = ("done", "paused", "stopped", "failed", "pending")
     kept = [f"{counts[status]} {status}" for status in order if counts[status]]
     cut = [
