@@ -11,10 +11,20 @@ from pipelines.config.training import TrainConfig, WorkersConfig, check_sandwich
 
 
 class BaseStageConfig(StrictModel):
-    """Training one dense model per width."""
+    """Training one dense model per width that has no checkpoint."""
 
-    train: TrainConfig
+    train: TrainConfig = TrainConfig()
     workers: WorkersConfig = WorkersConfig()
+    inherit: bool | None = Field(
+        default=None,
+        description="Widths without a checkpoint start from the best channels and heads of a "
+        "wider one and learn from it as from a teacher; none: where a wider one has a checkpoint "
+        "and heads of the same size.",
+    )
+    inherit_epochs: Positive | None = Field(
+        default=None,
+        description="Epochs of a width that inherits; none: a third of train.epochs.",
+    )
     max_concurrent: Positive | None = Field(
         default=None,
         description="Widths trained at the same time, at most; none for as many as fit the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from pipelines.config import SearchConfig, WorkersConfig
 from pipelines.data.manifest import Manifest
@@ -147,17 +148,25 @@ class _Parts:
         return (low, high) if limit is None else (min(low, limit), min(high, limit))
 
     def base(self) -> StageCost:
-        train, workers = self.config.base.train, self.config.base.workers
-        trained = [w.width for w in self.config.space.widths if w.checkpoint is None]
+        config, workers = self.config, self.config.base.workers
+        trained = [w for w in config.space.widths if w.checkpoint is None]
+        epochs = {w.width: config.base_epochs(w) for w in trained}
+        cost: Range | None = (0.0, 0.0)
+        for width, number in epochs.items():
+            one = self._sum(partial(self._dense_job, number), [width])
+            cost = None if one is None or cost is None else (cost[0] + one[0], cost[1] + one[1])
+        shown = " and ".join(str(number) for number in sorted(set(epochs.values())))
         return self._training(
             "base",
-            f"{len(trained)} dense models, {train.epochs} epochs",
+            f"{len(trained)} dense models, {shown or config.base.train.epochs} epochs",
             (len(trained), len(trained)),
             workers,
-            self.config.base.max_concurrent,
-            self._sum(lambda rate: self._job(rate.train_dense, rate.score_dense, train.epochs),
-                      trained),
-        )  # fmt: skip
+            config.base.max_concurrent,
+            cost,
+        )
+
+    def _dense_job(self, epochs: int, rate: Rates) -> Range:
+        return self._job(rate.train_dense, rate.score_dense, epochs)
 
     def calibrate(self) -> StageCost | None:
         stage = self.config.calibrate

@@ -9,6 +9,7 @@ from typing import Any
 import tokenpool as tp
 from pipelines.config import (
     DataConfig,
+    DistillConfig,
     SandwichConfig,
     SearchConfig,
     SubNetConfig,
@@ -49,13 +50,15 @@ def vit_spec(config: SearchConfig, width: WidthConfig, num_classes: int) -> tp.V
 
 def _outline(config: SearchConfig, width: WidthConfig, num_classes: int) -> Any:
     """One width's model without values: a DeiT, or what its checkpoint is of."""
-    checkpoint = getattr(width, "checkpoint", None)
+    wider = config.wider(width)
+    given = width if wider is None else wider
+    checkpoint = getattr(given, "checkpoint", None)
     if checkpoint is not None:
         # As it was taken: the checkpoint itself may be gone since.
-        taken = base_job(config, width, num_classes).directory / LOADED
+        taken = base_job(config, given, num_classes).directory / LOADED
         checkpoint = str(taken) if (taken / "model.json").is_file() else str(checkpoint)
     spec = _model_spec(config, width.width, width.heads, num_classes)
-    return outline(spec, checkpoint)
+    return outline(spec, checkpoint, narrowed=wider is not None)
 
 
 def is_plain(config: SearchConfig, width: WidthConfig, num_classes: int) -> bool:
@@ -136,16 +139,30 @@ def base_job_id(width: int) -> str:
     return f"base-w{width}"
 
 
-def base_job(config: SearchConfig, width: WidthConfig, num_classes: int) -> TrainJob:
-    """The job that trains the dense model of one width."""
-    stage = config.base
+def base_job(
+    config: SearchConfig, width: WidthConfig, num_classes: int, wider: str | None = None
+) -> TrainJob:
+    """The job that trains the dense model of one width.
+
+    Args:
+        config: of the search.
+        width: which.
+        num_classes: of the data.
+        wider: the trained base that it inherits from, which teaches it too.
+    """
+    stage, train = config.base, config.base.train
+    if wider is not None:
+        distill = train.distill or DistillConfig(teacher=wider)
+        epochs = config.base_epochs(width)
+        train = train.model_copy(update={"distill": distill, "epochs": epochs})
     return TrainJob(
         job_id=base_job_id(width.width),
         storage=_jobs_directory(config),
         store=_jobs_store(config),
         data=_absolute_data(config),
         model=_model_spec(config, width.width, width.heads, num_classes),
-        train=stage.train,
+        inherits=wider,
+        train=train,
         workers=stage.workers,
         seed=config.seed,
     )

@@ -21,6 +21,7 @@ from pipelines.train.open_model import open_model
 from pipelines.train.outline import shaped
 from pipelines.train.spec import TrainJob
 from pipelines.train.weights import fit, open_source
+from tokenpool.architecture import describe
 from tokenpool.patches import fixed_size
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ def build_model(job: TrainJob, *, head: Literal["any", "own"] = "any") -> Vision
     spec = job.model
     source = None if job.init is None else open_source(job.init)
     known = None if source is None else source.architecture
+    narrowed = None if job.inherits is None else _narrowed(job, job.inherits)
+    if narrowed is not None:
+        known = describe(narrowed)
     model = shaped(spec, job.train.drop_path, known)
     if model is None:
         model = tp.build_vit(
@@ -51,6 +55,8 @@ def build_model(job: TrainJob, *, head: Literal["any", "own"] = "any") -> Vision
             drop_path=job.train.drop_path,
         )
         init_from_scratch(model)  # also for the head, where the weights to start from have another
+    if narrowed is not None:
+        model.load_state_dict(narrowed.state_dict())
     if source is not None:
         fit(model, source, head=head)
     if job.schedule is not None:
@@ -58,6 +64,24 @@ def build_model(job: TrainJob, *, head: Literal["any", "own"] = "any") -> Vision
     if job.train.checkpoint_activations:
         model.set_grad_checkpointing(True)
     return model
+
+
+def _narrowed(job: TrainJob, wider: str) -> nn.Module:
+    """A wider model cut to a job's width."""
+    spec = job.model
+    try:
+        found: Any = tp.inherit_width(open_model(wider), spec.width)
+    except ValueError as error:
+        raise UserError(
+            f"width {spec.width} cannot inherit from {wider}: {error}; base.inherit=false trains "
+            "it from scratch"
+        ) from None
+    if found.blocks[0].attn.num_heads != spec.heads:
+        raise UserError(
+            f"width {spec.width} inherits {found.blocks[0].attn.num_heads} heads from {wider}, not "
+            f"{spec.heads}"
+        )
+    return tp.pool(found, None)
 
 
 Colours = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation per channel

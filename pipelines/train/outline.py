@@ -73,15 +73,23 @@ def _deit(spec: ModelSpec) -> Any:
 
 
 @lru_cache(maxsize=64)
-def outline(spec: ModelSpec, source: str | None) -> Any:
+def outline(spec: ModelSpec, source: str | None, *, narrowed: bool = False) -> Any:
     """The model of a shape and the weights it will start from, without values: to be counted.
+
+    Args:
+        spec: the shape.
+        source: weights.
+        narrowed: whether they are of a wider model, of whose kind it is.
 
     Raises:
         UserError: there are no such weights.
     """
     if source is None:
         return _deit(spec)
-    found = shaped(spec, 0.0, _architecture(source), "meta")
+    architecture = _architecture(source)
+    if narrowed and architecture is not None and "embed_dim" in architecture:
+        architecture = architecture | {"embed_dim": spec.width, "num_heads": spec.heads}
+    found = shaped(spec, 0.0, architecture, "meta")
     return outline(spec, None) if found is None else found
 
 

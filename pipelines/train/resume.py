@@ -30,12 +30,15 @@ def deciding_settings(job: TrainJob, train_sha256: str) -> dict[str, Any]:
     values = deciding(job.model_dump(mode="json"))
     for key in _OF_THE_JOB:
         del values[key]
-    if values["sandwich"] is None:
-        del values["sandwich"]  # as it was before there were supernets
+    for key in ("sandwich", "inherits"):
+        if values[key] is None:
+            del values[key]  # as it was before there were such jobs
     values["train"] = {k: v for k, v in values["train"].items() if k not in _OF_TRAINING}
     values["data"] = {k: v for k, v in values["data"].items() if k not in _OF_THE_DATA}
     values["data"]["train_sha256"] = train_sha256[:12]
-    values["init"] = _wherever_it_lies(values["init"], job)
+    for key in ("init", "inherits"):
+        if key in values:
+            values[key] = _wherever_it_lies(values[key], job)
     if values["train"]["distill"] is not None:
         distill = dict(values["train"]["distill"])
         values["train"]["distill"] = distill

@@ -45,6 +45,11 @@ class TrainJob(StrictModel):
         default=None,
         description="Weights to start from: a `tp.save` folder, a file, or a timm name.",
     )
+    inherits: str | None = Field(
+        default=None,
+        description="A wider model's `tp.save` folder: the best of its channels and heads are "
+        "where the job starts.",
+    )
     sandwich: SandwichConfig | None = Field(
         default=None, description="A supernet: one set of weights for all schedules."
     )
@@ -52,7 +57,7 @@ class TrainJob(StrictModel):
     workers: WorkersConfig
     seed: int = 0
 
-    @field_validator("init")
+    @field_validator("init", "inherits")
     @classmethod
     def _init_travels(cls, init: str | None) -> str | None:
         return None if init is None else _absolute(init)

@@ -31,34 +31,18 @@ def run_base(context: StageContext) -> None:
     """
     config, state = context.config, context.state
     _load(context)
-    missing = [w for w in config.space.widths if state.base(w.width).status != "done"]
-    if missing:
-        epochs = config.base.train.epochs
-        widths = {base_job_id(w.width): w.width for w in missing}
-        with (
-            context.room(config.base.workers, config.base.max_concurrent, "base") as room,
-            context.screen.progress("base models, epochs", epochs * len(missing)) as bar,
-            context.watch("base", config.base.workers.num_workers) as watch,
-        ):
-            listener = _BaseListener(context.recorder, widths, bar, watch)
-            requests = [
-                TrialRequest(
-                    base_job(config, width, state.num_classes), state.base(width.width).gmacs
-                )
-                for width in missing
-            ]
-            for width, request in zip(missing, requests, strict=True):
-                for report in unheard_reports(request.job, state.base(width.width).reports):
-                    listener.report(request.job.job_id, report)
-            run_trials(
-                requests,
-                max_concurrent=room,
-                listener=listener,
-                directory=config.directory / "tune",
-                name="base",
-                watch=watch,
-            )
-        context.check()
+    missing = {w.width: w for w in config.space.widths if state.base(w.width).status != "done"}
+    while missing:
+        # A width that inherits comes after the one it inherits from.
+        ready = [
+            width
+            for width in missing.values()
+            if (wider := config.wider(width)) is None or wider.width not in missing
+        ]
+        _train(context, ready)
+        if any(state.base(width.width).status != "done" for width in ready):
+            break
+        missing = {k: width for k, width in missing.items() if width not in ready}
     for width in config.space.widths:
         _check_learned(context, width)
     for width in config.space.widths:
@@ -72,6 +56,42 @@ def run_base(context: StageContext) -> None:
             f"width {width.width}: {base.gmacs:.4f} GMACs, top-1 on minival {base.top1_minival:.2%}"
         )
     context.recorder.add("stage_done", stage="base")
+
+
+def _train(context: StageContext, widths: list[SearchWidthConfig]) -> None:
+    """Trains widths side by side."""
+    config, state = context.config, context.state
+    requests = []
+    for width in widths:
+        wider, source = config.wider(width), None
+        if wider is not None:
+            source = str(state.base(wider.width).checkpoint)
+            context.screen.say(
+                f"width {width.width} inherits from width {wider.width}: "
+                f"{config.base_epochs(width)} epochs"
+            )
+        job = base_job(config, width, state.num_classes, source)
+        requests.append(TrialRequest(job, state.base(width.width).gmacs))
+    epochs = sum(request.job.train.epochs for request in requests)
+    with (
+        context.room(config.base.workers, config.base.max_concurrent, "base") as room,
+        context.screen.progress("base models, epochs", epochs) as bar,
+        context.watch("base", config.base.workers.num_workers) as watch,
+    ):
+        names = {base_job_id(w.width): w.width for w in widths}
+        listener = _BaseListener(context.recorder, names, bar, watch)
+        for width, request in zip(widths, requests, strict=True):
+            for report in unheard_reports(request.job, state.base(width.width).reports):
+                listener.report(request.job.job_id, report)
+        run_trials(
+            requests,
+            max_concurrent=room,
+            listener=listener,
+            directory=config.directory / "tune",
+            name="base",
+            watch=watch,
+        )
+    context.check()
 
 
 def has_learned(top1: float, num_classes: int) -> bool:
