@@ -88,6 +88,8 @@ class Prices:
         images: of an epoch.
         measured: images that top-1 is measured on after each step.
         floor: top-1 below which nothing counts.
+        start: what it takes to start a training's processes, from nothing or from its checkpoint,
+            in forward passes of the dearest model.
         log_cost: whether half the cost counts as much at a tenth of the dense model's cost as at
             its whole; otherwise GMACs count alike everywhere.
     """
@@ -97,6 +99,7 @@ class Prices:
     images: int
     measured: int
     floor: float = 0.0
+    start: float = 0.0
     log_cost: bool = False
 
     def of(self, epochs: int) -> float:
@@ -176,6 +179,7 @@ class Outlook:
         known: Sequence[tuple[float, float]],
         epochs: int,
         margin: float,
+        warm: Candidate | None = None,
     ) -> list[float]:
         """Hypervolume each should add if it comes to what is expected, for its price.
 
@@ -185,17 +189,23 @@ class Outlook:
             known: GMACs and top-1 of all there is.
             epochs: of the step.
             margin: by which a candidate must be above the front to count.
+            warm: the one whose processes are there, so that nothing has to be started.
         """
         added = added_volume(
             [(self._axis(c.gmacs), value) for c, value in zip(candidates, expected, strict=True)],
             [(self._axis(gmacs), top1 + margin) for gmacs, top1 in known],
             (self._axis(self._dearest), self._prices.floor),
         )
-        price = self._prices.of(epochs)
         return [
-            float(gain) / (price * (c.gmacs + _OVERHEAD * self._dearest))
+            float(gain) / self._price(c, epochs, c is not warm)
             for gain, c in zip(added, candidates, strict=True)
         ]
+
+    def _price(self, candidate: Candidate, epochs: int, starts: bool) -> float:
+        """Of a step, in GMACs and what goes with them."""
+        overhead = _OVERHEAD * self._dearest
+        start = self._prices.start * (self._dearest + overhead) if starts else 0.0
+        return start + self._prices.of(epochs) * (candidate.gmacs + overhead)
 
     def _axis(self, gmacs: float) -> float:
         return math.log(gmacs / self._cheapest) if self._prices.log_cost else gmacs

@@ -220,10 +220,10 @@ class FrontPolicy:
     def goes_on(self, trial_id: str) -> bool:
         """Whether a trial that has just come to its rung goes on at once; otherwise it is paused.
 
-        It goes on where its end is the next step of all.
+        It goes on where its end is the next step of all, its processes being there already.
         """
         self.paused(trial_id)
-        action = self.ask()
+        action = self._decide(warm=trial_id)
         if not (isinstance(action, Train) and action.trial_id == trial_id):
             return False
         self.resumed(trial_id)
@@ -250,7 +250,7 @@ class FrontPolicy:
 
     # ---------------------------------------------------------------- decisions
 
-    def _decide(self) -> Action | None:
+    def _decide(self, warm: str | None = None) -> Action | None:
         for trial_id, trial in self._trials.items():
             if trial.status == "interrupted":
                 return self._train(trial_id, trial)
@@ -258,7 +258,7 @@ class FrontPolicy:
         if self._due:
             return Wait() if running else Score(tuple(self._due.values()), False)
         if self._is_round_over:
-            step = self._step()
+            step = self._step(warm)
             if step is not None:
                 return step
         if running:
@@ -303,16 +303,16 @@ class FrontPolicy:
             self.space, rng, known, count, oversample=1
         )
 
-    def _step(self) -> Train | None:
+    def _step(self, warm: str | None) -> Train | None:
         """The step of training that should add most for its price."""
         margins = [self.settings.noise, 0.0] if self._is_last_round else [self.settings.noise]
         for margin in dict.fromkeys(margins):
-            found = self._best_step(margin)
+            found = self._best_step(margin, warm)
             if found is not None:
                 return found
         return None
 
-    def _best_step(self, margin: float) -> Train | None:
+    def _best_step(self, margin: float, warm: str | None) -> Train | None:
         prices = self.settings.prices
         waiting = [(name, self._trials[name]) for name in self.paused_trials]
         known = self._known()
@@ -322,6 +322,7 @@ class FrontPolicy:
             known,
             prices.last - prices.first,
             0.0,
+            None if warm is None else self._trials[warm].candidate,
         )
         new = self._untried() if len(self._trials) < self._allowed else []
         starts = self._outlook.worth(

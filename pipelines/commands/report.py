@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.front import Name, Storage
+from pipelines.errors import UserError
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.refresh import send, send_outside
 from pipelines.search.state import load_state
@@ -83,18 +84,39 @@ def rebuild_command(name: Name, storage: Storage = "runs") -> None:
 
 
 def register(
-    name: Name,
+    name: Annotated[
+        str, typer.Argument(help="A search, or the folder of a saved or squeezed model.")
+    ],
     data: Annotated[
-        Path | None, typer.Option(help="The prepared data, if it was moved since the search.")
+        Path | None,
+        typer.Option(help="Prepared data: of a search, if it was moved; of a folder, always."),
+    ] = None,
+    as_name: Annotated[
+        str | None, typer.Option("--as", help="Of a folder: the registered model's name.")
     ] = None,
     storage: Storage = "runs",
 ) -> None:
-    """Put a search's published models into MLflow's model registry."""
+    """Put a search's published models, or a saved one, into MLflow's model registry."""
     root = open_root(storage)
+    store = tracking_store(root)
+    if (Path(name) / "model.json").is_file():
+        if data is None:
+            raise UserError("say with --data which prepared data the model is for")
+        from pipelines.track.registry import register_folder  # here, as it takes seconds
+
+        one = register_folder(Path(name), data, store, as_name)
+        shown = as_name or one.point_id
+        typer.echo(f"models:/{shown}/{one.version}  {name}")
+        typer.echo(
+            f'mlflow.pyfunc.load_model("models:/{shown}/{one.version}") with '
+            f"MLFLOW_TRACKING_URI={store.shown}"
+        )
+        return
+    if as_name is not None:
+        raise UserError(f"--as {as_name}: a search's models have its name")
     state = load_state(root, name)
     from pipelines.track.registry import register_published  # here, as it takes seconds
 
-    store = tracking_store(root)
     for found in register_published(root, state, store, data=data):
         known = "" if found.new else " (known already)"
         typer.echo(f"models:/{name}/{found.version}  {found.point_id}{known}")

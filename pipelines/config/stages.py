@@ -136,6 +136,11 @@ class FinalsStageConfig(StrictModel):
     reduction_factor: float = Field(
         default=2.0, gt=1, description="One in so many may go on from there by rank alone."
     )
+    log_cost: bool = Field(
+        default=False,
+        description="What a model adds to the front counts over the logarithm of the cost, which "
+        "sends more training to cheap models.",
+    )
     noise_margin: float = Field(
         default=0.01,
         ge=0,

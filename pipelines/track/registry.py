@@ -9,16 +9,18 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 import tokenpool as tp
 from pipelines.data.loader import make_loader
-from pipelines.data.manifest import load_manifest
+from pipelines.data.manifest import Manifest, load_manifest
+from pipelines.data.preprocessing import preprocessing_of
 from pipelines.errors import UserError
 from pipelines.search.state import SearchState
 from pipelines.track.export import load_checkpoint
@@ -27,6 +29,7 @@ from pipelines.track.mirror import LedgerMirror
 from pipelines.track.mlflow_errors import told
 from pipelines.track.store import TrackingStore
 from pipelines.track.where import find_data
+from tokenpool.method_text import format_method
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -139,54 +142,145 @@ def _existing_versions(client: MlflowClient, name: str) -> dict[str, str]:
     return {str(version.run_id): str(version.version) for version in versions}
 
 
+def register_folder(
+    folder: Path, data: Path, store: TrackingStore, name: str | None = None
+) -> Registered:
+    """Registers a model that `tp.save` or `tokenpool squeeze` wrote, with a run of its own.
+
+    Args:
+        folder: The saved model.
+        data: Prepared data of its classes.
+        store: Where MLflow keeps it.
+        name: Of the registered model and of the experiment; default the folder's.
+
+    Raises:
+        UserError: The model cannot be read or is for other classes, the data is not there, or
+            MLflow does not take it; one line.
+    """
+    try:
+        model = tp.load(folder).eval()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    manifest = load_manifest(data)
+    if model.num_classes != len(manifest.classes):
+        raise UserError(
+            f"{folder} knows {model.num_classes} classes, {data} has {len(manifest.classes)}"
+        )
+    view = preprocessing_of(model, manifest)
+    served = _Served(model, manifest, data, view.size[0], view.mean, view.std, "auto")
+    point_id = folder.resolve().name
+    name = name or point_id
+    schedule, gmacs = tp.realised_schedule(model), tp.macs(model).gmacs
+    facts = {
+        "point": point_id,
+        "gmacs": f"{gmacs:.6g}",
+        "schedule": ",".join(map(str, schedule or ())) or "dense",
+        "method": format_method(tp.method_of(model) or "dense", tp.options_of(model)),
+    }
+    with told(store, all_errors=False):
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=store.uri)
+        known = client.get_experiment_by_name(name)
+        place = None if store.artifact_root is None else (store.artifact_root / name).as_uri()
+        experiment = known.experiment_id if known else client.create_experiment(name, place)
+        _existing_versions(client, name)
+        run_id = client.create_run(experiment, run_name=point_id).info.run_id
+        for key, value in facts.items():
+            client.log_param(run_id, key, value)
+        version = _add_version(
+            client, name, run_id, served, facts, f"{point_id}: {gmacs:.4g} GMACs"
+        )
+        client.set_terminated(run_id)
+    return Registered(point_id, version, True)
+
+
 def _register(
+    client: MlflowClient, state: SearchState, point: Point, run_id: str, data: Path | None
+) -> str:
+    config = state.config["data"]
+    source = find_data(state, data)
+    manifest = load_manifest(source)
+    served = _Served(
+        load_checkpoint(point),
+        manifest,
+        source,
+        config["image_size"],
+        manifest.mean,
+        manifest.std,
+        config.get("loader", "auto"),
+    )
+    tags = {
+        "point": point.point_id,
+        "gmacs": f"{point.gmacs:.6g}",
+        "top1_val": f"{point.top1_val:.6g}",
+        "schedule": point.schedule_text,
+        "config_hash": state.config_hash,
+    }
+    about = (
+        f"{point.point_id}: width {point.width}, {point.gmacs:.4g} GMACs, "
+        f"{100 * (point.top1_val or 0.0):.2f} % top-1 on validation"
+    )
+    return _add_version(client, state.name, run_id, served, tags, about)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A model and the images it is for.
+
+    Attributes:
+        model: Pooled or dense.
+        manifest: Of the data.
+        source: Where the data lies.
+        image_size: In pixels.
+        mean: Per channel, of pixels in 0..1.
+        std: Likewise.
+        loader: Which reads the data.
+    """
+
+    model: nn.Module
+    manifest: Manifest
+    source: Path
+    image_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    loader: Any
+
+
+def _add_version(
     client: MlflowClient,
-    state: SearchState,
-    point: Point,
+    name: str,
     run_id: str,
-    data: Path | None,
+    served: _Served,
+    tags: dict[str, str],
+    about: str,
 ) -> str:
     folder = Path(tempfile.mkdtemp(prefix="tokenpool-register-"))
     try:
-        _save_pyfunc(state, point, folder, data)
+        _save_pyfunc(served, folder)
         client.log_artifacts(run_id, str(folder / "model"), "model")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     artifacts = client.get_run(run_id).info.artifact_uri
     version = client.create_model_version(
-        state.name,
-        source=f"{artifacts}/model",
-        run_id=run_id,
-        tags={
-            "point": point.point_id,
-            "gmacs": f"{point.gmacs:.6g}",
-            "top1_val": f"{point.top1_val:.6g}",
-            "schedule": point.schedule_text,
-            "config_hash": state.config_hash,
-        },
-        description=f"{point.point_id}: width {point.width}, {point.gmacs:.4g} GMACs, "
-        f"{100 * (point.top1_val or 0.0):.2f} % top-1 on validation",
+        name, source=f"{artifacts}/model", run_id=run_id, tags=tags, description=about
     )
     return str(version.version)
 
 
-def _save_pyfunc(state: SearchState, point: Point, folder: Path, data: Path | None) -> None:
+def _save_pyfunc(served: _Served, folder: Path) -> None:
     """The model in MLflow's pyfunc layout: safetensors, this package's operator, no pickle."""
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    config = state.config["data"]
-    source = find_data(state, data)
-    manifest = load_manifest(source)
-    model = load_checkpoint(point)
-    saved = tp.save(model, folder / "saved")
-    facts = {"mean": list(manifest.mean), "std": list(manifest.std), "classes": manifest.classes}
+    classes, size = served.manifest.classes, served.image_size
+    saved = tp.save(served.model, folder / "saved")
+    facts = {"mean": list(served.mean), "std": list(served.std), "classes": classes}
     (saved / "preprocessing.json").write_text(json.dumps(facts))
-    size = config["image_size"]
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, 3), name=None)]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(manifest.classes)), name=None)]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(classes)), name=None)]),
     )
     requirements = [f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS]
     # Bars over three files, and a warning of type hints where a signature is given.
@@ -200,20 +294,20 @@ def _save_pyfunc(state: SearchState, point: Point, folder: Path, data: Path | No
             artifacts={"model": str(saved)},
             code_paths=[str(_operator_only(folder / "code"))],
             signature=signature,
-            input_example=example_images(source, config),
+            input_example=example_images(served.source, size, served.loader),
             pip_requirements=requirements,
         )
 
 
-def example_images(source: Path, config: dict[str, Any]) -> np.ndarray:
+def example_images(source: Path, image_size: int, implementation: Any = "auto") -> np.ndarray:
     """A few validation images, uint8 `[B, H, W, 3]`."""
     loader = make_loader(
         source,
         "val",
         batch_size=_EXAMPLES,
         train=False,
-        image_size=config["image_size"],
-        implementation=config.get("loader", "auto"),
+        image_size=image_size,
+        implementation=implementation,
     )
     try:
         images, _ = next(iter(loader))

@@ -65,6 +65,11 @@ class BenchConfig(StrictModel):
     top1_floor: float = Field(
         ge=0, lt=1, description="The hypervolume counts what lies above, as does the widest's cost."
     )
+    log_cost: bool = Field(
+        default=False,
+        description="Hypervolume over the logarithm of the cost, from the cheapest schedule on: "
+        "half the cost counts as much at a tenth of the dense model's as at its whole.",
+    )
     seeds: Positive = 3
     first_seed: int = Field(
         default=0, ge=0, description="Those before it settings may have been chosen on."

@@ -55,6 +55,7 @@ def _settings(world: World, seed: int) -> PolicySettings:
             images=config.finetune_images or len(world.split("train")[1]),
             measured=len(world.split("minival")[1]),
             floor=config.top1_floor,
+            log_cost=config.log_cost,
         ),
         keep=1 / config.halving.reduction_factor,
         noise=config.ours.noise_margin,

@@ -5,6 +5,7 @@ Pure functions of traces; every figure of the table comes from here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,16 +31,21 @@ class Box:
         gmacs: of the widest dense model; costs are shares of it.
         floor: top-1 below which nothing counts; what is above is a share of 1 - floor.
         bases: the dense models, which everybody has from the start.
+        cheapest: GMACs where the box begins, with the cost on a log axis; None: linear, from 0.
     """
 
     gmacs: float
     floor: float
     bases: tuple[Point, ...]
+    cheapest: float | None = None
 
     def hypervolume(self, points: Sequence[Point]) -> float:
         """Share of the box that the bases and these points dominate."""
-        rows = [(point.gmacs, point.top1) for point in [*self.bases, *points]]
-        return normalised_hypervolume(rows, self.gmacs, self.floor)
+        rows = [(self._axis(point.gmacs), point.top1) for point in [*self.bases, *points]]
+        return normalised_hypervolume(rows, self._axis(self.gmacs), self.floor)
+
+    def _axis(self, gmacs: float) -> float:
+        return gmacs if self.cheapest is None else math.log(gmacs / self.cheapest)
 
 
 @dataclass(frozen=True)

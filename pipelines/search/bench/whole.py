@@ -63,7 +63,10 @@ def bench(
             )
     say(f"bases: {world.base_seconds:.0f} device-seconds; answers in {world.directory}")
     traces = run(world, say, names=names)
-    box = Box(world.reference_gmacs, config.top1_floor, bases)
+    cheapest = min(low for low, _ in world.space.cost_ranges.values())
+    box = Box(
+        world.reference_gmacs, config.top1_floor, bases, cheapest if config.log_cost else None
+    )
     rows = table(box, traces)
     saved = _savings(world, box, traces, say) if OURS in traces else []
     about = {

@@ -424,7 +424,7 @@ def _order(total: int, seed: int, start: int, count: int) -> Tensor:
 # What is asked, and not what the answer would be.
 _QUESTIONS = (
     "seeds", "first_seed", "evaluations", "budget", "rates", "least_rate", "penalties",
-    "top1_floor", "ours", "halving", "powerbert", "min_tokens",
+    "top1_floor", "log_cost", "ours", "halving", "powerbert", "min_tokens",
 )  # fmt: skip
 
 

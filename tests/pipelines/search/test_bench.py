@@ -94,6 +94,14 @@ def test_hypervolume_grows_as_worked_out_by_hand():
     assert heights(BOX, front(BOX, steps), costs).tolist() == [0.5, 0.7, 0.7, 0.9, 0.9]
 
 
+def test_on_a_log_axis_half_the_cost_counts_alike_everywhere():
+    box = Box(gmacs=1.0, floor=0.5, bases=(BASE,), cheapest=1 / 16)
+    # From a 16th to 1 there are four halvings; each is a quarter of the box.
+    assert curve(box, [trained(1, 0.5, 0.75)]).hypervolume[-1] == pytest.approx(0.25 * 0.5)
+    assert curve(box, [trained(1, 0.125, 0.75)]).hypervolume[-1] == pytest.approx(0.75 * 0.5)
+    assert curve(box, [trained(1, 1 / 16, 1.0)]).hypervolume[-1] == pytest.approx(1.0)
+
+
 def test_a_peer_above_ours_is_said_to_be_so_and_one_within_the_noise_is_not():
     ours = {seed: [trained(10, 0.5, 0.8 + 0.001 * seed)] for seed in range(3)}
     better = {seed: [trained(10, 0.4, 0.9)] for seed in range(3)}

@@ -62,7 +62,7 @@ def test_who_inherits_from_whom(widths, inherit, expected):
 def test_what_cannot_be_is_said_with_what_could():
     with pytest.raises(ValidationError, match=r"use \{width: 32, heads: 2\}, or base\.inherit=fal"):
         config([width(64, 4), width(36, 4)], inherit=True, train=TRAIN)
-    with pytest.raises(ValidationError, match=r"base\.train is missing: width 32 has no checkpoint"):
+    with pytest.raises(ValidationError, match=r"base\.train is missing: width 32 has no chec"):
         config([width(64, 4, "x"), width(32, 2)])
     # Where every width has a checkpoint there is nothing to train.
     assert config([width(64, 4, "x"), width(32, 2, "y")]).base.train is not None

@@ -16,7 +16,12 @@ from pipelines.data.manifest import load_manifest
 from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
 from pipelines.search.state import SearchState, fold
-from pipelines.track.registry import example_images, register_published
+from pipelines.track.registry import (
+    Registered,
+    example_images,
+    register_folder,
+    register_published,
+)
 from pipelines.track.store import tracking_store
 from pipelines.track.upkeep import rebuild
 
@@ -63,7 +68,7 @@ def test_published_models_answer_on_images(folder: Path, search: SearchState) ->
 
     mlflow.set_tracking_uri(store.uri)
     loaded = mlflow.pyfunc.load_model("models:/digits@t001")
-    images = example_images(data, search.config["data"])
+    images = example_images(data, search.config["data"]["image_size"])
     manifest = load_manifest(data)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (manifest.mean, manifest.std))
@@ -75,12 +80,37 @@ def test_published_models_answer_on_images(folder: Path, search: SearchState) ->
         loaded.predict(images[:, :16])
 
 
+def test_a_squeezed_folder_is_registered_with_its_own_colours(folder: Path) -> None:
+    data = folder / "data"
+    prepare("digits", data)
+    model = tp.build_vit(32, 4, 96, 6, 3, 10)
+    model.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.25)}
+    pooled = tp.pool(model, (40, 30, 20, 10, 5, 2)).eval()
+    saved = tp.save(pooled, folder / "squeezed")
+    store = tracking_store(folder)
+    assert register_folder(saved, data, store, "pets") == Registered("squeezed", "1", True)
+    assert register_folder(saved, data, store, "pets").version == "2"
+    mlflow.set_tracking_uri(store.uri)
+    images = example_images(data, 32)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    pixels = (pixels - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor(
+        [0.5, 0.5, 0.25]
+    ).view(3, 1, 1)
+    found = mlflow.pyfunc.load_model("models:/pets/1").predict(images)
+    assert np.allclose(found, pooled(pixels).detach().numpy(), atol=1e-5)
+    version = mlflow.MlflowClient(tracking_uri=store.uri).get_model_version("pets", "1")
+    assert version.tags["schedule"] == "40,30,20,10,5,2"
+    other = tp.save(tp.build_vit(32, 4, 96, 6, 3, 7).eval(), folder / "other")
+    with pytest.raises(UserError, match=r"knows 7 classes, .* has 10"):
+        register_folder(other, data, store)
+
+
 @pytest.mark.slow  # registers everything twice
 def test_rebuilt_the_registry_has_the_same_models(folder: Path, search: SearchState) -> None:
     store = tracking_store(folder)
     register_published(folder, search, store)
     mlflow.set_tracking_uri(store.uri)
-    images = example_images(folder / "data", search.config["data"])
+    images = example_images(folder / "data", search.config["data"]["image_size"])
     before = mlflow.pyfunc.load_model("models:/digits@t001").predict(images)
     rebuild(folder, "digits", store)
     client = mlflow.MlflowClient(tracking_uri=store.uri)
@@ -125,7 +155,7 @@ def test_it_loads_where_this_software_is_not_installed(folder: Path) -> None:
 def test_example_images_are_pixels(folder: Path) -> None:
     prepare("digits", folder / "data")
     config = {"image_size": 32}
-    images = example_images(folder / "data", config)
+    images = example_images(folder / "data", config["image_size"], config.get("loader", "auto"))
     loader = make_loader(folder / "data", "val", batch_size=2, train=False, image_size=32)
     expected, _ = next(iter(loader))
     loader.close()
