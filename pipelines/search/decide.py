@@ -14,8 +14,9 @@ from tune_spaces.outlook import DenseModel, Prices, Untrained
 from tune_spaces.policy import FrontPolicy, PolicySettings, rung_of
 from tune_spaces.space import Candidate, ScheduleSpace
 
-# Until a training's processes are there and compute.
-_START_SECONDS = 10.0
+# What is trained in the ten seconds or so until a job's processes are there. It is not measured:
+# the same seed is to make the same decisions.
+_START_IMAGES = 5000
 
 
 def policy_of(
@@ -119,20 +120,13 @@ def _settings(config: SearchConfig, state: SearchState, weights: Weights) -> Pol
             images=state.images.get("train", 1000),
             measured=state.images.get("minival", 100),
             floor=1 / state.num_classes,
-            start=3.0 * _START_SECONDS * _images_per_s(state),
+            start=3.0 * _START_IMAGES,
             log_cost=finals.log_cost,
         ),
         keep=1 / finals.reduction_factor,
         noise=finals.noise_margin,
         seed=config.seed,
     )
-
-
-def _images_per_s(state: SearchState) -> float:
-    """Of the training of the widest base; 0 where no base was trained here."""
-    trained = [base for base in state.bases if base.reports]
-    widest = max(trained, key=lambda base: base.width, default=None)
-    return 0.0 if widest is None else float(widest.reports[-1].get("images_per_s", 0.0))
 
 
 def _dense(state: SearchState, weights: Weights) -> list[DenseModel]:
