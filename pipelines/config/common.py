@@ -74,6 +74,12 @@ class RunConfig(StrictModel):
         description="What keeps searches: a folder that all nodes see, or any pyarrow or fsspec "
         "address (s3://bucket/runs).",
     )
+    stall_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="A process that gives no sign of life for so long is killed and its work goes "
+        "on from the last checkpoint; none: three, or ten times the median step, whichever is more.",
+    )
     data: DataConfig
     model: ModelConfig
 

@@ -22,6 +22,7 @@ _SAFEGUARDS = (
     "keep_checkpoints",
     "max_bad_steps",
     "max_rollbacks",
+    "stall_minutes",
 )
 
 

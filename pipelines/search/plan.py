@@ -147,6 +147,7 @@ def base_job(config: SearchConfig, width: WidthConfig, num_classes: int) -> Trai
         model=_model_spec(config, width.width, width.heads, num_classes),
         train=stage.train,
         workers=stage.workers,
+        stall_minutes=config.stall_minutes,
         seed=config.seed,
     )
 
@@ -196,6 +197,7 @@ def supernet_job(
         ),
         train=train,
         workers=stage.workers,
+        stall_minutes=config.stall_minutes,
         seed=config.seed,
     )
 
@@ -214,6 +216,7 @@ def final_job(config: SearchConfig, trial: TrialState, base: str, num_classes: i
         init=base,
         train=stage.train,
         workers=stage.workers,
+        stall_minutes=config.stall_minutes,
         seed=config.seed + (trial.seed or 0),
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.placement import Gang, fit
 from cluster.security.secrecy import clean_errors, guard_process
 from pipelines.train.imports import without_collector
+from pipelines.train.report_keys import RESTARTED
 from pipelines.train.spec import TrainJob
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def train_worker(job: dict[str, Any]) -> None:
     """
     started = time.monotonic()
     with without_collector():
+        from pipelines.train.life_signs import OVER, signs
         from pipelines.train.loop import run_job
         from pipelines.train.reporter import RayReporter
         from pipelines.train.store_reporter import StoreReporter
@@ -66,6 +68,7 @@ def train_worker(job: dict[str, Any]) -> None:
 
         torch.cuda.set_device(get_device())
     run_job(spec, RayReporter() if spec.address is None else StoreReporter(spec.address), started)
+    signs.begin(OVER)
 
 
 def run_trainer(job: TrainJob) -> None:
@@ -82,6 +85,7 @@ def run_trainer(job: TrainJob) -> None:
     from ray.train import TrainingFailedError
 
     from pipelines.errors import UserError
+    from pipelines.train.stall_callback import WorkerStalled
 
     attempt, waits_since = 0, None
     while True:
@@ -100,10 +104,30 @@ def run_trainer(job: TrainJob) -> None:
             waits_since = None
             causes = getattr(error, "worker_failures", {}).values()
             needs_a_person = any(isinstance(_root(cause), UserError) for cause in causes)
+            stalled = "; ".join(str(cause) for cause in causes if type(cause) is WorkerStalled)
             if needs_a_person or attempt == job.workers.max_failures:
+                if stalled:
+                    raise RuntimeError(f"{stalled}, after {attempt} restarts") from None
                 raise
             logger.warning("%s failed and is started again: %s", job.job_id, error)
             attempt += 1
+            why = stalled or f"{job.job_id}: {_death(error)}"
+            _say_restarted(f"{why}: goes on from its last checkpoint", attempt, job)
+
+
+def _say_restarted(what: str, attempt: int, job: TrainJob) -> None:
+    """Tells the search's driver, and so its user, in the way that reports go."""
+    from ray import tune
+
+    line = f"{what} (restart {attempt} of {job.workers.max_failures})"
+    # Tune takes no report without its time attribute.
+    tune.report({RESTARTED: line, "epoch": 0})
+
+
+def _death(error: Exception) -> str:
+    from pipelines.train.trials import short_reason
+
+    return short_reason(error)
 
 
 def _found_no_room(error: Exception) -> bool:
@@ -137,6 +161,7 @@ def _make_trainer(job: TrainJob) -> JobTrainer:
 
     from cluster.capacity import present_nodes
     from pipelines.train.process_group import ProcessGroupConfig
+    from pipelines.train.stall_callback import StallCallback
     from pipelines.train.trainer import JobTrainer
 
     workers = job.workers
@@ -157,7 +182,10 @@ def _make_trainer(job: TrainJob) -> JobTrainer:
         run_config=RunConfig(
             name=job.job_id,
             **_storage(job),
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+            callbacks=[  # type: ignore[list-item]
+                TuneReportCallback(),
+                StallCallback(job.job_id, job.directory, job.stall_minutes),
+            ],
             failure_config=FailureConfig(
                 max_failures=0,  # `run_trainer` decides
                 controller_failure_limit=CONTROLLER_FAILURES,  # type: ignore[call-arg]

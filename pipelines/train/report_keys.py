@@ -6,6 +6,8 @@ from __future__ import annotations
 # the loss and the teacher; `communication`: the all-reduce of the gradients, which includes waiting
 # for a slower rank; `step`: clipping, the optimizer (with ZeRO also the all-gather) and the EMA.
 PHASES = ("data", "forward", "backward", "communication", "step")
+# In place of a report: the line that says why a job was started again.
+RESTARTED = "restarted"
 OPTIONAL_KEYS = (
     "top5_minival",
     "top1_minival_raw",

@@ -48,5 +48,6 @@ def job_of(config: TrainRunConfig) -> TrainJob:
         sandwich=config.sandwich,
         train=config.train,
         workers=config.workers,
+        stall_minutes=config.stall_minutes,
         seed=config.seed,
     )

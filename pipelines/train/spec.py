@@ -50,6 +50,7 @@ class TrainJob(StrictModel):
     )
     train: TrainConfig
     workers: WorkersConfig
+    stall_minutes: float | None = None
     seed: int = 0
 
     @field_validator("init")

@@ -21,7 +21,7 @@ from cluster.security.redact import is_secret_name
 from cluster.security.secrecy import redactor
 from pipelines.storage.store import ObjectStore
 from pipelines.train.ray_job import driver_resources, train_trial
-from pipelines.train.report_keys import OPTIONAL_KEYS
+from pipelines.train.report_keys import OPTIONAL_KEYS, RESTARTED
 from pipelines.train.reports import kept_reports, reports_in
 from pipelines.train.spec import TrainJob
 from pipelines.train.tune_records import Forgetting, write_little
@@ -80,6 +80,9 @@ class Watch(Protocol):
 
     def heard(self, job_id: str) -> None:
         """A running trial has reported, and its report tells what it has cost so far."""
+
+    def restarted(self, job_id: str, line: str) -> None:
+        """A trial goes on from its last checkpoint; the line says why."""
 
     def over(self, job_id: str) -> None:
         """A trial has ended, however."""
@@ -169,7 +172,10 @@ class _Events(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
-        if "epoch" in result:
+        if RESTARTED in result:
+            if self._watch is not None:
+                self._watch.restarted(trial.config["trial_id"], result[RESTARTED])
+        elif "epoch" in result:
             if self._watch is not None:
                 self._watch.heard(trial.config["trial_id"])
             self._told.report(trial.config["trial_id"], _report_of(result))

@@ -149,6 +149,11 @@ class TrialWatch:
         if self._waiting is not None:
             self._waiting.discard(job_id)
 
+    def restarted(self, job_id: str, line: str) -> None:
+        """See `Watch`."""
+        self._context.screen.say(line, style="yellow")
+        self._context.recorder.add("restarted", id=job_id, reason=line)
+
     def over(self, job_id: str) -> None:
         """See `Watch`."""
         self._running.discard(job_id)
