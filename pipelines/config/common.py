@@ -77,8 +77,8 @@ class RunConfig(StrictModel):
     stall_minutes: float | None = Field(
         default=None,
         gt=0,
-        description="A process that gives no sign of life for so long is killed and its work goes "
-        "on from the last checkpoint; none: three, or ten times the median step, whichever is more.",
+        description="A process that gives no sign of life for so long is killed, and its work "
+        "goes on from the last checkpoint; none: 3, or ten times the median step if that is more.",
     )
     data: DataConfig
     model: ModelConfig

@@ -106,3 +106,8 @@ class _Watcher(Watch):
 
     def restarted(self, job_id: str, line: str) -> None:
         self._screen.say(line, style="yellow")
+
+    def started(self, job_id: str) -> None:
+        return
+
+    heard = over = started

@@ -40,6 +40,12 @@ def write_last_signs(directory: Path, signs: Sequence[LastSign]) -> None:
         os.replace(aside, directory / NAME)
 
 
+def forget_last_signs(directory: Path) -> None:
+    """The job's workers have ended."""
+    with suppress(OSError):
+        (directory / NAME).unlink(missing_ok=True)
+
+
 def read_last_signs(directory: Path) -> list[LastSign]:
     """What the file of a job says; nothing where there is none, or it is of another version."""
     try:

@@ -182,9 +182,9 @@ def _make_trainer(job: TrainJob) -> JobTrainer:
         run_config=RunConfig(
             name=job.job_id,
             **_storage(job),
-            callbacks=[  # type: ignore[list-item]
-                TuneReportCallback(),
-                StallCallback(job.job_id, job.directory, job.stall_minutes),
+            callbacks=[
+                TuneReportCallback(),  # type: ignore[list-item]
+                StallCallback(job.job_id, job.directory, job.stall_minutes),  # type: ignore[list-item]
             ],
             failure_config=FailureConfig(
                 max_failures=0,  # `run_trainer` decides

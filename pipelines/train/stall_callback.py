@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-from pipelines.train.last_signs import LastSign, write_last_signs
+from pipelines.train.last_signs import LastSign, forget_last_signs, write_last_signs
 from pipelines.train.life_signs import Sign, read_sign
 from pipelines.train.stall_watch import Stall, StallWatch
 
@@ -76,6 +76,7 @@ class StallCallback(WorkerGroupCallback):
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         """Watches no longer."""
         self._watch = None
+        forget_last_signs(self._directory)
 
     def _answers(self) -> dict[int, Sign]:
         """Of those who have answered since they were asked."""

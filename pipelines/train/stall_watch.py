@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.train.life_signs import CHECKPOINT, OVER, Sign
 
@@ -47,6 +47,7 @@ class StallWatch:
         ranks: of the processes.
         minutes: without a sign of life that are too long; None: three, or ten times the median
             step, whichever is more.
+        in_step: whether they take each step together, as the workers of one job do.
         clock: seconds, never going back.
     """
 
@@ -54,10 +55,11 @@ class StallWatch:
         self,
         ranks: Collection[int],
         minutes: float | None,
+        in_step: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._seconds = None if minutes is None else 60 * minutes
-        self._clock, self._looked = clock, clock()
+        self._clock, self._looked, self.in_step = clock, clock(), in_step
         self._signs = dict.fromkeys(ranks, Sign())
         self._silent = dict.fromkeys(ranks, 0.0)
         self._unanswered = dict.fromkeys(ranks, 0.0)
@@ -73,8 +75,12 @@ class StallWatch:
         """The last sign of each."""
         return dict(self._signs)
 
+    def rest(self, rank: int) -> None:
+        """A process has nothing to do: it is silent by right."""
+        self._silent[rank] = self._unanswered[rank] = 0.0
+
     def forget(self, rank: int) -> None:
-        """A process begins something new, or another has taken its place."""
+        """Another process has taken its place."""
         self._signs[rank], self._silent[rank], self._unanswered[rank] = Sign(), 0.0, 0.0
 
     def look(self, answers: Mapping[int, Sign]) -> list[Stall]:
@@ -106,9 +112,18 @@ class StallWatch:
         last = min((self._signs[rank].turn, self._signs[rank].place) for rank in silent)
         guilty = dumb or [r for r in silent if (self._signs[r].turn, self._signs[r].place) == last]
         return [
-            Stall(rank, self._silent[rank], self._answers(rank), self._signs[rank])
+            Stall(rank, self._silent[rank], self._answers(rank), self._where(rank))
             for rank in guilty
         ]
+
+    def _where(self, rank: int) -> Sign:
+        """Its last sign, and for one that does not answer the last step that all took part in."""
+        sign = self._signs[rank]
+        steps = [s.step for r, s in self._signs.items() if r != rank and self._answers(r)]
+        known = [step for step in steps if step is not None]
+        if self._answers(rank) or not self.in_step or len(known) < len(steps) or not known:
+            return sign
+        return replace(sign, step=max(min(known), sign.step or 0))
 
     def _answers(self, rank: int) -> bool:
         return self._unanswered[rank] < max(2 * self.every, self._silent[rank] / 2)

@@ -115,6 +115,11 @@ class StageContext:
         if device_seconds > 0:
             self.recorder.add("spent", stage=stage, device_seconds=round(device_seconds, 3))
 
+    def restarted(self, who: str, line: str) -> None:
+        """Tells and records that something hung or died, and its work is done again."""
+        self.screen.say(line, style="yellow")
+        self.recorder.add("restarted", id=who, reason=line)
+
     @contextmanager
     def watch(self, stage: str, num_workers: int) -> Iterator[TrialWatch]:
         """Watches a stage's trials, each of so many workers, for as long as the block runs."""
@@ -151,8 +156,7 @@ class TrialWatch:
 
     def restarted(self, job_id: str, line: str) -> None:
         """See `Watch`."""
-        self._context.screen.say(line, style="yellow")
-        self._context.recorder.add("restarted", id=job_id, reason=line)
+        self._context.restarted(job_id, line)
 
     def over(self, job_id: str) -> None:
         """See `Watch`."""

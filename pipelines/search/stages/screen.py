@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import ray
 
 from pipelines.search.race import BLOCK, Racer, images_seen
-from pipelines.search.scorer import ImageScores, Scorer
+from pipelines.search.scorer import ImageScores
 from pipelines.search.stages.context import StageContext
+from pipelines.search.stages.scorer_pool import scorers
 from pipelines.search.state import ScreenedSchedule, Weights
 from tokenpool import Schedule
 from tune_spaces.evolution import Scored, first_generation, next_generation, select
@@ -53,12 +52,12 @@ def screen_schedules(
     with context.screen.progress("schedules scored", wanted) as bar:
         bar.advance(len(screened), note="from before" if screened else "")
         actors_wanted = config.screen.actors if len(screened) < wanted else 0
-        with scorers(context, "screen", actors_wanted, weights) as actors:
+        with scorers(context, "screen", actors_wanted, weights) as pool:
             racer = None
-            if actors:
+            if pool:
                 racer = Racer(
-                    partial(_evaluate, context, ray.util.ActorPool(actors)),
-                    ray.get(actors[0].num_images.remote()),
+                    partial(_evaluate, context, pool),
+                    pool.ask(lambda actor: actor.num_images.remote()),
                     racing=config.screen.racing,
                     tolerance=config.screen.racing_tolerance,
                 )
@@ -141,46 +140,6 @@ def best_of(screened: Sequence[ScreenedSchedule], count: int) -> list[Scored]:
     complete = select(as_scored([row for row in screened if row.images is None]), count)
     dropped = as_scored([row for row in screened if row.images is not None])
     return complete + (select(dropped, count - len(complete)) if len(complete) < count else [])
-
-
-@contextmanager
-def scorers(
-    context: StageContext, stage: str, count: int, weights: Weights = "base"
-) -> Iterator[list[Any]]:
-    """`make_scorers` for as long as the block runs; their time counts as a stage's cost."""
-    actors = make_scorers(context, count, weights) if count else []
-    share = context.config.screen.gpus_per_actor or 1.0
-    try:
-        with context.metered(stage, share * len(actors)):
-            yield actors
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-def make_scorers(context: StageContext, count: int, weights: Weights = "base") -> list[Any]:
-    """Actors that hold every model there is and the images, at most as many as fit the cluster.
-
-    Args:
-        context: of the search.
-        count: how many, at most.
-        weights: of the bases, or of the supernets where there are any.
-
-    Raises:
-        UserError: not even one fits.
-    """
-    stage, state = context.config.screen, context.state
-    data = context.config.data.model_copy(update={"path": context.config.data.path.resolve()})
-    models = {
-        base.width: state.weights(base.width, weights) for base in state.bases if base.checkpoint
-    }
-    fits = context.fits(1, stage.cpus_per_actor, stage.gpus_per_actor)
-    remote = ray.remote(num_cpus=stage.cpus_per_actor, num_gpus=stage.gpus_per_actor)(Scorer)
-    device = "cuda" if stage.gpus_per_actor else "cpu"
-    return [
-        remote.remote(models, data, batch_size=stage.batch_size, device=device)
-        for _ in range(min(count, fits))
-    ]
 
 
 def _evaluate(
