@@ -23,6 +23,7 @@ _SAFEGUARDS = (
     "max_bad_steps",
     "max_rollbacks",
     "stall_minutes",
+    "full_disk_minutes",
 )
 
 

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from cluster.security.secrecy import redactor
 from pipelines.errors import UserError
+from pipelines.storage.room import DiskFull, lacks_room, shortage
 
 LEDGER_NAME = "ledger.jsonl"
 
@@ -57,11 +58,14 @@ def _not_written(path: Path, need: int, error: OSError) -> UserError:
         free = f"{shutil.disk_usage(path.parent).free} bytes free"
     except OSError as gone:
         free = f"free space unknown, {gone.strerror}"
-    return UserError(
+    line = (
         f"cannot write to {path} ({error.strerror}; {need} bytes needed, {free}): make room there, "
-        "or let it be written, and type the same command to go on",
-        exit_code=1,
+        "or let it be written, and type the same command to go on"
     )
+    if lacks_room(error):
+        # A tail of the last block may be free where the file would need another one.
+        return DiskFull(line, shortage(path, need) or f"{path}: {error.strerror}")
+    return UserError(line, exit_code=1)
 
 
 class Ledger:

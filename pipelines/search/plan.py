@@ -148,6 +148,7 @@ def base_job(config: SearchConfig, width: WidthConfig, num_classes: int) -> Trai
         train=stage.train,
         workers=stage.workers,
         stall_minutes=config.stall_minutes,
+        full_disk_minutes=config.full_disk_minutes,
         seed=config.seed,
     )
 
@@ -198,6 +199,7 @@ def supernet_job(
         train=train,
         workers=stage.workers,
         stall_minutes=config.stall_minutes,
+        full_disk_minutes=config.full_disk_minutes,
         seed=config.seed,
     )
 
@@ -217,6 +219,7 @@ def final_job(config: SearchConfig, trial: TrialState, base: str, num_classes: i
         train=stage.train,
         workers=stage.workers,
         stall_minutes=config.stall_minutes,
+        full_disk_minutes=config.full_disk_minutes,
         seed=config.seed + (trial.seed or 0),
     )
 

@@ -43,6 +43,7 @@ from pipelines.search.stages.timed import timed_gang
 from pipelines.search.state import BaseState, SearchState, fold
 from pipelines.search.stored_ledger import open_ledger
 from pipelines.storage.address import without_options
+from pipelines.storage.room import DiskFull, UntilRoom
 from pipelines.storage.working import open_root, search_store
 from pipelines.track import files
 from pipelines.track.front import build_front, history
@@ -194,6 +195,11 @@ def _run_stages(
                 style="dim",
             )
             recorder.notify = tracker.notify
+            recorder.until_room = UntilRoom(
+                partial(screen.say, style="yellow"),
+                lambda: halt.ended is not None,
+                config.full_disk_minutes,
+            )
             sampler = SystemSampler(partial(_record_system, recorder), config.directory)
             with sampler, _ends_on_terminate(halt):
                 _run_each(context)
@@ -264,7 +270,8 @@ def _ends_on_terminate(halt: Halt) -> Iterator[None]:
 
 
 def _record_system(recorder: Recorder, metrics: dict[str, float]) -> None:
-    recorder.add("system", metrics=metrics)
+    with suppress(DiskFull):  # the search itself says so, and waits
+        recorder.add_all([("system", {"metrics": metrics})], wait=False)
 
 
 def _create(recorder: Recorder, config: SearchConfig, manifest: Manifest) -> None:

@@ -104,7 +104,7 @@ class _Watcher(Watch):
     def failed(self, job_id: str, reason: str) -> None:
         self.reason = reason
 
-    def restarted(self, job_id: str, line: str) -> None:
+    def told(self, job_id: str, notice: str, line: str) -> None:
         self._screen.say(line, style="yellow")
 
     def started(self, job_id: str) -> None:

@@ -30,6 +30,7 @@ class Sign:
         doing: one of the words above.
         step: the last step that was done; None before the first.
         usual: median seconds of a step.
+        waits: what it waits for from outside, in words; empty if for nothing.
     """
 
     count: int = 0
@@ -38,6 +39,7 @@ class Sign:
     doing: str = STARTING
     step: int | None = None
     usual: float | None = None
+    waits: str = ""
 
 
 class LifeSigns:
@@ -56,12 +58,19 @@ class LifeSigns:
     def begin(self, doing: str) -> None:
         """From now on it does something else."""
         sign = self._sign
-        self._sign = replace(sign, count=sign.count + 1, turn=sign.turn + 1, place=0, doing=doing)
+        self._sign = replace(
+            sign, count=sign.count + 1, turn=sign.turn + 1, place=0, doing=doing, waits=""
+        )
+
+    def wait(self, what: str) -> None:
+        """It waits for something from outside, in the midst of what it does."""
+        sign = self._sign
+        self._sign = replace(sign, count=sign.count + 1, waits=what)
 
     def beat(self) -> None:
         """It got on with what it does."""
         sign = self._sign
-        self._sign = replace(sign, count=sign.count + 1, place=sign.place + 1)
+        self._sign = replace(sign, count=sign.count + 1, place=sign.place + 1, waits="")
 
     def did(self, step: int | None = None) -> None:
         """It has done a step, by default the next one."""

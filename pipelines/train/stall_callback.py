@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +40,15 @@ class StallCallback(WorkerGroupCallback):
         job_id: names the job.
         directory: its folder on the driver's machine, which is the controller's.
         minutes: see `StallWatch`.
+        tell: given a line for the user where a worker waits for something, and where no more.
     """
 
-    def __init__(self, job_id: str, directory: Path, minutes: float | None) -> None:
+    def __init__(
+        self, job_id: str, directory: Path, minutes: float | None, tell: Callable[[str], None]
+    ) -> None:
         self._job_id, self._directory, self._minutes = job_id, directory, minutes
+        self._tell = tell
+        self._waiting: set[int] = set()
         self._workers: dict[int, Worker] = {}
         self._watch: StallWatch | None = None
         self._asked: dict[int, Any] = {}
@@ -67,6 +73,7 @@ class StallCallback(WorkerGroupCallback):
             return
         stalled = watch.look(self._answers())
         self._write(watch.signs)
+        self._tell_who_waits(watch.signs)
         for rank in self._workers.keys() - self._asked.keys():
             self._asked[rank] = self._workers[rank].execute_async(read_sign)
         if stalled:
@@ -106,6 +113,15 @@ class StallCallback(WorkerGroupCallback):
         text = "; ".join(str(failure) for failure in failures.values())
         logger.warning("%s", text)
         return WorkerGroupError(text, failures)
+
+    def _tell_who_waits(self, signs: dict[int, Sign]) -> None:
+        waiting = {rank for rank, sign in signs.items() if sign.waits}
+        for rank in sorted(waiting - self._waiting):
+            host = self._workers[rank].metadata.hostname
+            self._tell(f"{self._job_id} rank {rank} on {host} waits: {signs[rank].waits}")
+        if self._waiting and not waiting:
+            self._tell(f"{self._job_id}: there is room again: going on")
+        self._waiting = waiting
 
     def _write(self, signs: dict[int, Sign]) -> None:
         now = time.time()

@@ -105,6 +105,11 @@ class StallWatch:
                 self._silent[rank] += passed
             if sign is not None:
                 self._signs[rank] = sign
+        if any(sign.waits for sign in self._signs.values()):
+            # Who writes a checkpoint waits for it as well, in a barrier.
+            for rank, sign in self._signs.items():
+                if sign.doing == CHECKPOINT and self._answers(rank):
+                    self._silent[rank] = 0.0
         silent = [rank for rank in self._signs if self._silent[rank] > self._limit(rank)]
         if not silent:
             return []

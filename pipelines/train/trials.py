@@ -21,7 +21,7 @@ from cluster.security.redact import is_secret_name
 from cluster.security.secrecy import redactor
 from pipelines.storage.store import ObjectStore
 from pipelines.train.ray_job import driver_resources, train_trial
-from pipelines.train.report_keys import OPTIONAL_KEYS, RESTARTED
+from pipelines.train.report_keys import NOTICE, NOTICE_LINE, OPTIONAL_KEYS
 from pipelines.train.reports import kept_reports, reports_in
 from pipelines.train.spec import TrainJob
 from pipelines.train.tune_records import Forgetting, write_little
@@ -81,8 +81,8 @@ class Watch(Protocol):
     def heard(self, job_id: str) -> None:
         """A running trial has reported, and its report tells what it has cost so far."""
 
-    def restarted(self, job_id: str, line: str) -> None:
-        """A trial goes on from its last checkpoint; the line says why."""
+    def told(self, job_id: str, notice: str, line: str) -> None:
+        """A trial has something to say in between: see `report_keys.NOTICE`."""
 
     def over(self, job_id: str) -> None:
         """A trial has ended, however."""
@@ -172,9 +172,10 @@ class _Events(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
-        if RESTARTED in result:
+        if NOTICE in result:
             if self._watch is not None:
-                self._watch.restarted(trial.config["trial_id"], result[RESTARTED])
+                job_id = trial.config["trial_id"]
+                self._watch.told(job_id, result[NOTICE], result[NOTICE_LINE])
         elif "epoch" in result:
             if self._watch is not None:
                 self._watch.heard(trial.config["trial_id"])

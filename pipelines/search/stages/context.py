@@ -17,6 +17,7 @@ from pipelines.search.plan import make_space
 from pipelines.search.recorder import Recorder
 from pipelines.search.state import SearchState
 from pipelines.train.ray_job import gang_of
+from pipelines.train.report_keys import NO_ROOM, RESTARTED
 from tune_spaces.space import ScheduleSpace
 
 # What actors cost is recorded this often, so that a driver that is killed loses little of it.
@@ -154,9 +155,14 @@ class TrialWatch:
         if self._waiting is not None:
             self._waiting.discard(job_id)
 
-    def restarted(self, job_id: str, line: str) -> None:
+    def told(self, job_id: str, notice: str, line: str) -> None:
         """See `Watch`."""
-        self._context.restarted(job_id, line)
+        if notice == RESTARTED:
+            self._context.restarted(job_id, line)
+        elif notice == NO_ROOM and self._context.halt is not None:
+            self._context.halt.request(line)
+        else:
+            self._context.screen.say(line, style="yellow")
 
     def over(self, job_id: str) -> None:
         """See `Watch`."""
