@@ -47,11 +47,15 @@ def stick_loader(module):
 
 
 def stick_scorer(module):
-    """A scorer never comes to the end of a schedule, and answers all the same."""
+    """A scorer never comes to the end of a schedule, and answers all the same.
+
+    Each takes TOKENPOOL_SECONDS more, so that there is time to do something to one.
+    """
     run = module.run_schedules
 
     def run_schedules(*args, **kwargs):
         for found in run(*args, **kwargs):
+            time.sleep(float(os.environ.get("TOKENPOOL_SECONDS", "0")))
             if stuck("0"):
                 time.sleep(1e6)
             yield found

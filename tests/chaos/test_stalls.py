@@ -3,12 +3,14 @@
 Each job's outcome is compared with that of the same job undisturbed, to the bit of every weight.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -51,7 +53,7 @@ SEARCH = {
         "workers": {"cpus_per_worker": 0.9},
         "train": {"epochs": 3, "batch_size": 64, "lr": 0.003, "warmup_epochs": 0.5},
     },
-    "calibrate": {"counts": 6, "images": 256},
+    "calibrate": {"counts": 8, "images": 64},
     "screen": {"schedules": 24, "generations": 2, "actors": 2, "cpus_per_actor": 0.9},
     "finals": {
         "trials": 1,
@@ -171,12 +173,16 @@ def test_a_machine_that_is_suspended(place, calm, begin, told):
     command.wait_for("epoch 4/")
     family = command.family()
     for process in family:
-        process.suspend()
-    assert all(process.status() == psutil.STATUS_STOPPED for process in family)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+    time.sleep(0.5)
+    there = [process for process in family if process.is_running()]
+    states = Counter(process.status() for process in there)
+    assert states[psutil.STATUS_STOPPED] > 8 and states.keys() <= {"stopped", "zombie"}
     count = len(command.lines)
     time.sleep(3 * SECONDS)
     assert len(command.lines) == count
-    for process in reversed(family):
+    for process in reversed(there):
         process.send_signal(signal.SIGCONT)
     assert command.end() == 0, command.text
     assert "restart" not in command.text and "Traceback" not in command.text
@@ -186,13 +192,11 @@ def test_a_machine_that_is_suspended(place, calm, begin, told):
 
 def test_scorers_that_hang_or_die(place, begin, told):
     stick = place / "stick"
-    command = begin("search", "search.yaml", TOKENPOOL_STICK=str(stick))
-    command.wait_for("== 2/8")
-    end = time.monotonic() + 200
-    while len(scorers := command.named("WatchedScorer")) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    command.wait_for("probes: ")  # both have scored
+    slow = {"TOKENPOOL_STICK": str(stick), "TOKENPOOL_SECONDS": "0.5"}
+    command = begin("search", "search.yaml", **slow)
+    command.wait_for("probes: ")
+    scorers = command.named("WatchedScorer")
+    assert len(scorers) == 2
     scorers[0].suspend()
     line = command.wait_for(r"^calibrate scorer \d on (\S+) \(pid (\d+)\): no sign of life .*$")
     assert int(line[2]) == scorers[0].pid and "does not answer" in line[0]

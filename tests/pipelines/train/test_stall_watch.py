@@ -129,6 +129,23 @@ def test_who_is_stopped_while_it_writes_a_checkpoint_gets_no_longer():
     assert seconds <= 60 + 3 * world.watch.every
 
 
+def test_who_waits_for_a_full_disk_has_not_stalled_nor_have_those_at_its_barrier():
+    world = World(minutes=1.0)
+    world.steps(3)
+    for worker in world.workers:
+        worker.begin(CHECKPOINT)
+    for _ in range(1000):
+        world.workers[0].wait("the disk is full")
+        assert world.look() == []
+    world.workers[0].wait("")
+    assert (world.workers[0].read().turn, world.workers[0].read().place) == (
+        world.workers[1].read().turn,
+        world.workers[1].read().place,
+    )
+    _, seconds = world.until_stall()
+    assert 600 < seconds <= 600 + 3 * world.watch.every  # it counts again
+
+
 def test_who_is_done_waits_for_ever():
     world = World()
     world.steps(3)
