@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from pipelines.errors import UserError
 from pipelines.storage.room import DiskFull, lacks_room, shortage
 
 LEDGER_NAME = "ledger.jsonl"
+DRIVER_LOCK = "driver.lock"  # held by the driver at work, with its host and pid in it
 
 Event = dict[str, Any]
 
@@ -68,6 +70,20 @@ def _not_written(path: Path, need: int, error: OSError) -> UserError:
     return UserError(line, exit_code=1)
 
 
+def _not_opened(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write to {path} ({error.strerror}): let it be written, and type the same command "
+        "to go on",
+        exit_code=1,
+    )
+
+
+def _holder(lock: Path) -> str:
+    """Who wrote a name into the lock that is held."""
+    host, _, pid = lock.read_text().partition(" ")
+    return f", by process {pid} on {host}" if pid else ""
+
+
 class Ledger:
     """The writing end: holds a lock, so that one search has one driver.
 
@@ -84,18 +100,25 @@ class Ledger:
                 "be written"
             ) from None
         self.path = directory / LEDGER_NAME
-        self._lock = FileLock(directory / "driver.lock")
+        lock = directory / DRIVER_LOCK
+        self._lock = FileLock(lock)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
-                f"search {directory.name} is already running on this storage: "
+                f"search {directory.name} is already running on this storage{_holder(lock)}: "
                 "wait for it or interrupt it first",
                 exit_code=1,
             ) from None
+        except OSError as error:
+            raise _not_opened(lock, error) from None
         try:
             self._catch_up()
             self._file = self.path.open("ab", buffering=0)
+            lock.write_text(f"{socket.gethostname()} {os.getpid()}")
+        except OSError as error:
+            self._lock.release()
+            raise _not_opened(self.path, error) from None
         except BaseException:
             self._lock.release()
             raise

@@ -182,3 +182,18 @@ def test_a_device_that_never_has_room(tmp_path):
         with pytest.raises(UserError, match="No space left on device"):
             ledger.append("began", budget={})
     assert not (directory / LEDGER_NAME).read_bytes()
+
+
+def test_a_disk_that_takes_no_writes_is_named_before_and_after_a_search_has_begun():
+    with small_disk("64k") as disk:
+        disk.remount("ro")
+        with pytest.raises(UserError, match=r"Read-only file system.*set storage to a folder"):
+            Ledger(disk.folder / "s")
+        disk.remount("rw")
+        with Ledger(disk.folder / "s") as ledger:
+            ledger.append("began", budget={})
+        disk.remount("ro")
+        with pytest.raises(UserError, match="Read-only file system") as raised:
+            Ledger(disk.folder / "s")
+        assert "\n" not in str(raised.value) and str(disk.folder) in str(raised.value)
+        assert [e["event"] for e in read_events(disk.folder / "s" / LEDGER_NAME)] == ["began"]

@@ -68,7 +68,8 @@ def test_one_search_has_one_driver(tmp_path):
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="already running"):
+        who = rf"already running .*, by process {holder.pid} on {os.uname().nodename}: "
+        with pytest.raises(UserError, match=who):
             Ledger(directory)
     finally:
         os.kill(holder.pid, signal.SIGKILL)
