@@ -121,7 +121,12 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
             done = [name for name, status in state.stages.items() if status == "done"]
             screen.say(f"Resuming search {config.name} (done: {', '.join(done) or 'nothing yet'}).")
         ended = _run_stages(config, manifest, recorder, screen, address)
-        write_results(state, directory)
+        try:
+            write_results(state, directory)
+        except UserError as error:
+            if ended is None:
+                raise
+            screen.say(str(error), style="yellow")  # why it has ended is said below
         withdraw_request(directory)
     if ended is not None:
         _show_ended(state, config.storage, ended, screen)

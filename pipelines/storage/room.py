@@ -117,6 +117,7 @@ class UntilRoom:
     ) -> None:
         self._say, self._ended, self._minutes = say, ended, minutes
         self._clock, self._sleep = clock, sleep
+        self._given_up = False
 
     def __call__(self, write: Callable[[], None]) -> None:
         """Calls `write` until it raises no `DiskFull`.
@@ -130,10 +131,11 @@ class UntilRoom:
                 write()
                 break
             except DiskFull as error:
-                if begun is None:
+                if begun is None and not self._given_up:
                     begun = self._clock()
                     self._say(f"{error.shortage}: waiting for room, {self._minutes:g} min at most")
-                if self._ended() or self._clock() - begun >= 60 * self._minutes:
+                if begun is None or self._ended() or self._clock() - begun >= 60 * self._minutes:
+                    self._given_up = True  # what is still to be recorded of the end is not
                     raise
                 self._sleep(_PAUSE_SECONDS)
         if begun is not None:
