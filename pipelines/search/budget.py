@@ -15,6 +15,7 @@ from typing import Any
 from pipelines.config import BudgetConfig
 from pipelines.search.refresh import STOP_NAME
 from pipelines.search.state import SearchState
+from pipelines.search.steady_time import steady_time
 from pipelines.storage.working import search_store
 
 _LOOK_SECONDS = 0.5
@@ -86,7 +87,8 @@ class Halt:
         state: what it has used.
         meter: what is running up.
         directory: where a request to stop would lie.
-        clock: seconds since the epoch.
+        clock: seconds since the epoch, which never jump.
+        wall: the time of day, which a deadline may be given as.
     """
 
     def __init__(
@@ -95,10 +97,11 @@ class Halt:
         state: SearchState,
         meter: DeviceMeter,
         directory: Path,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._budget, self._state, self._meter = budget, state, meter
-        self._directory, self._clock = directory, clock
+        self._directory, self._clock, self._wall = directory, clock, wall
         self._ended: SearchEnded | None = None
         self._since = 0.0
         self._looked = float("-inf")
@@ -149,6 +152,8 @@ class Halt:
                 f"budget.device_hours {hours:g} is reached ({used / 3600:.3g} device-hours used)",
             )
             return
+        if self._budget.deadline_time is not None:
+            now = self._wall()
         left = seconds_left(self._budget, self._state, now)
         if left is not None and left <= 0:
             self._end("budget", f"budget.deadline {self._budget.deadline} is reached")

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from cluster.security.secrecy import redactor
 from pipelines.errors import UserError
+from pipelines.search.steady_time import steady_time
 from pipelines.storage.room import DiskFull, lacks_room, shortage
 
 LEDGER_NAME = "ledger.jsonl"
@@ -139,7 +139,7 @@ class Ledger:
 
     def append_all(self, events: Sequence[tuple[str, dict[str, Any]]]) -> list[Event]:
         """Writes events that belong together: a process killed meanwhile leaves all or none."""
-        now = round(time.time(), 3)
+        now = round(steady_time(), 3)
         made: list[Event] = [
             {"event": kind, "time": now, **redactor().value(fields)} for kind, fields in events
         ]
