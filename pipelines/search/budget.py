@@ -25,7 +25,7 @@ class SearchEnded(Exception):
     """The search ends in order before all stages are done; its text says why.
 
     Attributes:
-        why: `budget` or `stop`.
+        why: `budget`, `stop`, or `interrupt` for a stop by whoever sits at the terminal.
     """
 
     def __init__(self, why: str, reason: str) -> None:
@@ -106,9 +106,9 @@ class Halt:
         self._since = 0.0
         self._looked = float("-inf")
 
-    def request(self, reason: str) -> None:
+    def request(self, reason: str, why: str = "stop") -> None:
         """Asks for the end from within this process, e.g. on a signal."""
-        self._end("stop", reason)
+        self._end(why, reason)
 
     @property
     def ended(self) -> SearchEnded | None:
