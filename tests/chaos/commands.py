@@ -35,6 +35,8 @@ class Command:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # A shell starts what runs in the background (a test, perhaps) deaf to Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()

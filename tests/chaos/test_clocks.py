@@ -25,7 +25,7 @@ def test_a_clock_that_somebody_sets_moves_neither_records_nor_budgets(tmp_path, 
             assert 0 <= state.seconds_at_work() < 60, jump
     times = [event["time"] for event in read_events(ledger.path)]
     assert times == sorted(times) and 0 <= times[-1] - begun + 0.01 < 60
-    told("clock set a day or a month forth and back", injected=3, survived=3)
+    told("clock set a day or a month forth and back", times=3)
 
 
 def test_a_deadline_by_the_clock_goes_by_the_clock(tmp_path, monkeypatch):

@@ -35,6 +35,7 @@ def size_limit(path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.fault("full disk at a ledger's write")
 def test_a_full_file_system_is_one_line_and_goes_on_when_there_is_room():
     with small_disk("64k") as disk, Ledger(disk.folder / "s") as ledger:
         ledger.append("began", budget={})
@@ -107,6 +108,7 @@ def test_nobody_waits_for_ever(end):
         assert patience.now == waited and len(patience.said) == 1
 
 
+@pytest.mark.fault("full disk at a checkpoint's write")
 def test_a_part_of_a_checkpoint_is_not_begun_before_there_is_room(monkeypatch):
     with small_disk("8m") as disk:
         job, pauses = disk.folder / "job", []
@@ -147,6 +149,7 @@ def test_a_part_of_a_checkpoint_is_not_begun_before_there_is_room(monkeypatch):
         assert written == [True]
 
 
+@pytest.mark.fault("disk without room for another file")
 def test_a_disk_full_of_files_and_a_place_that_is_not_there_yet():
     with small_disk("64k,nr_inodes=3") as disk:
         for name in range(2):
@@ -163,6 +166,7 @@ def test_a_full_disk_travels_between_processes_with_all_it_says():
     assert (str(error), error.shortage, error.exit_code) == ("whole line", "what is missing", 1)
 
 
+@pytest.mark.fault("write to the ledger broken off within a line")
 def test_a_write_that_breaks_off_within_a_line_leaves_none_of_it(tmp_path):
     """A neighbour: part of the line is on disk before the limit says no."""
     with Ledger(tmp_path / "s") as ledger:
@@ -187,6 +191,7 @@ def test_a_device_that_never_has_room(tmp_path):
     assert not (directory / LEDGER_NAME).read_bytes()
 
 
+@pytest.mark.fault("read-only disk")
 def test_a_disk_that_takes_no_writes_is_named_before_and_after_a_search_has_begun():
     with small_disk("64k") as disk:
         disk.remount("ro")

@@ -64,7 +64,9 @@ def test_a_search_that_is_told_to_end(place, told, name, signals, codes, says):
         family = command.family()
         assert len(family) > 8
         for number in signals:
-            os.kill(command.process.pid, number)
+            # A terminal sends Ctrl-C to all that it has started.
+            send = os.killpg if number == signal.SIGINT else os.kill
+            send(command.process.pid, number)
             if len(signals) > 1:
                 command.wait_for("Ctrl-C again")
         assert command.end(timeout=120) in codes, command.text
