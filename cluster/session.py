@@ -37,9 +37,9 @@ _TOKEN = secrets.token_hex(32)  # Ray reads it once a process
 _SETTINGS = {
     # How often a Train controller looks at its workers; Ray's 2 s shows in trials of seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    # A worker whose process answers nothing for so long, as one that is stopped, is killed and its
-    # job goes on from the last checkpoint; Ray's own 600 s are paid for by all its GPUs.
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "180",
+    # Whether a worker hangs is decided by `pipelines.train.stall_callback`, which says so to the
+    # user; Ray would end a worker that answers nothing without a word, and no other kind.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "86400",
     # Workers without a GPU of their own see the machine's as Ray's future default has it; a job
     # without GPUs does not touch them (pipelines.train.engine).
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -34,10 +34,12 @@ def search(
     from pipelines.search.runner import run_search
 
     try:
-        run_search(loaded, screen, address)
+        ended = run_search(loaded, screen, address)
     except KeyboardInterrupt:
         screen.say(
             "\ninterrupted: what is finished is kept; type the same command to go on",
             style="yellow",
         )
         raise typer.Exit(INTERRUPTED) from None
+    if ended is not None and ended.why == "interrupt":
+        raise typer.Exit(INTERRUPTED)

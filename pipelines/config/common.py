@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from cluster.security.redact import secret_places
 from cluster.security.secrecy import redactor
 from pipelines.storage.address import parse_storage
+from pipelines.storage.room import MINUTES
 from pipelines.storage.working import local_root
 
 Positive = Annotated[int, Field(gt=0)]
@@ -73,6 +74,17 @@ class RunConfig(StrictModel):
         default=Path("runs"),
         description="What keeps searches: a folder that all nodes see, or any pyarrow or fsspec "
         "address (s3://bucket/runs).",
+    )
+    stall_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="A process that gives no sign of life for so long is killed, and its work "
+        "goes on from the last checkpoint; none: 3, or ten times the median step if that is more.",
+    )
+    full_disk_minutes: float = Field(
+        default=MINUTES,
+        gt=0,
+        description="How long a full disk is waited for; then the run ends in order.",
     )
     data: DataConfig
     model: ModelConfig

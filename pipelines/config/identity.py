@@ -22,6 +22,8 @@ _SAFEGUARDS = (
     "keep_checkpoints",
     "max_bad_steps",
     "max_rollbacks",
+    "stall_minutes",
+    "full_disk_minutes",
 )
 
 

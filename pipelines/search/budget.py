@@ -15,6 +15,7 @@ from typing import Any
 from pipelines.config import BudgetConfig
 from pipelines.search.refresh import STOP_NAME
 from pipelines.search.state import SearchState
+from pipelines.search.steady_time import steady_time
 from pipelines.storage.working import search_store
 
 _LOOK_SECONDS = 0.5
@@ -24,7 +25,7 @@ class SearchEnded(Exception):
     """The search ends in order before all stages are done; its text says why.
 
     Attributes:
-        why: `budget` or `stop`.
+        why: `budget`, `stop`, or `interrupt` for a stop by whoever sits at the terminal.
     """
 
     def __init__(self, why: str, reason: str) -> None:
@@ -86,7 +87,8 @@ class Halt:
         state: what it has used.
         meter: what is running up.
         directory: where a request to stop would lie.
-        clock: seconds since the epoch.
+        clock: seconds since the epoch, which never jump.
+        wall: the time of day, which a deadline may be given as.
     """
 
     def __init__(
@@ -95,17 +97,18 @@ class Halt:
         state: SearchState,
         meter: DeviceMeter,
         directory: Path,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._budget, self._state, self._meter = budget, state, meter
-        self._directory, self._clock = directory, clock
+        self._directory, self._clock, self._wall = directory, clock, wall
         self._ended: SearchEnded | None = None
         self._since = 0.0
         self._looked = float("-inf")
 
-    def request(self, reason: str) -> None:
+    def request(self, reason: str, why: str = "stop") -> None:
         """Asks for the end from within this process, e.g. on a signal."""
-        self._end("stop", reason)
+        self._end(why, reason)
 
     @property
     def ended(self) -> SearchEnded | None:
@@ -149,6 +152,8 @@ class Halt:
                 f"budget.device_hours {hours:g} is reached ({used / 3600:.3g} device-hours used)",
             )
             return
+        if self._budget.deadline_time is not None:
+            now = self._wall()
         left = seconds_left(self._budget, self._state, now)
         if left is not None and left <= 0:
             self._end("budget", f"budget.deadline {self._budget.deadline} is reached")

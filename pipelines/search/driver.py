@@ -6,10 +6,9 @@ import fcntl
 import os
 from pathlib import Path
 
+from pipelines.search.ledger import DRIVER_LOCK
 from pipelines.storage.claim import live_driver
 from pipelines.storage.working import search_store
-
-DRIVER_LOCK = "driver.lock"
 
 
 def driver_runs(directory: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,8 +20,11 @@ from filelock import FileLock, Timeout
 
 from cluster.security.secrecy import redactor
 from pipelines.errors import UserError
+from pipelines.search.steady_time import steady_time
+from pipelines.storage.room import DiskFull, lacks_room, shortage
 
 LEDGER_NAME = "ledger.jsonl"
+DRIVER_LOCK = "driver.lock"  # held by the driver at work, with its host and pid in it
 
 Event = dict[str, Any]
 
@@ -57,11 +60,28 @@ def _not_written(path: Path, need: int, error: OSError) -> UserError:
         free = f"{shutil.disk_usage(path.parent).free} bytes free"
     except OSError as gone:
         free = f"free space unknown, {gone.strerror}"
-    return UserError(
+    line = (
         f"cannot write to {path} ({error.strerror}; {need} bytes needed, {free}): make room there, "
-        "or let it be written, and type the same command to go on",
+        "or let it be written, and type the same command to go on"
+    )
+    if lacks_room(error):
+        # A tail of the last block may be free where the file would need another one.
+        return DiskFull(line, shortage(path, need) or f"{path}: {error.strerror}")
+    return UserError(line, exit_code=1)
+
+
+def _not_opened(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write to {path} ({error.strerror}): let it be written, and type the same command "
+        "to go on",
         exit_code=1,
     )
+
+
+def _holder(lock: Path) -> str:
+    """Who wrote a name into the lock that is held."""
+    host, _, pid = lock.read_text().partition(" ")
+    return f", by process {pid} on {host}" if pid else ""
 
 
 class Ledger:
@@ -80,18 +100,25 @@ class Ledger:
                 "be written"
             ) from None
         self.path = directory / LEDGER_NAME
-        self._lock = FileLock(directory / "driver.lock")
+        lock = directory / DRIVER_LOCK
+        self._lock = FileLock(lock)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
-                f"search {directory.name} is already running on this storage: "
+                f"search {directory.name} is already running on this storage{_holder(lock)}: "
                 "wait for it or interrupt it first",
                 exit_code=1,
             ) from None
+        except OSError as error:
+            raise _not_opened(lock, error) from None
         try:
             self._catch_up()
             self._file = self.path.open("ab", buffering=0)
+            lock.write_text(f"{socket.gethostname()} {os.getpid()}")
+        except OSError as error:
+            self._lock.release()
+            raise _not_opened(self.path, error) from None
         except BaseException:
             self._lock.release()
             raise
@@ -112,7 +139,7 @@ class Ledger:
 
     def append_all(self, events: Sequence[tuple[str, dict[str, Any]]]) -> list[Event]:
         """Writes events that belong together: a process killed meanwhile leaves all or none."""
-        now = round(time.time(), 3)
+        now = round(steady_time(), 3)
         made: list[Event] = [
             {"event": kind, "time": now, **redactor().value(fields)} for kind, fields in events
         ]

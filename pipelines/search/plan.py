@@ -164,6 +164,8 @@ def base_job(
         inherits=wider,
         train=train,
         workers=stage.workers,
+        stall_minutes=config.stall_minutes,
+        full_disk_minutes=config.full_disk_minutes,
         seed=config.seed,
     )
 
@@ -213,6 +215,8 @@ def supernet_job(
         ),
         train=train,
         workers=stage.workers,
+        stall_minutes=config.stall_minutes,
+        full_disk_minutes=config.full_disk_minutes,
         seed=config.seed,
     )
 
@@ -231,6 +235,8 @@ def final_job(config: SearchConfig, trial: TrialState, base: str, num_classes: i
         init=base,
         train=stage.train,
         workers=stage.workers,
+        stall_minutes=config.stall_minutes,
+        full_disk_minutes=config.full_disk_minutes,
         seed=config.seed + (trial.seed or 0),
     )
 

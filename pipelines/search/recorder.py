@@ -26,6 +26,7 @@ class Recorder:
     ) -> None:
         self.state = state
         self.notify = notify
+        self.until_room: Callable[[Callable[[], None]], None] | None = None
         self._ledger = ledger
         self._lock = threading.Lock()
         self._directory = ledger.path.parent.resolve()
@@ -35,12 +36,24 @@ class Recorder:
         """Records one event; a `checkpoint` in the search's folder relative to it."""
         self.add_all([(kind, fields)])
 
-    def add_all(self, events: Sequence[tuple[str, dict[str, Any]]]) -> None:
-        """Records events that belong together: all of them or, if the driver is killed, none."""
+    def add_all(self, events: Sequence[tuple[str, dict[str, Any]]], *, wait: bool = True) -> None:
+        """Records events that belong together: all of them or, if the driver is killed, none.
+
+        Args:
+            events: kinds with their fields.
+            wait: for room where the disk is full.
+        """
         located = [(kind, self._located(fields)) for kind, fields in events]
-        with self._lock:  # the system's sampler has a thread of its own
-            for event in self._ledger.append_all(located):
-                self.state.apply(event)
+
+        def write() -> None:
+            with self._lock:  # the system's sampler has a thread of its own
+                for event in self._ledger.append_all(located):
+                    self.state.apply(event)
+
+        if wait and self.until_room is not None:
+            self.until_room(write)
+        else:
+            write()
         if self.notify is not None:
             self.notify()
 

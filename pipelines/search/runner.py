@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shlex
 import signal
@@ -43,6 +44,7 @@ from pipelines.search.stages.timed import timed_gang
 from pipelines.search.state import BaseState, SearchState, fold
 from pipelines.search.stored_ledger import open_ledger
 from pipelines.storage.address import without_options
+from pipelines.storage.room import DiskFull, UntilRoom
 from pipelines.storage.working import open_root, search_store
 from pipelines.track import files
 from pipelines.track.front import build_front, history
@@ -71,11 +73,16 @@ _STAGES: tuple[tuple[str, str, Callable[[StageContext], None]], ...] = (
 )
 
 
-def run_search(config: SearchConfig, screen: Screen, address: str | None = None) -> None:
+def run_search(
+    config: SearchConfig, screen: Screen, address: str | None = None
+) -> SearchEnded | None:
     """Runs a search, or what is left of it, and shows its front.
 
     It also returns when the search has ended in order before all is done, because its budget is
     reached or somebody stopped it; what is done then is shown, and the ledger says why.
+
+    Returns:
+        Why it has ended before all is done, if it has.
 
     Raises:
         UserError: the data is missing or altered, the search exists with another config,
@@ -94,7 +101,7 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
         if not (directory / LAST_RESULT).exists():  # killed before they were written
             write_results(state, directory)
         show_front(state, config.storage, screen)
-        return
+        return None
     store = search_store(directory)
     if store is not None:
         store.check_writable(f".check-{secrets.token_hex(8)}")
@@ -110,7 +117,7 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
         if not state.exists:
             raise UserError(f"{used_up}: {_how_to_go_on(used_up)}")
         _show_ended(state, config.storage, used_up, screen)
-        return
+        return used_up
     with open_ledger(directory, screen.say) as ledger:
         # Read again: only what is read under the lock is sure to be the whole of it.
         state = fold(config.name, read_events(directory / LEDGER_NAME), directory)
@@ -120,13 +127,19 @@ def run_search(config: SearchConfig, screen: Screen, address: str | None = None)
             done = [name for name, status in state.stages.items() if status == "done"]
             screen.say(f"Resuming search {config.name} (done: {', '.join(done) or 'nothing yet'}).")
         ended = _run_stages(config, manifest, recorder, screen, address)
-        write_results(state, directory)
+        try:
+            write_results(state, directory)
+        except UserError as error:
+            if ended is None:
+                raise
+            screen.say(str(error), style="yellow")  # why it has ended is said below
         withdraw_request(directory)
     if ended is not None:
         _show_ended(state, config.storage, ended, screen)
-        return
+        return ended
     _register(state, config, screen)
     show_front(state, config.storage, screen)
+    return None
 
 
 def _shown(config: SearchConfig) -> str:
@@ -162,7 +175,7 @@ def _show_ended(
 
 
 def _how_to_go_on(ended: SearchEnded) -> str:
-    if ended.why == "stop":
+    if ended.why != "budget":
         return "type the same command to go on"
     return f"raise {str(ended).split()[0]} with --set and type the command again to go on"
 
@@ -194,8 +207,13 @@ def _run_stages(
                 style="dim",
             )
             recorder.notify = tracker.notify
+            recorder.until_room = UntilRoom(
+                partial(screen.say, style="yellow"),
+                lambda: halt.ended is not None,
+                config.full_disk_minutes,
+            )
             sampler = SystemSampler(partial(_record_system, recorder), config.directory)
-            with sampler, _ends_on_terminate(halt):
+            with sampler, _ends_on_signals(halt):
                 _run_each(context)
     except SearchEnded as ended:
         return ended
@@ -251,20 +269,37 @@ def check_fits(context: StageContext) -> None:
 
 
 @contextmanager
-def _ends_on_terminate(halt: Halt) -> Iterator[None]:
-    """SIGTERM, which batch systems send before they kill, ends the search in order."""
+def _ends_on_signals(halt: Halt) -> Iterator[None]:
+    """SIGTERM, which batch systems send before they kill, and Ctrl-C end the search in order.
+
+    A second Ctrl-C ends it at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: halt.request("stopped by SIGTERM"))
+
+    def interrupted(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Not by the screen, which may be in the midst of a line.
+        os.write(2, b"\nending in order; Ctrl-C again ends it at once\n")
+        halt.request("interrupted", why="interrupt")
+
+    before = {
+        signal.SIGTERM: signal.signal(
+            signal.SIGTERM, lambda *_: halt.request("stopped by SIGTERM")
+        ),
+        signal.SIGINT: signal.signal(signal.SIGINT, interrupted),
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _record_system(recorder: Recorder, metrics: dict[str, float]) -> None:
-    recorder.add("system", metrics=metrics)
+    with suppress(DiskFull):  # the search itself says so, and waits
+        recorder.add_all([("system", {"metrics": metrics})], wait=False)
 
 
 def _create(recorder: Recorder, config: SearchConfig, manifest: Manifest) -> None:

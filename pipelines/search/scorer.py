@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from pipelines.data.preprocessing import Preprocessing, data_preprocessing
 from pipelines.search.prefixes import run_schedules
 from pipelines.storage.copies import local_path
 from pipelines.train.evaluate import evaluate
+from pipelines.train.life_signs import EVALUATION, signs
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 # Of each image, its loss [n] float32 and whether it was told right [n] bool.
@@ -93,6 +94,7 @@ class Scorer:
         self._dense: dict[int, torch.Tensor] = {}
         self._dense_batches: dict[tuple[int, str], list[torch.Tensor]] = {}
         self._minival: tuple[torch.Tensor, torch.Tensor] | None = None
+        signs.begin(EVALUATION)
 
     def score(
         self, width: int, schedules: Sequence[tuple[int, ...]], method: str
@@ -155,6 +157,7 @@ class Scorer:
                 loss = F.cross_entropy(logits, labels[part], reduction="none")
                 losses[place, column] = loss.cpu().numpy()
                 right[place, column] = (logits.argmax(1) == labels[part]).cpu().numpy()
+                signs.did()
                 if told is not None:
                     told(len(logits))
         return list(zip(losses, right, strict=True))
@@ -188,6 +191,7 @@ class Scorer:
             pooled = run_schedules(self._models[width], images[part], schedules, method)
             for place, logits in pooled:
                 found[place].append(_comparison(logits, dense, labels[part]))
+                signs.did()
                 if told is not None:
                     told(len(logits))
         return [_whole(parts) for parts in found]
@@ -236,7 +240,9 @@ class Scorer:
     def evaluate_saved(self, path: str, split: str) -> dict[str, float]:
         """Top-1, top-5 and loss of a saved model on a split."""
         model = tp.load(local_path(path)).eval().to(self._device)
-        return evaluate(model, self._batches(split), lambda x: x, self._device)
+        scores = evaluate(model, self._batches(split), lambda x: x, self._device)
+        signs.did()
+        return scores
 
     def _batches(self, split: str) -> Batches:
         """The split's images, decoded and normalised once."""
@@ -254,7 +260,7 @@ class Scorer:
                 geometry=preprocessing.cut or "auto",
             )
             try:
-                raw = list(loader)
+                raw = list(_with_signs(loader))
                 if self._most_images is not None:
                     raw = _spread(raw, self._most_images)
                 self._splits[split] = [
@@ -297,6 +303,12 @@ class Scorer:
             )
             self._minival = images, labels
         return self._minival
+
+
+def _with_signs(batches: Iterable[Any]) -> Iterator[Any]:
+    for batch in batches:
+        signs.beat()
+        yield batch
 
 
 def _spread(batches: Batches, wanted: int) -> Batches:

@@ -124,6 +124,11 @@ class SearchState:
         """Trials that were trained, or begun."""
         return sum(trial.status != "pending" for trial in self.trials.values())
 
+    @property
+    def began(self) -> float:
+        """When the driver that is or was last at work began, in seconds since the epoch."""
+        return self._began
+
     def seconds_at_work(self, now: float | None = None) -> float:
         """Wall-clock seconds that drivers were at work on the search.
 

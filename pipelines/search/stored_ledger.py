@@ -13,6 +13,7 @@ from pipelines.errors import UserError
 from pipelines.search.ledger import Ledger
 from pipelines.search.refresh import fetch_outside, fetch_request, pulling
 from pipelines.storage.claim import Claim, Times
+from pipelines.storage.room import DiskFull
 from pipelines.storage.segments import FOLDER, MANY, Segment, parse, pull, put_together
 from pipelines.storage.store import ObjectStore, StoreError
 from pipelines.storage.working import search_store
@@ -105,7 +106,12 @@ class StoredLedger(Ledger):
             # What is in the store is not known now; whoever opens the ledger next will see.
             self._broken = error
             raise
-        super()._write(content)
+        try:
+            super()._write(content)
+        except DiskFull as error:
+            # Not to be tried again as a whole: in the store it is already.
+            self._broken = UserError(str(error), exit_code=1)
+            raise self._broken from None
 
     def _put_there(self, content: bytes) -> None:
         number = self._number + 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.storage.room import lacks_room
 from pipelines.streams import as_utf8
 from pipelines.track.front import Front, Point
 
@@ -84,5 +85,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         with contextlib.suppress(OSError):
             aside.unlink()
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; choose another target", exit_code=1
+            f"cannot write {path}: {error.strerror or error}; "
+            + ("make room there" if lacks_room(error) else "choose another target"),
+            exit_code=1,
         ) from None

@@ -16,6 +16,7 @@ from pipelines.search.agreement import agreement_text
 from pipelines.search.budget import budget_left, read_request
 from pipelines.search.driver import driver_runs
 from pipelines.search.state import AgreementState, SearchState
+from pipelines.track.at_work import last_step_text, last_steps
 from pipelines.track.front import Progress, build_front
 from pipelines.track.table import percent, slower_text
 from tune_spaces.policy import rung_of
@@ -54,6 +55,7 @@ def search_status(
         "stages": dict(state.stages),
         "models": dict(Counter(model.status for model in models.values())),
         "running": running,
+        "last_steps": last_steps(state, directory) if runs else [],
         "trials": dict(Counter(trial.status for trial in state.trials.values())),
         "rungs": rung_counts(state),
         "screened": len(state.screened),
@@ -141,6 +143,7 @@ def status_text(status: dict[str, Any]) -> str:
         f"top-1 on minival {percent(run['top1_minival'])} %"
         for run in status["running"]
     ]
+    lines += [f"  {last_step_text(w, duration(w['seconds']))}" for w in status["last_steps"]]
     lines += [
         "  " + agreement_text(AgreementState(**found), by)
         for by, found in status["agreement"].items()

@@ -19,7 +19,7 @@ from pipelines.train.display import epoch_line, short_note
 from pipelines.train.microbatch import first_micro_batch
 from pipelines.train.retention import BEST_NAME, score_of
 from pipelines.train.run_config import job_of
-from pipelines.train.trials import TrialRequest, run_trials
+from pipelines.train.trials import TrialRequest, Watch, run_trials
 
 
 def run_alone(config: TrainRunConfig, screen: Screen, address: str | None = None) -> Path:
@@ -51,6 +51,7 @@ def run_alone(config: TrainRunConfig, screen: Screen, address: str | None = None
                 listener=watcher,
                 directory=config.root / "trains",
                 name="tune",
+                watch=watcher,
             )
     except ClusterError as error:
         raise UserError(str(error)) from None
@@ -69,8 +70,10 @@ def run_alone(config: TrainRunConfig, screen: Screen, address: str | None = None
     return model
 
 
-class _Watcher:
-    """One line for each epoch, above the bar where there is one."""
+class _Watcher(Watch):
+    """One line for each epoch, above the bar where there is one; lets the job run."""
+
+    ending = now = False
 
     def __init__(self, screen: Screen, bar: Bar, epochs: int, micro_batch: int) -> None:
         self._screen, self._bar, self._epochs = screen, bar, epochs
@@ -100,3 +103,11 @@ class _Watcher:
 
     def failed(self, job_id: str, reason: str) -> None:
         self.reason = reason
+
+    def told(self, job_id: str, notice: str, line: str) -> None:
+        self._screen.say(line, style="yellow")
+
+    def started(self, job_id: str) -> None:
+        return
+
+    heard = over = started

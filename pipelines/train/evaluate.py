@@ -9,6 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipelines.train.life_signs import signs
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -58,6 +60,7 @@ def evaluate_each(
         for some, classes in zip(inputs.split(size), wanted.split(size), strict=True):
             for row, model in zip(counts, models, strict=True):
                 row += _counts(model(some).float(), classes)
+                signs.beat()
     if dist.is_initialized():
         dist.all_reduce(counts)
     for model, training in zip(models, were_training, strict=True):

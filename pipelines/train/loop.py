@@ -26,6 +26,7 @@ from pipelines.errors import UserError
 from pipelines.train.checkpoint import EpochSums, JobProgress
 from pipelines.train.engine import make_engine, set_learning_rate, use_right_accelerator
 from pipelines.train.evaluate import evaluate_each
+from pipelines.train.life_signs import CHECKPOINT, DATA, EVALUATION, STEP, signs
 from pipelines.train.losses import training_loss
 from pipelines.train.metrics import EpochMeter, GpuMeter
 from pipelines.train.microbatch import first_micro_batch, halved
@@ -138,6 +139,7 @@ class _Training:
             self.metrics = self._epoch_metrics(meter, epoch) | self._evaluate(minival_loader)
             self.metrics["device_seconds"] = self._device_seconds()
             write = partial(self.saver.write, self._progress(epoch + 1))
+            signs.begin(CHECKPOINT)
             self.reporter.report(self.metrics, epoch + 1, write, self.train.keep_checkpoints)
             first_step, sums = 0, EpochSums()
 
@@ -160,8 +162,10 @@ class _Training:
     def _train_epoch(self, loader: Loader, meter: EpochMeter, epoch: int, first_step: int) -> None:
         self.engine.train()
         self.gpu.start()
+        signs.begin(DATA)
         loader.set_epoch(epoch, first_step)
         for index, (images, labels) in enumerate(loader, first_step):
+            signs.begin(STEP)
             step = epoch * self.steps_per_epoch + index
             set_learning_rate(self.engine, self._learning_rate(step))
             outcome = self._train_step(images, labels, epoch, index)
@@ -173,10 +177,13 @@ class _Training:
                 if self.bad.in_row >= min(self.train.max_bad_steps, self.steps_per_epoch):
                     self._go_back(step, outcome)
             self.gpu.sample()
+            signs.did(step + 1)
             if self._is_checkpoint_due(step, index):
                 write = partial(self.saver.write, self._progress(epoch, index + 1, meter.sums()))
+                signs.begin(CHECKPOINT)
                 self.reporter.save(epoch, index + 1, write, self.train.keep_checkpoints)
                 self.watch.lap("checkpoint")
+            signs.begin(DATA)
 
     def _train_step(self, images: Tensor, labels: Tensor, epoch: int, index: int) -> Outcome:
         generator = step_generator(self.job.seed, epoch, index)
@@ -313,6 +320,7 @@ class _Training:
         def prepare(images: Tensor) -> Tensor:
             return normalize(images, self.mean, self.std)
 
+        signs.begin(EVALUATION)
         models = [self.saver.scored] + ([self.engine.module] if self.ema is not None else [])
         own = len(models)
         if self.sandwich is not None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.placement import Gang, fit
 from cluster.security.secrecy import clean_errors, guard_process
+from pipelines.storage.room import DiskFull, cannot_be_written, lacks_room
 from pipelines.train.imports import without_collector
+from pipelines.train.report_keys import NO_ROOM, NOTICE, NOTICE_LINE, RESTARTED, WAITS
 from pipelines.train.spec import TrainJob
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # A trial's driver only waits; this share of a node keeps it from being free without limit.
 _DRIVER_SHARE = 0.001
+# Seconds until a job that could not write to a full disk is started again.
+_DISK_PAUSE = 20.0
 # Minutes that Ray looks for room before the cluster is looked at here.
 CONTROLLER_FAILURES = 3
 # A job waits this long for room, in seconds: while others have what it needs, and while the
@@ -53,6 +57,7 @@ def train_worker(job: dict[str, Any]) -> None:
     """
     started = time.monotonic()
     with without_collector():
+        from pipelines.train.life_signs import OVER, signs
         from pipelines.train.loop import run_job
         from pipelines.train.reporter import RayReporter
         from pipelines.train.store_reporter import StoreReporter
@@ -65,7 +70,13 @@ def train_worker(job: dict[str, Any]) -> None:
         from ray.train.torch import get_device
 
         torch.cuda.set_device(get_device())
-    run_job(spec, RayReporter() if spec.address is None else StoreReporter(spec.address), started)
+    minutes = spec.full_disk_minutes
+    run_job(
+        spec,
+        RayReporter(minutes) if spec.address is None else StoreReporter(spec.address, minutes),
+        started,
+    )
+    signs.begin(OVER)
 
 
 def run_trainer(job: TrainJob) -> None:
@@ -82,8 +93,9 @@ def run_trainer(job: TrainJob) -> None:
     from ray.train import TrainingFailedError
 
     from pipelines.errors import UserError
+    from pipelines.train.stall_callback import WorkerStalled
 
-    attempt, waits_since = 0, None
+    attempt, waits_since, full_since = 0, None, None
     while True:
         begun = time.monotonic()
         try:
@@ -98,12 +110,55 @@ def run_trainer(job: TrainJob) -> None:
                 logger.warning("%s waits for room on the cluster", job.job_id)
                 continue
             waits_since = None
-            causes = getattr(error, "worker_failures", {}).values()
-            needs_a_person = any(isinstance(_root(cause), UserError) for cause in causes)
-            if needs_a_person or attempt == job.workers.max_failures:
+            causes = [_root(cause) for cause in _causes(error)]
+            disk = next((str(cause) for cause in causes if _disk_is_full(cause)), None)
+            if disk is not None:
+                full_since = full_since or begun
+                for_good = any(isinstance(c, DiskFull) or cannot_be_written(c) for c in causes)
+                if for_good or time.monotonic() - full_since > 60 * job.full_disk_minutes:
+                    _tell(NO_ROOM, f"{job.job_id}: {disk}")
+                    raise
+                _tell(WAITS, f"{job.job_id}: {disk}: tried again from its last checkpoint")
+                time.sleep(_DISK_PAUSE)
+                continue
+            full_since = None
+            needs_a_person = any(isinstance(cause, UserError) for cause in causes)
+            stalled = "; ".join(str(cause) for cause in causes if isinstance(cause, WorkerStalled))
+            most = job.workers.max_failures
+            if needs_a_person or attempt == most:
+                if stalled:
+                    raise RuntimeError(f"{stalled}, after {attempt} restarts") from None
                 raise
             logger.warning("%s failed and is started again: %s", job.job_id, error)
             attempt += 1
+            why = stalled or f"{job.job_id}: {_death(error)}"
+            again = f"goes on from its last checkpoint (restart {attempt} of {most})"
+            _tell(RESTARTED, f"{why}: {again}")
+
+
+def _tell(notice: str, line: str) -> None:
+    """Tells the search's driver, and so its user, in the way that reports go."""
+    from ray import tune
+
+    # Tune takes no report without its time attribute.
+    tune.report({NOTICE: notice, NOTICE_LINE: line, "epoch": 0})
+
+
+def _causes(error: Exception) -> list[BaseException]:
+    """What a job's workers failed of, or its controller."""
+    found = list(getattr(error, "worker_failures", {}).values())
+    controller = getattr(error, "controller_failure", None)
+    return found if controller is None else [*found, controller]
+
+
+def _disk_is_full(cause: BaseException) -> bool:
+    return isinstance(cause, DiskFull) or lacks_room(cause) or cannot_be_written(cause)
+
+
+def _death(error: Exception) -> str:
+    from pipelines.train.trials import short_reason
+
+    return short_reason(error)
 
 
 def _found_no_room(error: Exception) -> bool:
@@ -133,12 +188,21 @@ def _root(error: BaseException) -> BaseException:
 def _make_trainer(job: TrainJob) -> JobTrainer:
     # Nothing here imports torch: neither this process nor the controller's ever computes.
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train._internal.session import get_session
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from cluster.capacity import present_nodes
     from pipelines.train.process_group import ProcessGroupConfig
+    from pipelines.train.stall_callback import StallCallback
     from pipelines.train.trainer import JobTrainer
 
+    reports: Any = get_session()
+    reports = reports._get_or_create_inter_actor_queue()  # the way that reports go
+
+    def tell(line: str) -> None:
+        reports.put({NOTICE: WAITS, NOTICE_LINE: line, "epoch": 0})
+
+    watched = StallCallback(job.job_id, job.directory, job.stall_minutes, tell)
     workers = job.workers
     resources = {"CPU": workers.cpus_per_worker}
     if workers.gpus_per_worker:
@@ -157,7 +221,10 @@ def _make_trainer(job: TrainJob) -> JobTrainer:
         run_config=RunConfig(
             name=job.job_id,
             **_storage(job),
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+            callbacks=[
+                TuneReportCallback(),  # type: ignore[list-item]
+                watched,  # type: ignore[list-item]
+            ],
             failure_config=FailureConfig(
                 max_failures=0,  # `run_trainer` decides
                 controller_failure_limit=CONTROLLER_FAILURES,  # type: ignore[call-arg]

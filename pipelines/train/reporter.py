@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
+from pipelines.storage.room import MINUTES
 from pipelines.train.checkpoint import damage
+from pipelines.train.checkpoint_room import part_of_checkpoint
 from pipelines.train.reports import add_report
 from pipelines.train.retention import (
     checkpoint_folders,
@@ -59,7 +60,11 @@ def _newest_undamaged(folders: list[Path]) -> Path | None:
 
 
 def _store(
-    directory: Path, name: str, write: WriteCheckpoint, before: Callable[[], None] | None = None
+    directory: Path,
+    name: str,
+    write: WriteCheckpoint,
+    before: Callable[[], None] | None = None,
+    minutes: float = MINUTES,
 ) -> Path:
     """Writes a checkpoint of all ranks aside, and renames it once all of them are done.
 
@@ -71,8 +76,7 @@ def _store(
         for left_over in directory.glob(".writing-*"):
             shutil.rmtree(left_over)
         aside.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(prefix="tokenpool-checkpoint-") as own:
-        write(Path(own))
+    with part_of_checkpoint(write, directory, minutes) as own:
         dist.barrier()
         shutil.copytree(own, aside, dirs_exist_ok=True)
     dist.barrier()
@@ -140,10 +144,13 @@ class RayReporter:
     would look like a report. `keep` of the epochs' is Ray's `num_to_keep`; the best epoch's is
     kept beside them, because Ray with a score would keep the best and of the newest only one,
     and there would be none to fall back to from a damaged one.
+
+    Args:
+        minutes: how long a full disk is waited for.
     """
 
-    def __init__(self) -> None:
-        self._suffix = ""
+    def __init__(self, minutes: float = MINUTES) -> None:
+        self._suffix, self._minutes = "", minutes
 
     @property
     def _directory(self) -> Path:
@@ -175,11 +182,10 @@ class RayReporter:
         from ray import train
 
         name = folder_name(epoch) + self._suffix
-        if dist.get_rank() == 0:
-            # Before the checkpoint is there: after it the epoch may never be done again.
-            add_report(self._directory, metrics)
-        with tempfile.TemporaryDirectory(prefix="tokenpool-checkpoint-") as aside:
-            write(Path(aside))
+        with part_of_checkpoint(write, self._directory, self._minutes) as aside:
+            if dist.get_rank() == 0:
+                # Before the checkpoint is there: after it the epoch may never be done again.
+                add_report(self._directory, metrics)
             train.report(
                 metrics,
                 checkpoint=train.Checkpoint.from_directory(aside),
@@ -192,7 +198,7 @@ class RayReporter:
 
     def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
         """See `Reporter`."""
-        _store(self._directory, folder_name(epoch, step), write)
+        _store(self._directory, folder_name(epoch, step), write, minutes=self._minutes)
         if dist.get_rank() == 0:
             self._delete_superseded(keep)
         dist.barrier()

@@ -48,5 +48,7 @@ def job_of(config: TrainRunConfig) -> TrainJob:
         sandwich=config.sandwich,
         train=config.train,
         workers=config.workers,
+        stall_minutes=config.stall_minutes,
+        full_disk_minutes=config.full_disk_minutes,
         seed=config.seed,
     )

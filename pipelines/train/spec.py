@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from pipelines.config import DataConfig, SandwichConfig, StrictModel, TrainConfig, WorkersConfig
 from pipelines.storage.address import join
+from pipelines.storage.room import MINUTES
 
 LOCAL = "local-dir:"  # before the folder of a model as hubs write them
 
@@ -55,6 +56,8 @@ class TrainJob(StrictModel):
     )
     train: TrainConfig
     workers: WorkersConfig
+    stall_minutes: float | None = None
+    full_disk_minutes: float = MINUTES
     seed: int = 0
 
     @field_validator("init", "inherits")

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from pipelines.storage.copies import RESUMED, local_copy
+from pipelines.storage.room import MINUTES
 from pipelines.storage.store import ObjectStore
 from pipelines.train.checkpoint import STATE_NAME, damage
+from pipelines.train.checkpoint_room import part_of_checkpoint
 from pipelines.train.reporter import WriteCheckpoint, known_to_ray
 from pipelines.train.reports import add_report_to
 from pipelines.train.retention import BEST_NAME, SCORE, folder_name, is_within_epoch
@@ -29,11 +30,12 @@ class StoreReporter:
 
     Args:
         address: of the job's folder.
+        minutes: how long a full disk is waited for.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, minutes: float = MINUTES) -> None:
         self._store = ObjectStore(address)
-        self._suffix = ""
+        self._suffix, self._minutes = "", minutes
 
     def newest_checkpoint(self) -> Path | None:
         """See `Reporter`: a copy on this machine, which its processes share."""
@@ -63,11 +65,10 @@ class StoreReporter:
         from ray import train
 
         name = folder_name(epoch) + self._suffix
-        if dist.get_rank() == 0:
-            # Before the checkpoint is there: after it the epoch may never be done again.
-            add_report_to(self._store, metrics)
-        with tempfile.TemporaryDirectory(prefix="tokenpool-checkpoint-") as aside:
-            write(Path(aside))
+        with part_of_checkpoint(write, None, self._minutes) as aside:
+            if dist.get_rank() == 0:
+                # Before the checkpoint is there: after it the epoch may never be done again.
+                add_report_to(self._store, metrics)
             train.report(
                 metrics,
                 checkpoint=train.Checkpoint.from_directory(aside),
@@ -81,9 +82,8 @@ class StoreReporter:
     def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
         """See `Reporter`."""
         name = folder_name(epoch, step)
-        with tempfile.TemporaryDirectory(prefix="tokenpool-checkpoint-") as own:
-            write(Path(own))
-            for path in sorted(Path(own).rglob("*")):
+        with part_of_checkpoint(write, None, self._minutes) as own:
+            for path in sorted(own.rglob("*")):
                 if path.is_file():
                     self._store.upload(path, f"{name}/{path.relative_to(own)}")
         dist.barrier()

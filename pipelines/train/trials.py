@@ -21,7 +21,7 @@ from cluster.security.redact import is_secret_name
 from cluster.security.secrecy import redactor
 from pipelines.storage.store import ObjectStore
 from pipelines.train.ray_job import driver_resources, train_trial
-from pipelines.train.report_keys import OPTIONAL_KEYS
+from pipelines.train.report_keys import NOTICE, NOTICE_LINE, OPTIONAL_KEYS
 from pipelines.train.reports import kept_reports, reports_in
 from pipelines.train.spec import TrainJob
 from pipelines.train.tune_records import Forgetting, write_little
@@ -80,6 +80,9 @@ class Watch(Protocol):
 
     def heard(self, job_id: str) -> None:
         """A running trial has reported, and its report tells what it has cost so far."""
+
+    def told(self, job_id: str, notice: str, line: str) -> None:
+        """A trial has something to say in between: see `report_keys.NOTICE`."""
 
     def over(self, job_id: str) -> None:
         """A trial has ended, however."""
@@ -176,7 +179,12 @@ class _Reports(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         # At its end a trial's last report comes once more, marked as done.
-        if "epoch" not in result or result.get("done"):
+        if result.get("done"):
+            return TrialScheduler.CONTINUE
+        if NOTICE in result and self._watch is not None:
+            job_id = trial.config["trial_id"]
+            self._watch.told(job_id, result[NOTICE], result[NOTICE_LINE])
+        if NOTICE in result or "epoch" not in result:
             return TrialScheduler.CONTINUE
         if self._listener is None:
             raise RuntimeError("a search resumes from its ledger, not from Tune's own state")

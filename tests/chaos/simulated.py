@@ -103,12 +103,18 @@ class Scorer:
 @contextmanager
 def scorers(context: Any, stage: str, count: int, weights: str = "base") -> Any:
     with context.metered(stage, count):
-        yield [Scorer(weights) for _ in range(count)]
+        yield Pool([Scorer(weights) for _ in range(count)])
 
 
 class Pool:
     def __init__(self, actors: list[Scorer]) -> None:
         self.actors = actors
+
+    def __len__(self) -> int:
+        return len(self.actors)
+
+    def ask(self, submit: Any) -> Any:
+        return submit(self.actors[0])
 
     def map(self, submit: Any, tasks: Any) -> Any:
         for number, task in enumerate(tasks):
@@ -143,11 +149,7 @@ def run_trials(jobs: Any, *, listener: Any, watch: Any, **_: Any) -> None:
 
 def pretend() -> None:
     """Puts the pretended work into the stages' places."""
-    ray = SimpleNamespace(
-        get=lambda value: value, kill=lambda actor: None, util=SimpleNamespace(ActorPool=Pool)
-    )
-    for module in (calibrate, screen, publish):
-        module.ray = ray  # type: ignore[attr-defined]
+    publish.ray = SimpleNamespace(get=lambda value: value)  # type: ignore[attr-defined]
     for module in (calibrate, screen, publish, base):
         module.scorers = scorers  # type: ignore[attr-defined]
     for module in (base, finals, supernet):

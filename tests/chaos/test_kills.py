@@ -127,7 +127,7 @@ def place(tmp_path_factory):
     return place
 
 
-def test_killed_at_random_moments_the_search_ends_as_if_undisturbed(place):
+def test_killed_at_random_moments_the_search_ends_as_if_undisturbed(place, told):
     end = time.monotonic() + SECONDS
     notes = place.notes
     if not notes["seconds"]:
@@ -148,6 +148,7 @@ def test_killed_at_random_moments_the_search_ends_as_if_undisturbed(place):
         place.run(storage)
         check(place, storage)
     assert outlived(families) == [], "processes outlived their driver"
+    told("driver killed (SIGKILL) at a random moment", len(notes["kills"]))
     stages = Counter(kill["stage"] for kill in notes["kills"])
     sys.stdout.write(f"\nkilled {len(notes['kills'])} times, in {dict(stages)}\n")
 

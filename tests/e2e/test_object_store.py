@@ -118,6 +118,7 @@ def ledger(server):
 
 
 @pytest.mark.slow
+@pytest.mark.fault("driver's machine lost: an empty one goes on")
 def test_the_drivers_machine_is_lost_and_an_empty_one_goes_on(server, data, tmp_path):
     first = Machine(tmp_path / "first", server, data)
     driver, family = first.start("search", "tiny.yaml"), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipelines.search.loaded_base import save_loaded
 from pipelines.search.plan import base_job, base_job_id
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.context import StageContext, TrialWatch
-from pipelines.search.stages.screen import scorers
+from pipelines.search.stages.scorer_pool import scorers
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.trials import TrialRequest, run_trials, unheard_reports
 
@@ -130,7 +131,7 @@ def _load(context: StageContext) -> None:
     remote = ray.remote(num_cpus=cpus)(save)
     with (
         context.screen.progress("checkpoints loaded", len(due)) as bar,
-        scorers(context, "base", 1) as (scorer,),
+        scorers(context, "base", 1) as pool,
     ):
         for width in due:
             job = base_job(config, width, state.num_classes)
@@ -140,10 +141,14 @@ def _load(context: StageContext) -> None:
                 if isinstance(error.cause, UserError):
                     raise error.cause from None
                 raise
-            top1 = ray.get(scorer.evaluate_saved.remote(path, "minival"))["top1"]
+            top1 = pool.ask(partial(_on_minival, path))["top1"]
             context.recorder.add("base_done", width=width.width, checkpoint=path, top1_minival=top1)
             bar.advance(note=f"width {width.width} top-1 {top1:.1%}")
             context.check()
+
+
+def _on_minival(path: str, actor: Any) -> Any:
+    return actor.evaluate_saved.remote(path, "minival")
 
 
 def _absolute(source: str) -> str:

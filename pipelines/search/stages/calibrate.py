@@ -5,11 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import ray
-
 from pipelines.search.calibrate import probe_counts, probes
 from pipelines.search.stages.context import StageContext
-from pipelines.search.stages.screen import scorers
+from pipelines.search.stages.scorer_pool import scorers
 
 _PROBES_PER_TASK = 8
 
@@ -31,8 +29,7 @@ def run_calibrate(context: StageContext) -> None:
             schedules[start : start + _PROBES_PER_TASK]
             for start in range(0, len(schedules), _PROBES_PER_TASK)
         ]
-        with scorers(context, "calibrate", config.screen.actors if missing else 0) as actors:
-            pool = ray.util.ActorPool(actors)
+        with scorers(context, "calibrate", config.screen.actors if missing else 0) as pool:
             for width, method in missing:
                 submit = partial(_submit, width, method, stage.images)
                 rows: list[tuple[tuple[int, ...], float]] = []

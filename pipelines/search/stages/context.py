@@ -18,6 +18,7 @@ from pipelines.search.plan import make_space
 from pipelines.search.recorder import Recorder
 from pipelines.search.state import SearchState
 from pipelines.train.ray_job import gang_of
+from pipelines.train.report_keys import NO_ROOM, RESTARTED
 from tune_spaces.space import ScheduleSpace
 
 # What actors cost is recorded this often, so that a driver that is killed loses little of it.
@@ -120,6 +121,11 @@ class StageContext:
         if device_seconds > 0:
             self.recorder.add("spent", stage=stage, device_seconds=round(device_seconds, 3))
 
+    def restarted(self, who: str, line: str) -> None:
+        """Tells and records that something hung or died, and its work is done again."""
+        self.screen.say(line, style="yellow")
+        self.recorder.add("restarted", id=who, reason=line)
+
     @contextmanager
     def watch(self, stage: str, num_workers: int) -> Iterator[TrialWatch]:
         """Watches a stage's trials, each of so many workers, for as long as the block runs."""
@@ -153,6 +159,15 @@ class TrialWatch:
         self._context.meter.take(job_id)
         if self._waiting is not None:
             self._waiting.discard(job_id)
+
+    def told(self, job_id: str, notice: str, line: str) -> None:
+        """See `Watch`."""
+        if notice == RESTARTED:
+            self._context.restarted(job_id, line)
+        elif notice == NO_ROOM and self._context.halt is not None:
+            self._context.halt.request(line)
+        else:
+            self._context.screen.say(line, style="yellow")
 
     def over(self, job_id: str) -> None:
         """See `Watch`."""

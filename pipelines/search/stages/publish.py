@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import ray
 
 from pipelines.search.latency import measure_latency
 from pipelines.search.stages.context import StageContext
-from pipelines.search.stages.screen import scorers
+from pipelines.search.stages.scorer_pool import scorers
 from pipelines.search.stages.timed import timed_task
 from pipelines.track.front import build_front
 from pipelines.track.points import Training
@@ -40,13 +43,17 @@ def _validate(context: StageContext) -> None:
         return
     with (
         context.screen.progress("validated", len(todo)) as bar,
-        scorers(context, "publish", 1) as (actor,),
+        scorers(context, "publish", 1) as pool,
     ):
         for who, checkpoint in todo:
-            scores = ray.get(actor.evaluate_saved.remote(checkpoint, _VALIDATION))
+            scores = pool.ask(partial(_validated, checkpoint))
             context.recorder.add("published", top1_val=scores["top1"], **who)
             bar.advance(note=f"top-1 {scores['top1']:.1%}")
             context.check()
+
+
+def _validated(checkpoint: str, actor: Any) -> Any:
+    return actor.evaluate_saved.remote(checkpoint, _VALIDATION)
 
 
 def _time(context: StageContext) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from operator import itemgetter
 from typing import Any
 
-import ray
-
 from pipelines.search.decide import policy_of, row_of, untrained
 from pipelines.search.race import BLOCK, Racer, images_seen
-from pipelines.search.scorer import ImageScores, Scorer
+from pipelines.search.scorer import ImageScores
 from pipelines.search.stages.context import StageContext
+from pipelines.search.stages.scorer_pool import scorers
 from pipelines.search.state import ScreenedSchedule, Weights
 from tokenpool import Schedule
 from tune_spaces.evolution import Scored, select
@@ -56,12 +54,12 @@ def score(context: StageContext, policy: FrontPolicy, weights: Weights) -> None:
     begun = len(screened)
     with (
         context.screen.progress("schedules scored", begun + policy.num_unscored) as bar,
-        scorers(context, "screen", config.screen.actors, weights) as actors,
+        scorers(context, "screen", config.screen.actors, weights) as pool,
     ):
         bar.advance(begun, note="from before" if begun else "")
         racer = Racer(
-            partial(_evaluate, context, ray.util.ActorPool(actors)),
-            ray.get(actors[0].num_images.remote()),
+            partial(_evaluate, context, pool),
+            pool.ask(lambda actor: actor.num_images.remote()),
             racing=config.screen.racing,
             tolerance=config.screen.racing_tolerance,
         )
@@ -116,46 +114,6 @@ def best_of(screened: Sequence[ScreenedSchedule], count: int) -> list[Scored]:
     complete = select(as_scored([row for row in screened if row.images is None]), count)
     dropped = as_scored([row for row in screened if row.images is not None])
     return complete + (select(dropped, count - len(complete)) if len(complete) < count else [])
-
-
-@contextmanager
-def scorers(
-    context: StageContext, stage: str, count: int, weights: Weights = "base"
-) -> Iterator[list[Any]]:
-    """`make_scorers` for as long as the block runs; their time counts as a stage's cost."""
-    actors = make_scorers(context, count, weights) if count else []
-    share = context.config.screen.gpus_per_actor or 1.0
-    try:
-        with context.metered(stage, share * len(actors)):
-            yield actors
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-def make_scorers(context: StageContext, count: int, weights: Weights = "base") -> list[Any]:
-    """Actors that hold every model there is and the images, at most as many as fit the cluster.
-
-    Args:
-        context: of the search.
-        count: how many, at most.
-        weights: of the bases, or of the supernets where there are any.
-
-    Raises:
-        UserError: not even one fits.
-    """
-    stage, state = context.config.screen, context.state
-    data = context.config.data.model_copy(update={"path": context.config.data.path.resolve()})
-    models = {
-        base.width: state.weights(base.width, weights) for base in state.bases if base.checkpoint
-    }
-    fits = context.fits(1, stage.cpus_per_actor, stage.gpus_per_actor)
-    remote = ray.remote(num_cpus=stage.cpus_per_actor, num_gpus=stage.gpus_per_actor)(Scorer)
-    device = "cuda" if stage.gpus_per_actor else "cpu"
-    return [
-        remote.remote(models, data, batch_size=stage.batch_size, device=device)
-        for _ in range(min(count, fits))
-    ]
 
 
 def _evaluate(

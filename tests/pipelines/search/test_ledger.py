@@ -50,6 +50,7 @@ def test_a_torn_last_line_never_happened(tmp_path, torn):
     assert [event["number"] for event in read_events(path)] == [1, 2]
 
 
+@pytest.mark.fault("ledger with a damaged line")
 def test_a_damaged_line_in_the_middle_is_refused_and_named(tmp_path):
     path = tmp_path / LEDGER_NAME
     path.write_text('{"event":"a","time":1}\n???\n{"event":"b","time":2}\n')
@@ -57,6 +58,7 @@ def test_a_damaged_line_in_the_middle_is_refused_and_named(tmp_path):
         list(read_events(path))
 
 
+@pytest.mark.fault("two drivers on one search")
 def test_one_search_has_one_driver(tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom pipelines.search.ledger import Ledger\n"
@@ -68,7 +70,8 @@ def test_one_search_has_one_driver(tmp_path):
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="already running"):
+        who = rf"already running .*, by process {holder.pid} on {os.uname().nodename}: "
+        with pytest.raises(UserError, match=who):
             Ledger(directory)
     finally:
         os.kill(holder.pid, signal.SIGKILL)

@@ -102,6 +102,7 @@ class _Nothing:
         pass
 
 
+@pytest.mark.fault("two drivers of different machines on one search")
 def test_two_drivers_of_different_machines(directory, address, monkeypatch, tmp_path):
     with open_quick(directory) as ledger:
         ledger.append("a", n=1)
@@ -118,6 +119,7 @@ def test_two_drivers_of_different_machines(directory, address, monkeypatch, tmp_
         assert numbers(other) == [1, 2]
 
 
+@pytest.mark.fault("driver cut off and replaced: it is fenced")
 def test_a_driver_that_was_replaced_can_record_nothing_more(
     directory, address, monkeypatch, tmp_path
 ):
@@ -159,6 +161,7 @@ def test_many_objects_are_put_together_when_it_is_opened(directory, monkeypatch)
     assert numbers(directory) == list(range(9))
 
 
+@pytest.mark.fault("object store away for a while")
 def test_a_store_that_is_away_for_a_while_is_waited_for(directory, monkeypatch):
     monkeypatch.setattr("pipelines.search.stored_ledger._PAUSE_SECONDS", 0.01)
     write, failures = ObjectStore.write, [3]
@@ -175,6 +178,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(directory, monkeypatch):
     assert failures == [0] and numbers(directory) == [1]
 
 
+@pytest.mark.fault("object store away for good")
 def test_one_that_stays_away_ends_the_driver_and_loses_nothing(directory, monkeypatch):
     monkeypatch.setattr("pipelines.search.stored_ledger._PAUSE_SECONDS", 0.01)
     with open_quick(directory, patience=0.1) as ledger:

@@ -18,6 +18,7 @@ OUTAGE_SECONDS = float(os.environ.get("TOKENPOOL_OUTAGE_SECONDS", "15"))
 
 
 @pytest.mark.slow  # starts MLflow's server twice and waits while it is away
+@pytest.mark.fault("MLflow's server away")
 def test_what_happened_while_it_was_away_appears_once_in_order(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

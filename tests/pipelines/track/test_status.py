@@ -17,6 +17,7 @@ from pipelines.search.budget import request_stop
 from pipelines.search.driver import driver_runs
 from pipelines.search.ledger import Ledger
 from pipelines.track.status import duration, sparkline
+from pipelines.train.last_signs import LastSign, write_last_signs
 
 
 @pytest.fixture
@@ -144,3 +145,23 @@ def test_bad_usage(run: Callable[..., str], tmp_path: Path) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_age_of_the_last_step_of_the_worker_that_is_least_far(
+    run: Callable[..., str], storage: Path
+) -> None:
+    directory = half_way(storage)
+    now = time.time()
+    signs = [LastSign(r, f"gpu-{r}", 40 - r, "waiting for data", now - 300 * r) for r in (0, 1)]
+    for job in ("t002", "t001", "base-w96"):  # of these only t002 runs
+        write_last_signs(directory / "jobs" / job, signs)
+    assert "last step" not in run("half")  # nobody is at work on it
+    with Ledger(directory):
+        text = run("half")
+        assert "t002: last step 39 5 min ago (rank 1 on gpu-1, waiting for data)" in text
+        assert text.count("last step") == 1
+        (found,) = json.loads(run("half", "--json"))["last_steps"]
+        assert (found["job"], found["rank"], found["step"]) == ("t002", 1, 39)
+        assert 299 < found["seconds"] < 330
+        write_last_signs(directory / "jobs" / "t002", [LastSign(0, "a", 40, "over", now - 1e6)])
+        assert "last step" not in run("half")  # left behind by an earlier driver's workers

@@ -39,12 +39,14 @@ def test_a_whole_checkpoint_is_whole(folder):
         ("manifest-rank1.json", "manifest-rank1.json"),
     ],
 )
+@pytest.mark.fault("checkpoint with a part missing")
 def test_a_missing_part_is_named(folder, name, what):
     path = folder(3)
     (path / name).unlink()
     assert what in damage(path)
 
 
+@pytest.mark.fault("checkpoint with a flipped bit")
 def test_one_flipped_bit_is_seen(folder):
     path = folder(3)
     file = path / "engine/rank0.pt"
@@ -54,6 +56,7 @@ def test_one_flipped_bit_is_seen(folder):
     assert damage(path) == "engine/rank0.pt was altered"
 
 
+@pytest.mark.fault("checkpoint damaged: the one before is used")
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder, tmp_path):
     older, newer = folder(1), folder(2)
     reporter = FolderReporter(tmp_path / "job", rank=1)

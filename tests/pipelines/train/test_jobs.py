@@ -101,6 +101,7 @@ def test_guards_change_no_bit_of_a_run_without_trouble(out):
         ("nan-loss-2", "left-out-2"),
     ],
 )
+@pytest.mark.fault("NaN in one rank's loss or gradient")
 def test_a_bad_step_on_one_worker_is_left_out_on_all(out, name, measure):
     # Not the weights, the moments, the average, nor the rates of the steps after it are touched.
     assert_same_bits(out, name, measure)
@@ -111,6 +112,7 @@ def test_a_bad_step_on_one_worker_is_left_out_on_all(out, name, measure):
     )
 
 
+@pytest.mark.fault("NaN for several steps: back to the last checkpoint")
 def test_after_several_in_a_row_it_goes_back_and_passes_over_their_images(out):
     assert_same_bits(out, "goes-back", "went-back")
     assert result(out, "goes-back")["rollbacks"] == 1
@@ -118,6 +120,7 @@ def test_after_several_in_a_row_it_goes_back_and_passes_over_their_images(out):
     assert "goes back to the weights of epoch-0001" in (out / "stderr").read_text()
 
 
+@pytest.mark.fault("trial that always diverges")
 def test_it_fails_in_one_line_when_going_back_does_not_help(out):
     error = result(out, "gives-up")["error"]
     # Steps 22 to 24 and, after going back, 25 to 27.
@@ -138,6 +141,7 @@ def test_it_fails_in_one_line_when_going_back_does_not_help(out):
         "out-of-memory-behind-2",
     ],
 )
+@pytest.mark.fault("out of memory on one worker")
 def test_out_of_memory_on_one_worker_halves_on_all_and_changes_no_loss(out, name):
     measure, ours = result(out, "enough-memory"), result(out, name)
     assert measure["micro_batch"] == 32 and ours["micro_batch"] == 8
@@ -168,6 +172,7 @@ def test_only_the_job_that_was_begun_goes_on(out):
     assert result(out, "asked-again") == result(out, "interrupted")  # it had finished
 
 
+@pytest.mark.fault("out of memory with one image")
 def test_no_memory_for_one_image_ends_in_one_line(out):
     error = result(out, "no-memory")["error"]
     assert error.startswith("out of memory with one image at a time: ") and "\n" not in error

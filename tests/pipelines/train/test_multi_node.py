@@ -146,6 +146,7 @@ def goes_on(run, before, straight):
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 class TestTwoHosts:
+    @pytest.mark.fault("worker of two hosts killed")
     def test_a_killed_worker(self, hosts, folder, straight):
         run = Run(hosts, folder, "worker")
         before = run.wait_for_epochs(2)
@@ -154,6 +155,7 @@ class TestTwoHosts:
         os.kill(run.workers(2)[0], signal.SIGKILL)
         goes_on(run, before, straight)
 
+    @pytest.mark.fault("host killed")
     def test_a_killed_host(self, hosts, folder, straight):
         run = Run(hosts, folder, "host")
         before = run.wait_for_epochs(2)
@@ -162,6 +164,7 @@ class TestTwoHosts:
         hosts.start_ray(2)
         goes_on(run, before, straight)
 
+    @pytest.mark.fault("job killed with all its workers")
     def test_a_killed_job(self, hosts, folder, straight):
         run = Run(hosts, folder, "job")
         before = run.wait_for_epochs(2)

@@ -19,6 +19,7 @@ TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 
 
 @pytest.mark.slow
+@pytest.mark.fault("worker killed (SIGKILL)")
 def test_a_killed_worker_comes_back_within_the_epoch_and_changes_no_bit(tmp_path):
     digits = tmp_path / "digits"
     prepare("digits", digits)

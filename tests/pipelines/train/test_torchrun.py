@@ -180,6 +180,7 @@ def kill_all(process):
     process.communicate()
 
 
+@pytest.mark.fault("job killed within an epoch (torchrun)")
 def test_a_job_killed_within_an_epoch_goes_on_bit_for_bit(digits, tmp_path):
     augment = AugmentConfig(rotate=5, translate=0.05)
     settings = {"epochs": 3, "ema_decay": 0.9, "drop_path": 0.1, "augment": augment}

@@ -1,0 +1,92 @@
+"""Faults inside Ray's worker processes, where no test can reach: `sitecustomize` of each Python.
+
+A folder with this file under that name goes before everything else on PYTHONPATH, and the fault
+waits for a file to appear: TOKENPOOL_STICK names it. Whoever takes it away gets stuck for ever.
+"""
+
+import importlib.abc
+import importlib.util
+import os
+import sys
+import time
+
+
+def stuck(rank: str) -> bool:
+    """Whether this process has taken the file, and with it the fault."""
+    place = os.environ.get("TOKENPOOL_STICK", "")
+    if not place or os.environ.get("RANK", "0") != rank:
+        return False
+    try:
+        os.unlink(place)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def stick_loader(module):
+    """The loader of rank 1 never gives its next batch; all else of that process lives."""
+    make = module.make_loader
+
+    class Sticking:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def __len__(self):
+            return len(self.inner)
+
+        def __iter__(self):
+            for batch in self.inner:
+                if stuck("1"):
+                    time.sleep(1e6)
+                yield batch
+
+    module.make_loader = lambda *args, **kwargs: Sticking(make(*args, **kwargs))
+
+
+def stick_scorer(module):
+    """A scorer never comes to the end of a schedule, and answers all the same.
+
+    Each takes TOKENPOOL_SECONDS more, so that there is time to do something to one.
+    """
+    run = module.run_schedules
+
+    def run_schedules(*args, **kwargs):
+        for found in run(*args, **kwargs):
+            time.sleep(float(os.environ.get("TOKENPOOL_SECONDS", "0")))
+            if stuck("0"):
+                time.sleep(1e6)
+            yield found
+
+    module.run_schedules = run_schedules
+
+
+HARM = {"pipelines.data.loader": stick_loader, "pipelines.search.prefixes": stick_scorer}
+
+
+class Hook(importlib.abc.MetaPathFinder):
+    """Does harm to modules once they are imported."""
+
+    busy = False
+
+    def find_spec(self, name, path, target=None):
+        if name not in HARM or self.busy:
+            return None
+        self.busy = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.busy = False
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            HARM[name](module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, Hook())

@@ -1,0 +1,37 @@
+"""Clocks that jump: what a search has cost and how long it may work do not follow them."""
+
+import time
+
+from pipelines.config import BudgetConfig
+from pipelines.search.budget import DeviceMeter, Halt
+from pipelines.search.ledger import Ledger, read_events
+from pipelines.search.state import SearchState, fold
+
+DAY = 86400.0
+
+
+def test_a_clock_that_somebody_sets_moves_neither_records_nor_budgets(tmp_path, monkeypatch, told):
+    real, jump = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + jump[0])
+    with Ledger(tmp_path / "s") as ledger:
+        begun = real()
+        ledger.append("created", config={}, config_hash="", num_classes=2, bases=[])
+        for jump[0] in (DAY, -DAY, 30 * DAY, 0.0):
+            ledger.append("began", budget={})
+            ledger.append("stage_done", stage="base")
+            state = fold("s", read_events(ledger.path))
+            halt = Halt(BudgetConfig(deadline="5m"), state, DeviceMeter(), tmp_path / "s")
+            assert halt.ended is None, jump
+            assert 0 <= state.seconds_at_work() < 60, jump
+    times = [event["time"] for event in read_events(ledger.path)]
+    assert times == sorted(times) and 0 <= times[-1] - begun + 0.01 < 60
+    told("clock set a day or a month forth and back", times=3)
+
+
+def test_a_deadline_by_the_clock_goes_by_the_clock(tmp_path, monkeypatch):
+    real = time.time
+    budget = BudgetConfig(deadline=time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(real() + 600)))
+    halt = Halt(budget, SearchState("s"), DeviceMeter(), tmp_path)
+    assert halt.ended is None
+    halt = Halt(budget, SearchState("s"), DeviceMeter(), tmp_path, wall=lambda: real() + DAY)
+    assert "budget.deadline" in str(halt.ended)

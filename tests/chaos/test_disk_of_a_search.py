@@ -1,0 +1,83 @@
+"""The disk of a whole search fills up in calibration, in a final, and for good: real commands."""
+
+from collections import Counter
+
+import pytest
+import yaml
+from commands import Command
+from disks import small_disk
+
+from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.state import load_state
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3000)]
+
+SEARCH = {
+    "name": "s",
+    "full_disk_minutes": 0.75,
+    "data": {"path": "digits", "image_size": 32, "loader": "torchvision"},
+    "model": {"patch_size": 8, "depth": 2},
+    "space": {"widths": [{"width": 32, "heads": 2}]},
+    "base": {
+        "workers": {"cpus_per_worker": 0.9},
+        "train": {"epochs": 2, "batch_size": 64, "lr": 0.003, "warmup_epochs": 0.5},
+    },
+    "calibrate": {"counts": 6, "images": 64},
+    "screen": {"schedules": 16, "generations": 2, "cpus_per_actor": 0.9},
+    "finals": {
+        "trials": 2,
+        "max_concurrent": 1,
+        "workers": {"cpus_per_worker": 0.9},
+        "train": {"epochs": 6, "batch_size": 64, "lr": 0.001, "warmup_epochs": 0.5},
+    },
+}
+
+
+def test_it_waits_goes_on_ends_in_order_and_goes_on_again(tmp_path, told):
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(SEARCH))
+    assert Command("prepare", "digits", "digits", cwd=tmp_path).end() == 0
+    with small_disk("64m") as disk:
+        words = ["search", "search.yaml", "--set", f"storage={disk.folder}/runs"]
+        command = Command(*words, cwd=tmp_path)
+        try:
+            command.wait_for("== 2/8")
+            disk.fill()
+            command.wait_for(rf"^the disk at {disk.folder} is full: .* missing: waiting for room")
+            disk.clear()
+            command.wait_for("^there is room again: going on$")
+            told("full disk in calibration (ledger, MLflow)", seconds=0)
+
+            command.wait_for("== 7/8")
+            command.wait_for("finals, epochs")
+            disk.fill()
+            command.wait_for(rf"t000 rank 0 on \S+ waits: the disk at {disk.folder} is full: .* MB")
+            disk.clear()
+            command.wait_for("t000 width 32 .* top-1", start=len(command.lines))
+            told("full disk at a final's checkpoint", steps_lost=0, seconds=0)
+
+            disk.fill()
+            code = command.end()
+            assert code in (0, 1), command.text
+        finally:
+            command.kill()
+        last = [line for _, line in command.lines if "is full" in line or "No space" in line][-1]
+        assert "make room" in last or "waiting for room" in last
+        assert "type the same command to go on" in command.text
+        for word in ("Traceback", "sqlalchemy", "sqlite3.", "Errno"):
+            assert word not in command.text
+        done = list(read_events(disk.folder / "runs" / "searches" / "s" / LEDGER_NAME))
+        assert {"base_done", "calibrated", "screened"} <= {event["event"] for event in done}
+        disk.clear()
+        again = Command(*words, cwd=tmp_path)
+        try:
+            assert again.end() == 0, again.text
+        finally:
+            again.kill()
+        state = load_state(disk.folder / "runs", "s")
+        assert state.complete
+        assert {trial.status for trial in state.trials.values()} <= {"done", "stopped"}
+        events = list(read_events(disk.folder / "runs" / "searches" / "s" / LEDGER_NAME))
+        assert events[: len(done)] == done  # nothing of what was done is lost
+        epochs = Counter((t.trial_id, r["epoch"]) for t in state.trials.values() for r in t.reports)
+        assert set(epochs.values()) == {1}
+        told("full disk for longer than the deadline", steps_lost=0)

@@ -1,0 +1,86 @@
+"""Ctrl-C once and twice, SIGTERM: a search ends, leaves nothing behind, and goes on."""
+
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from commands import Command
+
+from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.state import load_state
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3000)]
+
+SEARCH = {
+    "name": "s",
+    "storage": "runs",
+    "data": {"path": "digits", "image_size": 32, "loader": "torchvision"},
+    "model": {"patch_size": 8, "depth": 2},
+    "space": {"widths": [{"width": 32, "heads": 2}]},
+    "base": {
+        "workers": {"cpus_per_worker": 0.9},
+        "train": {"epochs": 2, "batch_size": 64, "lr": 0.003, "warmup_epochs": 0.5},
+    },
+    "calibrate": {"enabled": False},
+    "screen": {"schedules": 12, "generations": 1, "cpus_per_actor": 0.9},
+    "finals": {
+        "trials": 1,
+        "max_concurrent": 1,
+        "workers": {"cpus_per_worker": 0.9},
+        "train": {"epochs": 40, "batch_size": 64, "lr": 0.001, "warmup_epochs": 0.5},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("signals")
+    (root / "search.yaml").write_text(yaml.safe_dump(SEARCH))
+    assert Command("prepare", "digits", "digits", cwd=root).end() == 0
+    return root
+
+
+def shared_memory():
+    return {path.name for path in Path("/dev/shm").glob("plasma*")}
+
+
+@pytest.mark.parametrize(
+    ("name", "signals", "codes", "says"),
+    [
+        ("Ctrl-C", [signal.SIGINT], {130}, "ended: interrupted; type the same command"),
+        ("Ctrl-C twice", [signal.SIGINT] * 2, {130}, "interrupted"),
+        ("SIGTERM", [signal.SIGTERM], {0}, "ended: stopped by SIGTERM; type the same command"),
+    ],
+)
+def test_a_search_that_is_told_to_end(place, told, name, signals, codes, says):
+    before = shared_memory()
+    command = Command("search", "search.yaml", cwd=place)
+    try:
+        command.wait_for("finals, epochs")
+        family = command.family()
+        assert len(family) > 8
+        for number in signals:
+            # A terminal sends Ctrl-C to all that it has started.
+            send = os.killpg if number == signal.SIGINT else os.kill
+            send(command.process.pid, number)
+            if len(signals) > 1:
+                command.wait_for("Ctrl-C again")
+        assert command.end(timeout=120) in codes, command.text
+        assert says in command.text and "Traceback" not in command.text, command.text
+        # Nothing outlives it; Ray's agents take a minute.
+        _, alive = psutil.wait_procs(family, timeout=120)
+        assert [process.name() for process in alive] == []
+        assert shared_memory() <= before
+    finally:
+        command.kill()
+    ledger = place / "runs" / "searches" / "s" / LEDGER_NAME
+    state = load_state(place / "runs", "s")
+    epochs = Counter((t.trial_id, r["epoch"]) for t in state.trials.values() for r in t.reports)
+    assert set(epochs.values()) == {1}
+    if len(signals) == 1:
+        assert list(read_events(ledger))[-1]["event"] in ("ended", "system")
+    told(name, steps_lost=0 if len(signals) == 1 else 17)
