@@ -52,6 +52,12 @@ def test_for_other_classes_or_of_another_width_it_is_refused(tmp_path):
         save_loaded(make_job(tmp_path, width=32), str(tmp_path / "mine"))
     with pytest.raises(UserError, match="no weights at"):
         save_loaded(make_job(tmp_path), "nowhere")
+    for channels in (1, 4):
+        shape = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+        grey = VisionTransformer(**shape, num_classes=5, in_chans=channels)
+        tp.save(grey, tmp_path / "grey")
+        with pytest.raises(UserError, match=f"images of {channels} channels, the data has 3"):
+            save_loaded(make_job(tmp_path), str(tmp_path / "grey"))
 
 
 def test_renormalized_it_says_the_same_of_the_same_pixels():
