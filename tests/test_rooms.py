@@ -56,3 +56,11 @@ assert torch.equal(tp.pool(model, None)(images), dense)
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_the_command_line_starts_without_what_takes_seconds():
+    """Every command, `--help` too, waits for what the modules of all commands import."""
+    code = "import sys, pipelines.cli; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    slow = HEAVY | {"torch", "timm", "torchvision", "matplotlib", "sklearn", "tokenpool"}
+    assert "pipelines.cli" in ran.stdout.split() and not slow & set(ran.stdout.split())

@@ -18,6 +18,7 @@ import torch
 from timm import layers
 from timm.layers import GluMlp, LayerNorm, Mlp, PatchEmbed, RmsNorm, SwiGLU
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -212,7 +213,11 @@ def build(described: dict[str, Any], device: str | torch.device | None = None) -
 def _create(name: str, arguments: dict[str, Any], place: str | torch.device) -> Any:
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     with torch.random.fork_rng(devices=[]), torch.device(place):
-        return timm.create_model(name, pretrained=False, **arguments)
+        model = timm.create_model(name, pretrained=False, **arguments)
+    if isinstance(model, NaFlexVit) and "img_size" in arguments:
+        # Which timm passes over where the grid of the positions is given too.
+        model.embeds.default_img_size = arguments["img_size"]
+    return model
 
 
 def _construct(described: dict[str, Any], place: str | torch.device) -> VisionTransformer:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
+from timm.models.eva import EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from tokenpool import gpu
@@ -70,6 +72,19 @@ class View:
             if name not in own and name not in ("_origin", "_compiled_call_impl"):
                 origin.__dict__[name] = value
         return origin
+
+
+def check_pooled(model: Any) -> None:
+    """Raises ValueError where a block is timm's own, which knows nothing of what goes with tokens.
+
+    Whatever else stands for a block (a compiled or wrapped one) may hand it on.
+    """
+    for index, block in enumerate(model.blocks, start=1):
+        if isinstance(block, Block | EvaBlock | EvaBlockPostNorm):
+            raise ValueError(
+                f"block {index} is a {type(block).__name__} that was put into the model after it "
+                "was pooled: call tp.pool again"
+            )
 
 
 class ScoredAttention(View, nn.Module):

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenpool.attention import check_pooled
 from tokenpool.vit import SizedTokens
 
 __all__ = ["DenseIntermediates", "give_dense_features", "take_dense_features"]
@@ -37,6 +38,7 @@ class _Spreading:
     grad_checkpointing = False
 
     def __init__(self, model: nn.Module) -> None:
+        check_pooled(model)
         vit: Any = model
         self.model = vit
         self.left: SizedTokens | None = None

@@ -10,7 +10,7 @@ from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from tokenpool.attention import ScoredAttention
+from tokenpool.attention import ScoredAttention, check_pooled
 from tokenpool.dense_features import give_dense_features, take_dense_features
 from tokenpool.method_text import with_options
 from tokenpool.methods import method as method_named
@@ -175,8 +175,9 @@ def options_of(model: nn.Module) -> PoolOptions | None:
 
 def _plans_of(model: nn.Module) -> list[LayerPlan] | None:
     blocks = check_model(model)
-    if not all(isinstance(block, PooledBlock) for block in blocks):
+    if not any(isinstance(block, PooledBlock) for block in blocks):
         return None
+    check_pooled(model)
     return [block.plan for block in blocks]
 
 

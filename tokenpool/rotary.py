@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenpool.attention import check_pooled
 from tokenpool.clustering import gather_tokens
 from tokenpool.methods.base import Pooled
 from tokenpool.patches import patches_of
@@ -33,15 +34,18 @@ class PlacedEmbed:
     As columns, since timm drops patches, and hands embeddings from layer to layer, as tensors.
     """
 
-    def __init__(self, rope: nn.Module) -> None:
-        self.rope = rope
+    def __init__(self, rope: nn.Module, model: nn.Module | None = None) -> None:
+        self.rope, self.model = rope, model
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """As timm's, `[…, N, 2·D + 4]`; without places for a padded batch of many sizes.
 
         Raises:
-            ValueError: in training, where coordinates are to be shifted or scaled at random.
+            ValueError: in training, where coordinates are to be shifted or scaled at random, and
+                where a block of the model is not pooled, which could not tell places from angles.
         """
+        if self.model is not None:
+            check_pooled(self.model)
         rope: Any = self.rope
         if rope.training and getattr(rope, "aug_active", False):
             raise ValueError(
@@ -69,7 +73,7 @@ def give_places(model: nn.Module) -> None:
     """Let a model with rotary positions tell its blocks where patches are."""
     rope = getattr(model, "rope", None)
     if isinstance(rope, nn.Module):
-        rope.__dict__["get_embed"] = PlacedEmbed(rope)
+        rope.__dict__["get_embed"] = PlacedEmbed(rope, model)
 
 
 def take_places(model: nn.Module) -> None:

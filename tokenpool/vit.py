@@ -9,7 +9,7 @@ import torch
 from timm.models.eva import EvaBlockPostNorm
 from torch import Tensor, nn
 
-from tokenpool.attention import AttentionRecord, ScoredAttention, View
+from tokenpool.attention import AttentionRecord, ScoredAttention, View, check_pooled
 from tokenpool.clustering import gather_tokens, nearest
 from tokenpool.methods.base import Grid, Pooled, PoolingMethod, TokenSet
 from tokenpool.options import PoolOptions
@@ -149,6 +149,7 @@ class PooledBlock(View, nn.Module):
         tokens = super().__call__(x, *args, carried=carried, **kwargs)
         if carried.empty:
             return tokens
+        check_pooled(self.__dict__["_model"][0])
         return SizedTokens(tokens, carried.sizes, carried.place, carried.keep, carried.positions)
 
     def forward(

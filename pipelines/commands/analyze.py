@@ -16,7 +16,6 @@ from rich.table import Table
 
 from pipelines.commands.folders import check_writable
 from pipelines.errors import UserError
-from tokenpool.patches import patches_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +54,7 @@ def analyze(
     from pipelines.data.preprocessing import preprocessing_of
     from pipelines.train.open_model import open_model
     from tokenpool import analysis, plots
+    from tokenpool.patches import patches_of
 
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give another --out folder")

@@ -20,6 +20,7 @@ from pipelines.errors import UserError
 from pipelines.search.latency_table import LatencyTable
 from pipelines.search.state import TrialState
 from pipelines.storage.address import join
+from pipelines.storage.store import ObjectStore
 from pipelines.train.outline import outline
 from pipelines.train.spec import ModelSpec, TrainJob
 from tune_spaces.space import Candidate, Cost, Limit, ScheduleSpace
@@ -54,11 +55,18 @@ def _outline(config: SearchConfig, width: WidthConfig, num_classes: int) -> Any:
     given = width if wider is None else wider
     checkpoint = getattr(given, "checkpoint", None)
     if checkpoint is not None:
-        # As it was taken: the checkpoint itself may be gone since.
-        taken = base_job(config, given, num_classes).directory / LOADED
-        checkpoint = str(taken) if (taken / "model.json").is_file() else str(checkpoint)
+        checkpoint = _taken(base_job(config, given, num_classes)) or str(checkpoint)
     spec = _model_spec(config, width.width, width.heads, num_classes)
     return outline(spec, checkpoint, narrowed=wider is not None)
+
+
+def _taken(job: TrainJob) -> str | None:
+    """Where the search has its own copy of a checkpoint, which itself may be gone since."""
+    if job.address is None:
+        folder = job.directory / LOADED
+        return str(folder) if (folder / "model.json").is_file() else None
+    store = ObjectStore(job.address).child(LOADED)
+    return None if store.read("model.json") is None else store.address
 
 
 def is_plain(config: SearchConfig, width: WidthConfig, num_classes: int) -> bool:

@@ -23,12 +23,22 @@ def is_named(source: str) -> bool:
     return source.startswith(_HUBS) or (timm.is_model(source) and not Path(source).exists())
 
 
+def is_sharded(folder: Path) -> bool:
+    """Whether a folder holds its weights in several files and a list of them."""
+    return any(folder.glob("*.index.json"))
+
+
 def pretrained(name: str) -> Any:
     """A timm model with the weights timm knows for it, or those of a hub or a local folder.
 
     Raises:
         UserError: it has none, or they cannot be fetched.
     """
+    if name.startswith("local-dir:") and is_sharded(Path(name.removeprefix("local-dir:"))):
+        raise UserError(
+            f"{name} holds its weights in shards, of which timm would take one: give the folder "
+            "itself, without local-dir:"
+        )
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     unreachable = None

@@ -44,6 +44,11 @@ def build_model(job: TrainJob, *, head: Literal["any", "own"] = "any") -> Vision
     if narrowed is not None:
         known = describe(narrowed)
     model = shaped(spec, job.train.drop_path, known)
+    if model is not None and model.in_chans != 3:
+        raise UserError(
+            f"{job.init} takes images of {model.in_chans} channels, the data has 3: give weights "
+            "of a model of 3 (squeeze takes grey ones as they are)"
+        )
     if model is None:
         model = tp.build_vit(
             image_size=spec.image_size,

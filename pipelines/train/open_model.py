@@ -6,17 +6,19 @@ import math
 from typing import Any
 
 import timm
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import tokenpool as tp
 from pipelines.errors import UserError
 from pipelines.storage.copies import local_path
-from pipelines.train.hub import is_named, pretrained
+from pipelines.train.hub import is_named, is_sharded, pretrained
 from pipelines.train.said_of_models import check_named, config_said, timm_arguments, timm_name
 from pipelines.train.state_dicts import read_json, read_state_dict
 from pipelines.train.weights import Source, fit
 from tokenpool.architecture import describe
+from tokenpool.patches import patches_of
 
 
 def open_model(source: str, arch: str | None = None, *, pooled: bool = True) -> Any:
@@ -57,12 +59,14 @@ def _opened(source: str, arch: str | None, pooled: bool) -> Any:
             f"{source!r} is neither a folder with a saved model nor a timm model's name nor a file "
             "of weights"
         )
-    if arch is None and "architecture" in read_json(path / "config.json"):
+    hub = arch is None and "architecture" in read_json(path / "config.json")
+    if hub and not is_sharded(path):
         return pretrained(f"local-dir:{path}")
     found = read_state_dict(path)
     name = check_named(arch or timm_name(found.said), source)
-    arguments = _size(found.tensors) | timm_arguments(found.said, found.tensors)
+    arguments = timm_arguments(found.said, found.tensors)
     try:
+        arguments = _size(name, arguments, found.tensors) | arguments
         model = timm.create_model(name, pretrained=False, **arguments)
     except Exception as error:  # timm fails in many ways on arguments that are none of its own
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -80,13 +84,26 @@ def _opened(source: str, arch: str | None, pooled: bool) -> Any:
     return fit(vit, known, head="own")
 
 
-def _size(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """The image size that square positions are for."""
+def _size(name: str, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, int]:
+    """The image size that square positions are for, where nothing else says it.
+
+    Raises:
+        ValueError: with as many tokens in front as the model has they are no square.
+    """
     positions, patches = tensors.get("pos_embed"), tensors.get("patch_embed.proj.weight")
     if positions is None or patches is None or positions.ndim != 3 or patches.ndim != 4:
         return {}
-    for prefix in (1, 0, 2, 5):
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False, **arguments)
+    own = getattr(model, "pos_embed", None)
+    if "img_size" in arguments or own is None:
+        return {}
+    # A model without a place for the class token's position adds it to the token.
+    for prefix in dict.fromkeys((own.shape[1] - patches_of(model).number, 1)):
         side = math.isqrt(max(0, positions.shape[1] - prefix))
         if side and side * side == positions.shape[1] - prefix:
             return {"img_size": side * patches.shape[-1]}
-    return {}
+    raise ValueError(
+        f"its {positions.shape[1]} positions are of no square image, nor is its size said: save it "
+        "with tp.save or timm's save_for_hf, which keep it"
+    )

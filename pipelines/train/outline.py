@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,7 +12,9 @@ import torch
 
 import tokenpool as tp
 from pipelines.errors import UserError
+from pipelines.storage.address import parse_storage
 from pipelines.storage.copies import local_path
+from pipelines.storage.store import ObjectStore
 from pipelines.train.hub import is_named
 from pipelines.train.spec import ModelSpec
 from pipelines.train.weights import open_source
@@ -99,18 +103,27 @@ def _architecture(source: str) -> dict[str, Any] | None:
             return open_source(source).architecture
         with torch.device("meta"):
             model = timm.create_model(source, pretrained=False)
-    else:
-        path = local_path(source)
-        if not path.exists():
-            return None  # it is missed where it is loaded
-        if not (path / "model.json").is_file():
-            return open_source(source).architecture
         try:
-            known: dict[str, Any] = read_header(path)["architecture"]
+            return describe(model)
         except ValueError as error:
-            raise UserError(str(error)) from None
-        return known
+            raise UserError(f"{source}: {error}") from None
+    place = parse_storage(source)
+    header = ObjectStore(place).read("model.json") if isinstance(place, str) else None
+    if header is not None:
+        # A saved model in an object store: its weights are not fetched to be counted.
+        with tempfile.TemporaryDirectory(prefix="tokenpool-header-") as folder:
+            (Path(folder) / "model.json").write_bytes(header)
+            return _saved(Path(folder), source)
+    path = local_path(source)
+    if (path / "model.json").is_file():
+        return _saved(path, source)
+    # One that is not there is missed where it is loaded.
+    return open_source(source).architecture if path.exists() else None
+
+
+def _saved(folder: Path, source: str) -> dict[str, Any]:
     try:
-        return describe(model)
+        known: dict[str, Any] = read_header(folder)["architecture"]
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
+    return known

@@ -108,5 +108,11 @@ def _grid(
     for there in dict.fromkeys((own_prefix, prefix, 1, 0)):
         side = math.isqrt(max(0, count - there))
         if side and side * side == count - there:
+            if there < own_prefix:
+                raise ValueError(
+                    f"its {count} positions are {side}x{side} patches' and none the class token's, "
+                    "or of a grid that is not square: save it with tp.save or timm's save_for_hf, "
+                    "which say it"
+                )
             return there, (side, side)
     raise ValueError(f"its {count} positions lie on no square grid of patches")

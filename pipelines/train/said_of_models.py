@@ -55,13 +55,19 @@ def timm_name(said: dict[str, Any]) -> str | None:
 def timm_arguments(said: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """What `timm.create_model` is to be told beside the name, for a model of these weights."""
     found = {key: said[key] for key in _TIMM_ARGUMENTS if said.get(key) is not None}
-    for key, value in (said.get("model_args") or {}).items():
-        found.setdefault(key, value)
+    for part in (
+        "model_kwargs",
+        "model_args",
+    ):  # all that timm's scripts passed on, and its folders
+        if isinstance(said.get(part), dict):
+            found = {k: v for k, v in said[part].items() if v is not None} | found
     if isinstance(said.get("gp"), str):
         found.setdefault("global_pool", said["gp"])
-    size = said.get("img_size") or (said.get("input_size") or (None,))[-1]
+    size = said.get("img_size") or found.get("img_size") or said.get("input_size")
     if isinstance(size, int):
         found["img_size"] = size
+    elif isinstance(size, list | tuple) and len(size) in (2, 3):
+        found["img_size"] = tuple(size[-2:])
     head = tensors.get("head.weight")
     found["num_classes"] = 0 if head is None else len(head)
     patch = tensors.get("patch_embed.proj.weight")

@@ -217,7 +217,8 @@ def _said(loaded: Any) -> dict[str, Any]:
         if loaded.get(key) is not None and not isinstance(loaded[key], Tensor):
             found[key] = loaded[key]
     if isinstance(found.get("model_kwargs"), dict):
-        found = found["model_kwargs"] | found
+        # What a script was not told (None) does not hide what its model was.
+        found = found["model_kwargs"] | {k: v for k, v in found.items() if v is not None}
     return found
 
 

@@ -37,14 +37,18 @@ finals:
 """
 
 
-def trained(data: Path, epochs: int = 8) -> Any:
-    """A small DINOv3-shaped model that has learned digits."""
+# A rotary one, and one that has no image size but a grid of positions, and a head that attends.
+NAMES: dict[str, dict[str, Any]] = {
+    "vit_small_patch16_dinov3": {"img_size": 32},
+    "naflexvit_base_patch16_map": {"pos_embed_grid_size": (8, 8)},
+}
+
+
+def trained(name: str, data: Path, epochs: int = 8) -> Any:
+    """A small model of a name that has learned digits."""
     torch.manual_seed(0)
-    model = timm.create_model(
-        "vit_small_patch16_dinov3",
-        **{"img_size": 32, "patch_size": 4, "embed_dim": 96, "num_heads": 3, "depth": 4},
-        num_classes=10,
-    ).train()
+    size = {"patch_size": 4, "embed_dim": 96, "num_heads": 3, "depth": 4}
+    model = timm.create_model(name, num_classes=10, **size, **NAMES[name]).train()
     manifest = load_manifest(data)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (manifest.mean, manifest.std))
     loader = make_loader(data, "train", batch_size=64, train=True, image_size=32)
@@ -66,7 +70,8 @@ def trained(data: Path, epochs: int = 8) -> Any:
 
 
 @pytest.mark.slow
-def test_trained_squeezed_searched_and_exported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_trained_squeezed_searched_and_exported(name: str, tmp_path: Path) -> None:
     def run(*words: str) -> str:
         ran = subprocess.run(
             [TOKENPOOL, *words], cwd=tmp_path, capture_output=True, text=True, timeout=900,
@@ -77,7 +82,7 @@ def test_trained_squeezed_searched_and_exported(tmp_path: Path) -> None:
 
     data = tmp_path / "digits"
     prepare("digits", data)
-    model = trained(data)
+    model = trained(name, data)
     tp.save(model, tmp_path / "trained")
     found = json.loads(
         run("squeeze", "trained", "digits", "--rate", "0.6", "--out", "squeezed", "--json")
@@ -96,7 +101,7 @@ def test_trained_squeezed_searched_and_exported(tmp_path: Path) -> None:
         assert facts["check"]["same_top1"] and facts["check"]["within_tolerance"] >= 58
         assert facts["check"]["within_tolerance"] + facts["check"]["ties"] == 64
     taken = tp.load(tmp_path / "exports" / f"rotary-{best['id']}-timm")
-    assert type(taken).__name__ == "Eva" and str(tp.schedule_of(taken)) == best["schedule"]
+    assert type(taken) is type(model) and str(tp.schedule_of(taken)) == best["schedule"]
     half = json.loads(
         run("export", "squeezed", "--data", "digits", "--format", "onnx",
             "--precision", "int8", "--json")

@@ -1,8 +1,10 @@
 """What stands in the place of a layer is called; what would be passed over is refused by name."""
 
+import copy
 import warnings
 
 import pytest
+import timm
 import torch
 from timm.layers import DiffAttention, set_fused_attn
 from timm.models.vision_transformer import VisionTransformer
@@ -249,3 +251,39 @@ def test_other_numbers_of_channels(channels):
     assert tp.unpool(tokens, found).shape == (2, 17, 24)
     assert tp.macs(model).patch_embed == 16 * channels * 16 * 24
     assert model.get_intermediate_layers(x, reshape=True)[0].shape == (2, 24, 4, 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", ["vit", "gap", "vit_small_patch16_dinov3", "naflexvit_base_patch16_map"]
+)
+@pytest.mark.parametrize("method", ["leader", "wkmedoids"])
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_block_of_timms_put_in_after_pooling_is_one_clear_line(tmp_path, name, method, place):
+    """Never half a pooled model in silence; pooled again it is right."""
+    small = {"patch_size": 4, "embed_dim": 24, "depth": 4, "num_heads": 3, "num_classes": 5}
+    if name in ("vit", "gap"):
+        head = {"global_pool": "avg", "class_token": False} if name == "gap" else {}
+        model = VisionTransformer(img_size=16, **small, **head)
+    else:
+        size = {"pos_embed_grid_size": (4, 4)} if "naflex" in name else {"img_size": 16}
+        model = timm.create_model(name, **small, **size)
+    model.eval()
+    x = torch.randn(2, 3, 16, 16)
+    plain = copy.deepcopy(model.blocks[place])
+    expected = tp.pool(model, SCHEDULE, method)(x)
+    model.blocks[place] = plain
+    refused = rf"block {place + 1} is a \w*Block that was put into the model after it was pooled"
+    for use in (tp.macs, tp.schedule_of, lambda m: tp.save(m, tmp_path / "m"),
+                lambda m: m.forward_intermediates(x)):  # fmt: skip
+        with pytest.raises(ValueError, match=refused):
+            use(model)
+    if (name, method) == ("vit", "wkmedoids"):  # tokens say all there is: it is a dense block
+        dense = (16 if place == 0 else SCHEDULE[place - 1], *SCHEDULE[place + 1 :])
+        assert torch.equal(
+            model(x), tp.pool(copy.deepcopy(model), SCHEDULE[:place] + dense, method)(x)
+        )
+    else:
+        with pytest.raises(ValueError, match=refused):
+            model(x)
+    assert torch.equal(tp.pool(model, SCHEDULE, method)(x), expected)

@@ -1,15 +1,20 @@
 """A base that is trained already: the same predictions, however its images were normalised."""
 
+import shutil
+
 import pytest
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import tokenpool as tp
-from pipelines.config import DataConfig, TrainConfig, WorkersConfig
+from pipelines.config import DataConfig, SearchConfig, TrainConfig, WorkersConfig
 from pipelines.data.augment import normalize
 from pipelines.errors import UserError
 from pipelines.search.loaded_base import save_loaded
+from pipelines.search.plan import base_job, count_parameters, dense_gmacs, is_plain, vit_spec
 from pipelines.train.normalization import renormalize
+from pipelines.train.outline import outline
 from pipelines.train.spec import ModelSpec, TrainJob
 
 
@@ -47,6 +52,12 @@ def test_for_other_classes_or_of_another_width_it_is_refused(tmp_path):
         save_loaded(make_job(tmp_path, width=32), str(tmp_path / "mine"))
     with pytest.raises(UserError, match="no weights at"):
         save_loaded(make_job(tmp_path), "nowhere")
+    for channels in (1, 4):
+        shape = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+        grey = VisionTransformer(**shape, num_classes=5, in_chans=channels)
+        tp.save(grey, tmp_path / "grey")
+        with pytest.raises(UserError, match=f"images of {channels} channels, the data has 3"):
+            save_loaded(make_job(tmp_path), str(tmp_path / "grey"))
 
 
 def test_renormalized_it_says_the_same_of_the_same_pixels():
@@ -58,3 +69,43 @@ def test_renormalized_it_says_the_same_of_the_same_pixels():
         assert not torch.allclose(model(normalize(pixels, *given)), expected, atol=1e-2)
         renormalize(model, known, given)
         assert torch.allclose(model(normalize(pixels, *given)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["folder", "store"])
+def test_a_checkpoint_that_is_gone_is_counted_by_the_copy_that_was_taken(
+    tmp_path, kind, monkeypatch
+):
+    """A resumed search has its costs from it, also where the copy lies in an object store alone."""
+    monkeypatch.setenv("TOKENPOOL_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(3)
+    size = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "num_heads": 3, "depth": 2}
+    trained = timm.create_model("vit_small_patch16_dinov3", num_classes=10, **size).eval()
+    storage = tmp_path / "runs" if kind == "folder" else f"memory://{tmp_path.name}"
+    checkpoint = tp.save(trained, tmp_path / "mine")
+    train = {"epochs": 1, "batch_size": 8, "warmup_epochs": 0.5}
+    config = SearchConfig.model_validate(
+        {
+            "name": "s",
+            "storage": str(storage),
+            "data": {"path": str(tmp_path / "none"), "image_size": 32},
+            "model": {"patch_size": 4, "depth": 2},
+            "space": {"widths": [{"width": 96, "heads": 3, "checkpoint": str(checkpoint)}]},
+            "base": {"train": train},
+            "screen": {},
+            "finals": {"trials": 1, "train": train},
+        }
+    )
+    (width,) = config.space.widths
+    loaded = save_loaded(base_job(config, width, 10), str(checkpoint))
+    shutil.rmtree(checkpoint)
+    if kind == "store":
+        assert loaded.startswith("memory://") and not (config.directory / "jobs").exists()
+        assert tp.vit_spec(outline(base_job(config, width, 10).model, loaded)) == tp.vit_spec(
+            trained
+        )
+    assert vit_spec(config, width, 10) == tp.vit_spec(trained)
+    assert dense_gmacs(config, width, 10) == tp.macs(trained).gmacs
+    assert count_parameters(config, width, 10) == sum(p.numel() for p in trained.parameters())
+    assert not is_plain(config, width, 10)
+    plain = tp.build_vit(32, 4, 96, 2, 3, 10)
+    assert dense_gmacs(config, width, 10) != tp.macs(plain).gmacs

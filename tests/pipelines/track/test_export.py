@@ -276,13 +276,17 @@ def test_a_folder_for_timm_and_what_is_asked_wrongly(
         export.export_folder(tmp_path / "none", "timm", tmp_path / "other", data=digits)
 
 
-def test_a_tie_is_told_from_another_model() -> None:
-    """A model that decides by a sign: an export may decide a near-zero the other way, no more."""
+@pytest.mark.parametrize("weight", [0.1, 2.0])
+def test_a_tie_is_told_from_another_model(weight: float) -> None:
+    """A model that decides by a sign: an export may decide a near-zero the other way, no more.
+
+    Also where that is another class (the second logit is the larger with a weight of 2).
+    """
 
     class Signs(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             differs = x[:, 0, 0, 0] - x[:, 0, 0, 1]
-            return torch.stack((torch.ones_like(differs), 0.1 * (differs > 0)), 1)
+            return torch.stack((torch.ones_like(differs), weight * (differs > 0)), 1)
 
     images = torch.ones(3, 1, 1, 2)
     images[0, 0, 0, 0], images[1, 0, 0, 0], images[2, 0, 0, 1] = 1 + 1e-7, 2.0, 2.0
@@ -298,7 +302,7 @@ def test_a_tie_is_told_from_another_model() -> None:
 
     check = export.compare(Signs(), flipped(0, 0.0), images)
     assert check.passed and (check.within, check.ties) == (2, 1)
-    for which, by in [(0, 0.05), (1, 0.0), (2, 0.1)]:
+    for which, by in [(0, 0.05), (1, 0.0), (2, weight)]:
         check = export.compare(Signs(), flipped(which, by), images)
         assert not check.passed and (check.within, check.ties) == (2, 0)
 

@@ -6,6 +6,7 @@ import json
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 import tokenpool as tp
@@ -16,6 +17,7 @@ from pipelines.search.loaded_base import save_loaded
 from pipelines.train.normalization import adopt
 from pipelines.train.open_model import open_model
 from pipelines.train.weights import load_into
+from tokenpool.patches import patches_of
 
 SMALL = dict(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=10)
 
@@ -183,3 +185,84 @@ def test_what_is_assumed_of_a_checkpoint_is_said(tmp_path, digits):
     )
     header = json.loads((tp.save(bare, tmp_path / "m") / "model.json").read_text())
     assert header["classes"] == load_manifest(digits).classes
+
+
+# What timm's train.py was started with: a name, and what the model was changed by.
+CHANGED = {
+    "vit_tiny_patch16_224": [
+        {},
+        {"no_embed_class": True},
+        {"global_pool": "avg", "class_token": False},
+        {"global_pool": "avg", "fc_norm": False},
+        {"in_chans": 1},
+        {"img_size": (32, 48)},
+        {"img_size": (32, 48), "patch_size": (8, 16)},
+        {"dynamic_img_size": True},
+    ],
+    "vit_base_patch16_siglip_224": [{}],
+    "vit_base_patch16_siglip_gap_224": [{}],
+    "vit_base_patch16_clip_quickgelu_224": [{}],
+    "vit_small_patch14_reg4_dinov2": [{}],
+    "vit_so150m_patch16_reg4_map_256": [{}],
+    "deit_tiny_distilled_patch16_224": [{}],
+    "vit_small_patch16_dinov3": [{}, {"img_size": (32, 48)}],
+    "naflexvit_base_patch16_map": [{"img_size": 32, "pos_embed_grid_size": (4, 4)}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [(name, changes) for name, cases in CHANGED.items() for changes in cases],
+    ids=lambda value: value if isinstance(value, str) else str(value),
+)
+def test_checkpoints_and_shards_of_a_model_that_was_changed(tmp_path, name, changes):
+    """What the script was told with --model-kwargs is the model, size and positions included."""
+    kwargs = {k: v for k, v in (SMALL | changes).items() if k != "num_classes"}
+    model = timms(name, **changes)
+    channels = changes.get("in_chans", 3)
+    size = changes.get("img_size", 32)
+    size = size if isinstance(size, tuple) else (size, size)
+    images = torch.randn(2, channels, *size)
+    state = model.state_dict()
+    arguments = argparse.Namespace(
+        model=name, num_classes=10, img_size=None, in_chans=None, gp=None, model_kwargs=kwargs
+    )
+    torch.save(
+        {"arch": name, "args": arguments,
+         "state_dict": {key: torch.zeros_like(value) for key, value in state.items()},
+         "state_dict_ema": {f"module._orig_mod.{key}": value for key, value in state.items()}},
+        tmp_path / "last.pth.tar",
+    )  # fmt: skip
+    hub = tmp_path / "hub"
+    save_for_hf(model, hub, model_args=kwargs)
+    half = len(state) // 2
+    parts = {"a.safetensors": list(state)[:half], "b.safetensors": list(state)[half:]}
+    (tmp_path / "shards").mkdir()
+    for file, keys in parts.items():
+        save_file({key: state[key] for key in keys}, tmp_path / "shards" / file)
+    listed = {"weight_map": {key: file for file, keys in parts.items() for key in keys}}
+    (tmp_path / "shards" / "model.safetensors.index.json").write_text(json.dumps(listed))
+    (tmp_path / "shards" / "config.json").write_text((hub / "config.json").read_text())
+    expected = model(images)
+    for source in ("last.pth.tar", "hub", "shards"):
+        again = open_model(str(tmp_path / source))
+        assert patches_of(again).img_size == size, source
+        torch.testing.assert_close(again(images), expected)
+        pooled = tp.pool(again, (12, 6))(images)
+        saved = tp.save(again, tmp_path / "saved")
+        torch.testing.assert_close(tp.load(saved)(images), pooled)
+    # timm itself would take one of the shards, and for some models not even say so.
+    with pytest.raises(UserError, match="in shards, of which timm would take one: give the folder"):
+        open_model(f"local-dir:{tmp_path / 'shards'}")
+
+
+def test_positions_that_may_lie_in_two_ways_are_not_guessed(tmp_path):
+    """25 of them: 4x6 patches and a class token, or 5x5 patches."""
+    save_file(timms(img_size=(32, 48)).state_dict(), tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match="its 25 positions are 5x5 patches' and none the class"):
+        load_into(tp.build_vit(32, 8, 24, 2, 2, 10), str(tmp_path / "m.safetensors"))
+    wide = timm.create_model("vit_tiny_patch16_224", img_size=(64, 96), num_classes=10)
+    save_file(wide.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="its 25 positions are of no square image") as caught:
+        open_model(str(tmp_path / "w.safetensors"), "vit_tiny_patch16_224")
+    assert "\n" not in str(caught.value)
