@@ -2,9 +2,9 @@
 
     python -m benchmarks.inherit DATA --wide 32x2 --narrow 16x1 --epochs 18 --seeds 3 --out FILE
 
-The jobs are those of a search's base stage: the wide model once, then under each seed the narrow one
-from scratch for all epochs, and the narrow one that starts from the wide one's best channels and
-heads and learns from it, for a third of them. Typed again it goes on where it was.
+The jobs are those of a search's base stage: the wide model once, then under each seed the narrow
+one from scratch for all epochs, and the narrow one that starts from the wide one's best channels
+and heads and learns from it, for a third of them. Typed again it goes on where it was.
 """
 
 from __future__ import annotations
