@@ -1,7 +1,8 @@
 """The ledger of a search: append-only, fsynced JSON lines, written by the driver alone.
 
 Everything a search knows can be rebuilt from this file. An event counts once its line is
-complete: a line torn by a crash is cut off when the ledger is opened again for writing.
+complete: a line torn by a crash is cut off when the ledger is opened again for writing. Each line
+ends with its checksum.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +29,8 @@ LEDGER_NAME = "ledger.jsonl"
 DRIVER_LOCK = "driver.lock"  # held by the driver at work, with its host and pid in it
 
 Event = dict[str, Any]
+# The last key of a line: the CRC-32 of all that stands before it.
+_CHECKSUM = b',"crc":"'
 
 
 def read_events(path: Path) -> Iterator[Event]:
@@ -42,16 +46,34 @@ def read_events(path: Path) -> Iterator[Event]:
             if not line.endswith(b"\n"):
                 return  # torn by a crash: this event never happened
             try:
-                event = json.loads(line)
+                yield parse_line(line)
             except ValueError:
-                event = None
-            if not (isinstance(event, dict) and "event" in event and "time" in event):
                 raise UserError(
                     f"{path} line {number} is damaged: restore the file from a backup, "
                     "or start the search again under another name",
                     exit_code=1,
-                )
-            yield event
+                ) from None
+
+
+def parse_line(line: bytes) -> Event:
+    """The event of a complete line.
+
+    Raises:
+        ValueError: it is none, or not what was written, by its checksum. Lines of older versions
+            have none.
+    """
+    content, mark, rest = line.rstrip(b"\n").rpartition(_CHECKSUM)
+    if mark and (rest[8:] != b'"}' or int(rest[:8], 16) != zlib.crc32(content)):
+        raise ValueError("the checksum is another")
+    event = json.loads(content + b"}" if mark else line)
+    if not (isinstance(event, dict) and "event" in event and "time" in event):
+        raise ValueError("no event")
+    return event
+
+
+def _line(event: Event) -> bytes:
+    content = json.dumps(event, separators=(",", ":")).encode()[:-1]
+    return content + _CHECKSUM + b'%08x"}\n' % zlib.crc32(content)
 
 
 def _not_written(path: Path, need: int, error: OSError) -> UserError:
@@ -143,8 +165,7 @@ class Ledger:
         made: list[Event] = [
             {"event": kind, "time": now, **redactor().value(fields)} for kind, fields in events
         ]
-        lines = [json.dumps(event, separators=(",", ":")).encode() + b"\n" for event in made]
-        self._write(b"".join(lines))
+        self._write(b"".join(map(_line, made)))
         return made
 
     def _write(self, content: bytes) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.search.ledger import LEDGER_NAME, Event
+from pipelines.search.ledger import LEDGER_NAME, Event, parse_line
 from pipelines.track import files
 from pipelines.track.front_artifacts import send_front
 from pipelines.track.front_view import front_view_url
@@ -244,7 +244,7 @@ def _events_from(path: Path, offset: int) -> Iterator[tuple[Event, int]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield json.loads(line), offset
+            yield parse_line(line), offset
 
 
 def _now_ms() -> int:
