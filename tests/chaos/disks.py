@@ -27,10 +27,15 @@ class Disk:
     def free(self) -> int:
         return shutil.disk_usage(self.folder).free
 
-    def fill(self, leave: int = 0) -> None:
-        """To the last page, or but for so many bytes."""
-        (self.folder / "filler").write_bytes(bytes(self.free - leave))
-        assert self.free <= leave  # the fault is there
+    def fill(self) -> None:
+        """To the last page, whoever writes there meanwhile."""
+        with (self.folder / "filler").open("wb", buffering=0) as file:
+            for size in (1 << 20, 1 << 12):
+                with pytest.raises(OSError, match="No space left"):
+                    while file.write(bytes(size)) == size:
+                        pass
+                    file.write(b"0")  # what was cut short raises the next time
+        assert self.free == 0  # the fault is there
 
     def clear(self) -> None:
         (self.folder / "filler").unlink()
