@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import deque
@@ -314,6 +315,8 @@ def run_trials(
     # Tune's own tables; the listener shows progress.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     write_little()
+    # Tracebacks of trials that failed: the listener is told why.
+    logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)
     # Tune would hand the driver's AWS keys to its trials in their runtime_env, which Ray writes to
     # its logs. On one machine they are inherited; the nodes of a cluster have their own.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(

@@ -64,7 +64,7 @@ def test_it_waits_goes_on_ends_in_order_and_goes_on_again(tmp_path, told):
         assert "make room" in last or "waiting for room" in last
         assert "type the same command to go on" in command.text
         for word in ("Traceback", "sqlalchemy", "sqlite3.", "Errno"):
-            assert word not in command.text
+            assert word not in command.text, command.text
         done = list(read_events(disk.folder / "runs" / "searches" / "s" / LEDGER_NAME))
         assert {"base_done", "calibrated", "screened"} <= {event["event"] for event in done}
         disk.clear()
