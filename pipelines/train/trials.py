@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections import deque
@@ -312,11 +311,11 @@ def run_trials(
     """
     # Tune would catch Ctrl-C and end in its own time; the ledger makes that unnecessary.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # Tracebacks of trials that failed; the listener is told why.
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
     # Tune's own tables; the listener shows progress.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     write_little()
-    # Tracebacks of trials that failed: the listener is told why.
-    logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)
     # Tune would hand the driver's AWS keys to its trials in their runtime_env, which Ray writes to
     # its logs. On one machine they are inherited; the nodes of a cluster have their own.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
