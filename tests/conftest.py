@@ -13,6 +13,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from tests.thinning import pytest_collection_modifyitems  # noqa: F401 — pytest calls it
+
 
 @dataclass
 class Fault:

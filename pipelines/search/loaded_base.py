@@ -25,6 +25,27 @@ from tokenpool.storage import read_header
 logger = logging.getLogger(__name__)
 
 
+class _Notes(logging.Handler):
+    """What is logged of a model, for the terminal: a worker's own log is not shown there."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def save_loaded_noted(job: TrainJob, source: str) -> tuple[str, list[str]]:
+    """`save_loaded`, and what was chosen, changed or assumed, each for one line."""
+    notes, ours = _Notes(), logging.getLogger("pipelines")
+    ours.addHandler(notes)
+    try:
+        return save_loaded(job, source), notes.lines
+    finally:
+        ours.removeHandler(notes)
+
+
 def save_loaded(job: TrainJob, source: str) -> str:
     """Saves what a job would start from as the job's model.
 

@@ -22,7 +22,7 @@ from pipelines.search.stages.timed import timed_task
 from pipelines.train.trials import _Queue
 
 GANG = Gang(2, 1.0)  # one job fills one node
-TRIALS = 10
+TRIALS = 8
 
 
 def add_node(cluster, accelerator):
@@ -77,7 +77,7 @@ class Request:
 
 
 class Storm(tune.Callback):
-    """A node dies under a trial, after two are over; another joins after three more."""
+    """A node dies under a trial, after two are over; another joins after two more."""
 
     def __init__(self, cluster, dying, queue):
         self.cluster, self.dying, self.queue = cluster, dying, queue
@@ -90,7 +90,7 @@ class Storm(tune.Callback):
 
     def on_step_end(self, iteration, trials, **_):
         if self.phase == "two" and self.hit and len(present_nodes()) == 2:
-            self.phase, self.due = "one", len(self.ended) + 3
+            self.phase, self.due = "one", len(self.ended) + 2
         elif self.phase == "one" and len(self.ended) >= self.due:
             self.phase = "two again"
             add_node(self.cluster, "H100")

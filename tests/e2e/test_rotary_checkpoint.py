@@ -91,7 +91,8 @@ def test_trained_squeezed_searched_and_exported(name: str, tmp_path: Path) -> No
     squeezed = tp.load(tmp_path / "squeezed")
     assert tp.macs(squeezed).total <= 0.6 * tp.macs(model).total
     (tmp_path / "rotary.yaml").write_text(CONFIG)
-    run("search", "rotary.yaml")
+    said = run("search", "rotary.yaml")
+    assert "its own cut of images (crop_pct 1.0, crop_mode center, interpolation bicubic)" in said
     front = json.loads(run("front", "rotary", "--all", "--json"))
     dense, best = front["points"][-1], front["points"][-2]
     assert dense["gmacs"] == pytest.approx(tp.macs(model).gmacs, rel=1e-4)

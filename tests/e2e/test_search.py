@@ -1,6 +1,7 @@
 """The real command line through the real Ray, DeepSpeed and MLflow, killed and typed again.
 
-Slow because it starts Ray twice and trains seven models; it is the test of the whole chain.
+It takes minutes, as it starts Ray twice and trains four models; it is the test of the whole chain.
+Among the slow tests it is interrupted as well, and trains two widths.
 """
 
 import json
@@ -27,21 +28,25 @@ CONFIG = {
     "storage": "runs",
     "data": {"path": "data/digits", "image_size": 32},
     "model": {"patch_size": 8, "depth": 2},
-    "space": {"widths": [{"width": 32, "heads": 2}, {"width": 16, "heads": 2}]},
+    "space": {"widths": [{"width": 16, "heads": 2}]},
     "base": {
         "max_concurrent": 2,
         "workers": {"num_workers": 1, "cpus_per_worker": 0.9},
-        "train": {"epochs": 3, "batch_size": 32, "lr": 0.003, "warmup_epochs": 0.5},
+        "train": {"epochs": 2, "batch_size": 32, "lr": 0.003, "warmup_epochs": 0.5},
     },
-    "screen": {"schedules": 24, "generations": 2, "actors": 2, "cpus_per_actor": 0.9},
+    "calibrate": {"counts": 3, "images": 64},
+    "screen": {"schedules": 12, "generations": 2, "actors": 1, "cpus_per_actor": 0.9},
     "finals": {
-        "trials": 3,
+        "trials": 2,
         "workers": {"num_workers": 2, "cpus_per_worker": 0.9},
         "grace_epochs": 1,
         "noise_margin": 1e-6,
         "train": {"epochs": 2, "batch_size": 32, "lr": 0.001, "warmup_epochs": 0.5},
     },
 }
+
+
+TWO_WIDTHS = {"space": {"widths": [{"width": 32, "heads": 2}, {"width": 16, "heads": 2}]}}
 
 
 SECRETS = {
@@ -62,12 +67,18 @@ def _secrets():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("search")
-    (place / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
-    made = tokenpool(place, "prepare", "digits", "data/digits")
+def data(tmp_path_factory):
+    place = tmp_path_factory.mktemp("data")
+    made = tokenpool(place, "prepare", "digits", "digits")
     assert made.returncode == 0, made.stderr
-    return place
+    return place / "digits"
+
+
+@pytest.fixture
+def place(tmp_path, data):
+    (tmp_path / "data").symlink_to(data.parent)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    return tmp_path
 
 
 def tokenpool(place, *words, timeout=400):
@@ -125,13 +136,17 @@ def outlived(family):
     return names
 
 
-def test_interrupted_killed_typed_again_and_browsed(place):
-    code, said, first = signal_when(place, signal.SIGINT, lambda seen: "base_report" in seen)
-    assert code == 130 and "type the same command to go on" in said and "Traceback" not in said
+@pytest.mark.parametrize("widths", fast(1, [1, 2]))
+def test_interrupted_killed_typed_again_and_browsed(place, widths):
+    first = []
+    if widths == 2:
+        (place / "tiny.yaml").write_text(yaml.safe_dump(CONFIG | TWO_WIDTHS))
+        code, said, first = signal_when(place, signal.SIGINT, lambda seen: "base_report" in seen)
+        assert code == 130 and "type the same command to go on" in said and "Traceback" not in said
     code, _, second = signal_when(place, signal.SIGKILL, lambda seen: "trial_report" in seen)
     assert code == -signal.SIGKILL
     before = ledger(place)
-    assert kinds(place).count("base_done") == 2
+    assert kinds(place).count("base_done") == widths
 
     done = tokenpool(place, "search", "tiny.yaml")
     assert done.returncode == 0, done.stderr + done.stdout
@@ -147,7 +162,7 @@ def test_interrupted_killed_typed_again_and_browsed(place):
     ]
     assert created[0] == "t000" and len(created) <= 3 and sorted(finished) == sorted(created)
     scored = [str(row[:2]) for e in after if e["event"] == "screened" for row in e["rows"]]
-    assert len(set(scored)) == len(scored) == 24
+    assert len(set(scored)) == len(scored) == CONFIG["screen"]["schedules"]
     stopped = {e["trial_id"]: e["reason"] for e in after if e["event"] == "trial_stopped"}
     assert all("the front" in reason for reason in stopped.values())
     assert kinds(place).count("screened") >= 2

@@ -19,6 +19,7 @@ from hosts import CLIENT_PORT, DASHBOARD, PORT, address, need_namespaces, ray_ho
 
 from pipelines.data.prepare import prepare
 from pipelines.search.ledger import LEDGER_NAME, read_events
+from tests.thinning import fast
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 URL = f"http://{address(0)}:{DASHBOARD}"
@@ -223,7 +224,7 @@ def strangers(hosts):
     return {"none": none, "wrong": none | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "guessed"}}
 
 
-@pytest.mark.parametrize("who", ["none", "wrong"])
+@pytest.mark.parametrize("who", fast(1, ["wrong", "none"]))
 def test_a_stranger_submits_lists_and_reads_nothing(hosts, place, who):
     env = strangers(hosts)[who]
     path = config(place, "stranger")

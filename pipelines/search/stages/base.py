@@ -11,7 +11,7 @@ import ray
 from pipelines.config import SearchWidthConfig
 from pipelines.console import Bar
 from pipelines.errors import UserError
-from pipelines.search.loaded_base import save_loaded
+from pipelines.search.loaded_base import save_loaded_noted
 from pipelines.search.plan import base_job, base_job_id
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.context import StageContext, TrialWatch
@@ -127,7 +127,7 @@ def _load(context: StageContext) -> None:
     due = [w for w in config.space.widths if w.checkpoint and state.base(w.width).status != "done"]
     if not due:
         return
-    save: Any = save_loaded  # Ray's types know of functions without arguments only
+    save: Any = save_loaded_noted  # Ray's types know of functions without arguments only
     remote = ray.remote(num_cpus=cpus)(save)
     with (
         context.screen.progress("checkpoints loaded", len(due)) as bar,
@@ -136,7 +136,7 @@ def _load(context: StageContext) -> None:
         for width in due:
             job = base_job(config, width, state.num_classes)
             try:
-                path = ray.get(remote.remote(job, _absolute(str(width.checkpoint))))
+                path, notes = ray.get(remote.remote(job, _absolute(str(width.checkpoint))))
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, UserError):
                     raise error.cause from None

@@ -1,5 +1,6 @@
 """A base that is trained already: the same predictions, however its images were normalised."""
 
+import logging
 import shutil
 
 import pytest
@@ -11,7 +12,7 @@ import tokenpool as tp
 from pipelines.config import DataConfig, SearchConfig, TrainConfig, WorkersConfig
 from pipelines.data.augment import normalize
 from pipelines.errors import UserError
-from pipelines.search.loaded_base import save_loaded
+from pipelines.search.loaded_base import save_loaded, save_loaded_noted
 from pipelines.search.plan import base_job, count_parameters, dense_gmacs, is_plain, vit_spec
 from pipelines.train.normalization import renormalize
 from pipelines.train.outline import outline
@@ -42,6 +43,15 @@ def test_the_folder_of_a_saved_model_is_taken_as_it_is(tmp_path):
     loaded = tp.load(save_loaded(make_job(tmp_path / "jobs"), str(tmp_path / "mine"))).eval()
     with torch.no_grad():
         assert torch.equal(loaded(images), trained(images))
+
+
+def test_what_was_changed_and_assumed_comes_back_to_be_said(tmp_path):
+    """Loaded by a worker, whose log the terminal does not show."""
+    torch.save({"state_dict": vit().state_dict()}, tmp_path / "plain.pth")
+    path, notes = save_loaded_noted(make_job(tmp_path / "jobs"), str(tmp_path / "plain.pth"))
+    assert tp.load(path).num_classes == 5
+    assert len(notes) == 1 and "the file does not say it: taken as heads 2" in notes[0]
+    assert not [h for h in logging.getLogger("pipelines").handlers if hasattr(h, "lines")]
 
 
 def test_for_other_classes_or_of_another_width_it_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
 from queue import Empty
 
@@ -51,6 +52,14 @@ def run_gang(world_size, function, *args, accelerator="cpu", timeout=240):
             process.kill()
             process.join()
     return [found[rank] for rank in range(world_size)]
+
+
+def train_as_torchrun_does(config):
+    """`pipelines.train` with a file of `tokenpool train`, for `run_gang`; its exit code."""
+    from pipelines.train.__main__ import main
+
+    sys.argv = ["pipelines.train", str(config)]
+    return main()
 
 
 def _member(rank, world_size, port, accelerator, function, args, results):

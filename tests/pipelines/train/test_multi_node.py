@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from gang import run_gang
+from gang import run_gang, train_as_torchrun_does
 from hosts import PORT, address, ray_hosts, why_not
 
 from pipelines.data.prepare import prepare
@@ -41,13 +41,6 @@ def config(folder, name):
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
-
-
-def train_as_torchrun_does(path):
-    from pipelines.train.__main__ import main
-
-    sys.argv = ["pipelines.train", str(path)]
-    return main()
 
 
 @pytest.fixture(scope="module")
