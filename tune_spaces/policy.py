@@ -13,7 +13,7 @@ something is seen at the rung early, and what the front is made of is trained on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ __all__ = ["Action", "FrontPolicy", "PolicySettings", "Score", "Train", "Wait", 
 _OPTIMISM = 0.5
 # Candidates compared at a time: the best by their scores, however many were scored.
 _MOST_COMPARED = 2048
+_BLOCK = 256
 
 Status = Literal["running", "paused", "interrupted", "stopped", "done", "failed"]
 
@@ -97,6 +98,15 @@ class _Trial(Trained):
 
 
 @dataclass
+class _Hopes:
+    """Top-1 hoped for, as far as it was asked for, at a number of scores and of trainings."""
+
+    known: tuple[int, int]
+    candidates: list[Candidate]
+    top1: list[float] = field(default_factory=list)
+
+
+@dataclass
 class FrontPolicy:
     """Finds the front of cost against quality.
 
@@ -118,14 +128,19 @@ class FrontPolicy:
     _generations: int = field(default=0, init=False)
     _bred_out: bool = field(default=False, init=False)
     _trials: dict[str, _Trial] = field(default_factory=dict, init=False)
+    _trained: list[_Trial] = field(default_factory=list, init=False)  # to the rung, in that order
+    _front: list[tuple[float, float]] = field(default_factory=list, init=False)
     _rung: dict[str, Entry] = field(default_factory=dict, init=False)
     _pool: tuple[int, list[Candidate], dict[Key, float]] | None = field(default=None, init=False)
+    _hopes: _Hopes | None = field(default=None, init=False)
     _answer: Action | None = field(default=None, init=False)
     _is_answered: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._outlook = Outlook(self.space, self.dense, self.settings.prices)
-        self._rule = HalvingRule(keep=self.settings.keep, noise=(self.settings.noise,))
+        self._rule = HalvingRule(keep=self.settings.keep, noise=self.settings.noise)
+        for model in self.dense:
+            self._reached(model.gmacs, model.top1)
 
     # ---------------------------------------------------------------- what is told
 
@@ -171,17 +186,30 @@ class FrontPolicy:
         if epoch >= prices.last:
             self._forget()
             trial.last = top1
-            trial.first = top1 if trial.first is None else trial.first
+            if trial.first is None:
+                self._came_to_rung(trial, top1)
+            self._reached(trial.candidate.gmacs, top1)
         elif epoch == prices.first and trial.first is None:
             self._forget()
-            trial.first = top1
-            entry = Entry((trial.candidate.gmacs,), (top1,))
+            self._came_to_rung(trial, top1)
+            entry = Entry(trial.candidate.gmacs, top1)
             self._rung[trial_id] = entry
             verdict = self._rule.judge(trial_id, self._rung)
-            self._rung[trial_id] = Entry(entry.costs, entry.qualities, verdict.kept)
+            self._rung[trial_id] = replace(entry, kept=verdict.kept)
             trial.status = trial.status if verdict.kept else "stopped"
             return verdict
         return None
+
+    def _came_to_rung(self, trial: _Trial, top1: float) -> None:
+        trial.first = top1
+        self._trained.append(trial)
+        self._reached(trial.candidate.gmacs, top1)
+
+    def _reached(self, gmacs: float, top1: float) -> None:
+        """Keeps the front of all there is."""
+        if not any(cost <= gmacs and quality >= top1 for cost, quality in self._front):
+            ahead = [row for row in self._front if row[0] < gmacs or row[1] > top1]
+            self._front = [*ahead, (gmacs, top1)]
 
     def paused(self, trial_id: str) -> None:
         """A trial waits at its rung: its processes are gone, its checkpoint is there."""
@@ -314,24 +342,23 @@ class FrontPolicy:
 
     def _best_step(self, margin: float) -> Train | None:
         prices = self.settings.prices
-        waiting = [(name, self._trials[name]) for name in self.paused_trials]
+        waiting = {name: self._trials[name] for name in self.paused_trials}
         known = self._known()
         ends = self._outlook.worth(
-            [trial.candidate for _, trial in waiting],
-            [self._outlook.at_end(trial, self._all) for _, trial in waiting],
+            [trial.candidate for trial in waiting.values()],
+            self._outlook.at_end(list(waiting.values()), self._trials.values()),
             known,
             prices.last - prices.first,
             0.0,
         )
-        new = self._untried() if len(self._trials) < self._allowed else []
-        starts = self._outlook.worth(
-            new, self._expected(new, _OPTIMISM), known, prices.first, margin
-        )
-        if max([*starts, *ends], default=0.0) <= 0:
+        new, hopes = self._untried() if len(self._trials) < self._allowed else ([], [])
+        starts = self._outlook.worth(new, hopes, known, prices.first, margin)
+        best_end, best_start = ends.max(initial=0.0), starts.max(initial=0.0)
+        if max(best_end, best_start) <= 0:
             return None
-        if max(ends, default=0.0) >= max(starts, default=0.0):
-            trial_id, trial = waiting[int(np.argmax(ends))]
-            return self._train(trial_id, trial)
+        if best_end >= best_start:
+            trial_id = list(waiting)[int(np.argmax(ends))]
+            return self._train(trial_id, waiting[trial_id])
         name = f"t{len(self._trials):03d}"
         return Train(name, new[int(np.argmax(starts))], prices.first, True)
 
@@ -342,10 +369,6 @@ class FrontPolicy:
 
     # ---------------------------------------------------------------- knowledge
 
-    @property
-    def _all(self) -> list[Trained]:
-        return list(self._trials.values())
-
     def _as_expected(self) -> list[Scored]:
         """Everything scored, with the top-1 expected of it at the rung.
 
@@ -353,38 +376,51 @@ class FrontPolicy:
         """
         if not self._rung:
             return [Scored(row.candidate, -row.loss) for row in self._rows]
-        candidates = [row.candidate for row in self._rows]
-        return [
-            Scored(c, value)
-            for c, value in zip(candidates, self._expected(candidates), strict=True)
-        ]
+        candidates, guesses = [row.candidate for row in self._rows], self._pooled()[1]
+        expected = self._outlook.expected(
+            candidates, [guesses[c.key] for c in candidates], self._trained
+        )
+        return [Scored(c, value) for c, value in zip(candidates, expected, strict=True)]
 
     def _known(self) -> list[tuple[float, float]]:
-        """GMACs and top-1 of all there is, and what is expected of what runs."""
-        found = [(model.gmacs, model.top1) for model in self.dense]
-        begun = [t for t in self._trials.values() if t.status == "running" and t.first is None]
-        expected = dict(
-            zip(map(id, begun), self._expected([t.candidate for t in begun]), strict=True)
-        )
-        for trial in self._trials.values():
-            values = [trial.first, trial.last]
-            if trial.status == "running" and trial.last is None:
-                values.append(
-                    expected[id(trial)]
-                    if trial.first is None
-                    else self._outlook.at_end(trial, self._all)
-                )
-            found += [(trial.candidate.gmacs, value) for value in values if value is not None]
-        return found
-
-    def _expected(self, candidates: Sequence[Candidate], optimism: float = 0.0) -> list[float]:
+        """GMACs and top-1 of the front there is, and of what is expected of what runs."""
+        running = [t for t in self._trials.values() if t.status == "running" and t.last is None]
+        begun = [t for t in running if t.first is None]
+        ending = [t for t in running if t.first is not None]
         guesses = self._pooled()[1]
-        begun = {trial.candidate.key: trial.guess for trial in self._trials.values()}
-        return self._outlook.expected(candidates, begun | guesses, self._all, optimism)
+        expected = self._outlook.expected(
+            [trial.candidate for trial in begun],
+            [guesses.get(trial.candidate.key, trial.guess) for trial in begun],
+            self._trained,
+        )
+        expected += self._outlook.at_end(ending, self._trials.values())
+        costs = [trial.candidate.gmacs for trial in begun + ending]
+        return [*self._front, *zip(costs, expected, strict=True)]
 
-    def _untried(self) -> list[Candidate]:
-        begun = {trial.candidate.key for trial in self._trials.values()}
-        return [c for c in self._pooled()[0] if c.key not in begun][:_MOST_COMPARED]
+    def _untried(self) -> tuple[list[Candidate], list[float]]:
+        """What may be begun, the best by their scores first, and top-1 hoped for of each."""
+        pool, guesses = self._pooled()
+        known = len(self._rows), len(self._trained)
+        if self._hopes is None or self._hopes.known != known:
+            trained = {trial.candidate.key for trial in self._trained}
+            self._hopes = _Hopes(known, [c for c in pool if c.key not in trained])
+        hopes = self._hopes
+        # What runs is among those hoped for until it comes to the rung.
+        begun = {t.candidate.key for t in self._trials.values() if t.first is None}
+        wanted = min(_MOST_COMPARED + len(begun), len(hopes.candidates))
+        # In blocks that begin where they always do: so a hope is the same to its last bit however
+        # often one asked before.
+        while len(hopes.top1) < wanted:
+            block = hopes.candidates[len(hopes.top1) :][:_BLOCK]
+            hopes.top1 += self._outlook.expected(
+                block, [guesses[c.key] for c in block], self._trained, _OPTIMISM
+            )
+        found = [
+            (c, value)
+            for c, value in zip(hopes.candidates, hopes.top1, strict=False)
+            if c.key not in begun
+        ][:_MOST_COMPARED]
+        return [c for c, _ in found], [value for _, value in found]
 
     def _pooled(self) -> tuple[list[Candidate], dict[Key, float]]:
         """What may be trained, the best by their scores first, and what is guessed of everything.
