@@ -114,9 +114,7 @@ class HalvingRule:
                 return Verdict(False, lack, rank, quota, reason)
         return Verdict(True, lack, rank, quota, where)
 
-    def _twin(
-        self, me: int, rivals: NDArray[np.bool_], points: NDArray[np.float64]
-    ) -> int | None:
+    def _twin(self, me: int, rivals: NDArray[np.bool_], points: NDArray[np.float64]) -> int | None:
         """The nearest of `rivals` that makes `me` superfluous."""
         extent = np.ptp(points, axis=0)
         scaled = (points - points[me]) / np.where(extent > 0, extent, 1.0)

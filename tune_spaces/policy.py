@@ -18,19 +18,13 @@ from typing import Literal
 
 import numpy as np
 
-from tune_spaces.evolution import Scored, first_generation, next_generation
+from tune_spaces.evolution import first_generation, next_generation
 from tune_spaces.halving import Entry, HalvingRule, Verdict
 from tune_spaces.outlook import DenseModel, Key, Outlook, Prices, Trained, Untrained
-from tune_spaces.pareto import front_ranks
+from tune_spaces.scores import Scores
 from tune_spaces.space import Candidate, ScheduleSpace
 
 __all__ = ["Action", "FrontPolicy", "PolicySettings", "Score", "Train", "Wait", "rung_of"]
-
-# Standard deviations above the mean: what is known least may be best.
-_OPTIMISM = 0.5
-# Candidates compared at a time: the best by their scores, however many were scored.
-_MOST_COMPARED = 2048
-_BLOCK = 256
 
 Status = Literal["running", "paused", "interrupted", "stopped", "done", "failed"]
 
@@ -98,15 +92,6 @@ class _Trial(Trained):
 
 
 @dataclass
-class _Hopes:
-    """Top-1 hoped for, as far as it was asked for, at a number of scores and of trainings."""
-
-    known: tuple[int, int]
-    candidates: list[Candidate]
-    top1: list[float] = field(default_factory=list)
-
-
-@dataclass
 class FrontPolicy:
     """Finds the front of cost against quality.
 
@@ -123,7 +108,7 @@ class FrontPolicy:
     planned: Sequence[Candidate] = ()
     _outlook: Outlook = field(init=False)
     _rule: HalvingRule = field(init=False)
-    _rows: list[Untrained] = field(default_factory=list, init=False)
+    _scores: Scores = field(init=False)
     _due: dict[Key, Candidate] = field(default_factory=dict, init=False)
     _generations: int = field(default=0, init=False)
     _bred_out: bool = field(default=False, init=False)
@@ -131,13 +116,12 @@ class FrontPolicy:
     _trained: list[_Trial] = field(default_factory=list, init=False)  # to the rung, in that order
     _front: list[tuple[float, float]] = field(default_factory=list, init=False)
     _rung: dict[str, Entry] = field(default_factory=dict, init=False)
-    _pool: tuple[int, list[Candidate], dict[Key, float]] | None = field(default=None, init=False)
-    _hopes: _Hopes | None = field(default=None, init=False)
     _answer: Action | None = field(default=None, init=False)
     _is_answered: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._outlook = Outlook(self.space, self.dense, self.settings.prices)
+        self._scores = Scores(self._outlook, self.dense)
         self._rule = HalvingRule(keep=self.settings.keep, noise=self.settings.noise)
         for model in self.dense:
             self._reached(model.gmacs, model.top1)
@@ -154,21 +138,18 @@ class FrontPolicy:
     def scored(self, rows: Sequence[Untrained]) -> None:
         """Scores of candidates, of the generation that was asked for or from before."""
         self._forget()
-        self._rows += rows
+        self._scores.rows += rows
         for row in rows:
             self._due.pop(row.candidate.key, None)
         while self._generations < self._num_generations and self._wanted(
             self._generations + 1
-        ) <= len(self._rows):
+        ) <= len(self._scores.rows):
             self._generations += 1  # of a search begun before generations were recorded
 
     def began(self, trial_id: str, candidate: Candidate) -> None:
         """A trial is there; it runs from now on."""
         self._forget()
-        guesses = self._pooled()[1]
-        # One that was never scored is taken to come to what its dense model does.
-        dense = next(model.top1 for model in self.dense if model.width == candidate.width)
-        self._trials[trial_id] = _Trial(candidate, guesses.get(candidate.key, dense))
+        self._trials[trial_id] = _Trial(candidate, self._scores.guess(candidate))
 
     def resumed(self, trial_id: str) -> None:
         """A trial that was paused or interrupted runs again."""
@@ -274,7 +255,7 @@ class FrontPolicy:
         total, rounds = self._num_generations, self.settings.rounds
         ends = [g for g in range(1, total + 1) if g * rounds // total > (g - 1) * rounds // total]
         end = next((g for g in ends if g >= self._generations + (not self._due)), total)
-        return max(0, self._wanted(end) - len(self._rows))
+        return max(0, self._wanted(end) - len(self._scores.rows))
 
     # ---------------------------------------------------------------- decisions
 
@@ -322,11 +303,11 @@ class FrontPolicy:
         return bool(done) and (here > after or self._is_last_round)
 
     def _bred(self) -> list[Candidate]:
-        rng = np.random.default_rng([self.settings.seed, len(self._rows)])
-        count = max(1, self._wanted(self._generations + 1) - len(self._rows))
-        if not self._rows:
+        rng = np.random.default_rng([self.settings.seed, len(self._scores.rows)])
+        count = max(1, self._wanted(self._generations + 1) - len(self._scores.rows))
+        if not self._scores.rows:
             return first_generation(self.space, rng, count, self.planned)
-        known = self._as_expected()
+        known = self._scores.expected(self._trained)
         return next_generation(self.space, rng, known, count) or next_generation(
             self.space, rng, known, count, oversample=1
         )
@@ -351,7 +332,7 @@ class FrontPolicy:
             prices.last - prices.first,
             0.0,
         )
-        new, hopes = self._untried() if len(self._trials) < self._allowed else ([], [])
+        new, hopes = self._untried()
         starts = self._outlook.worth(new, hopes, known, prices.first, margin)
         best_end, best_start = ends.max(initial=0.0), starts.max(initial=0.0)
         if max(best_end, best_start) <= 0:
@@ -369,28 +350,14 @@ class FrontPolicy:
 
     # ---------------------------------------------------------------- knowledge
 
-    def _as_expected(self) -> list[Scored]:
-        """Everything scored, with the top-1 expected of it at the rung.
-
-        Before anything was trained, with its cross-entropy, which tells apart more.
-        """
-        if not self._rung:
-            return [Scored(row.candidate, -row.loss) for row in self._rows]
-        candidates, guesses = [row.candidate for row in self._rows], self._pooled()[1]
-        expected = self._outlook.expected(
-            candidates, [guesses[c.key] for c in candidates], self._trained
-        )
-        return [Scored(c, value) for c, value in zip(candidates, expected, strict=True)]
-
     def _known(self) -> list[tuple[float, float]]:
         """GMACs and top-1 of the front there is, and of what is expected of what runs."""
         running = [t for t in self._trials.values() if t.status == "running" and t.last is None]
         begun = [t for t in running if t.first is None]
         ending = [t for t in running if t.first is not None]
-        guesses = self._pooled()[1]
         expected = self._outlook.expected(
             [trial.candidate for trial in begun],
-            [guesses.get(trial.candidate.key, trial.guess) for trial in begun],
+            [self._scores.guess(trial.candidate, trial.guess) for trial in begun],
             self._trained,
         )
         expected += self._outlook.at_end(ending, self._trials.values())
@@ -398,50 +365,10 @@ class FrontPolicy:
         return [*self._front, *zip(costs, expected, strict=True)]
 
     def _untried(self) -> tuple[list[Candidate], list[float]]:
-        """What may be begun, the best by their scores first, and top-1 hoped for of each."""
-        pool, guesses = self._pooled()
-        known = len(self._rows), len(self._trained)
-        if self._hopes is None or self._hopes.known != known:
-            trained = {trial.candidate.key for trial in self._trained}
-            self._hopes = _Hopes(known, [c for c in pool if c.key not in trained])
-        hopes = self._hopes
-        # What runs is among those hoped for until it comes to the rung.
+        if len(self._trials) >= self._allowed:
+            return [], []
         begun = {t.candidate.key for t in self._trials.values() if t.first is None}
-        wanted = min(_MOST_COMPARED + len(begun), len(hopes.candidates))
-        # In blocks that begin where they always do: so a hope is the same to its last bit however
-        # often one asked before.
-        while len(hopes.top1) < wanted:
-            block = hopes.candidates[len(hopes.top1) :][:_BLOCK]
-            hopes.top1 += self._outlook.expected(
-                block, [guesses[c.key] for c in block], self._trained, _OPTIMISM
-            )
-        found = [
-            (c, value)
-            for c, value in zip(hopes.candidates, hopes.top1, strict=False)
-            if c.key not in begun
-        ][:_MOST_COMPARED]
-        return [c for c, _ in found], [value for _, value in found]
-
-    def _pooled(self) -> tuple[list[Candidate], dict[Key, float]]:
-        """What may be trained, the best by their scores first, and what is guessed of everything.
-
-        Dense schedules are left out: they are the dense models. So are those that were dropped
-        early, as something cheaper is surely better, unless their width has no others.
-        """
-        if self._pool is None or self._pool[0] != len(self._rows):
-            dense = {model.width: model.gmacs for model in self.dense}
-            whole = {row.candidate.width for row in self._rows if row.whole}
-            rows = [
-                row
-                for row in self._rows
-                if row.candidate.gmacs < dense[row.candidate.width]
-                and (row.whole or row.candidate.width not in whole)
-            ]
-            guesses = self._outlook.guesses(self._rows)
-            points = [(row.candidate.gmacs, guesses[row.candidate.key]) for row in rows]
-            order = np.argsort(front_ranks(points), kind="stable").tolist()
-            self._pool = len(self._rows), [rows[i].candidate for i in order], guesses
-        return self._pool[1], self._pool[2]
+        return self._scores.untried(self._trained, begun)
 
     def _forget(self) -> None:
         self._is_answered = False
