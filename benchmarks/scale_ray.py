@@ -1,13 +1,14 @@
 """A thousand real Tune trials on eight Ray nodes of eight GPUs, all on this machine.
 
-    .venv/bin/python benchmarks/scale_ray.py            # 1,000 trials, a few minutes on two cores
+    .venv/bin/python benchmarks/scale_ray.py            # some minutes on two cores
 
-The nodes are Ray processes of their own, the GPUs are counted and not there, and a trial takes
-no time. The rest is real: `FrontSearcher` gives out the trials, one beyond what has room waits
-(`Room`), `ParetoHalving` stops most of them, Tune starts, reuses and ends their actors, and what it
-keeps of those that are over is let go (`Forgetting`). What is looked for: that all end, that every
-resource comes back, that the driver's memory stays where it is, and what Tune itself costs for each
-trial and each report.
+The nodes are Ray processes of their own, the GPUs are counted and not there, and a trial takes no
+time. The rest is real: `FrontPolicy` says what begins and what goes on, through the queue and the
+scheduler of `pipelines.train.trials`; one beyond what has room waits (`Room`); Tune starts, reuses
+and ends their actors, and what it keeps of those that are over is let go (`Forgetting`). A training
+that pauses at its rung goes on as another Tune trial, as in a search. What is looked for: that all
+end, that every resource comes back, that the driver's memory stays where it is, and what a decision
+and Tune itself cost.
 
 Writes benchmarks/results/scale-ray.json.
 """
@@ -33,35 +34,41 @@ import psutil
 import ray
 from ray import tune
 from ray.cluster_utils import Cluster
-from ray.tune.search import Searcher
+from scale_world import make_policy, trained, untrained
 
 from cluster.capacity import Room, present_nodes
 from cluster.placement import Gang, fit
+from pipelines.train.trials import _Events, _Queue, _Reports
 from pipelines.train.tune_records import Forgetting, write_little
 from tokenpool.benchmark import hardware
-from tune_spaces.scheduler import ParetoHalving
-from tune_spaces.searcher import FrontSearcher
+from tune_spaces.policy import Score, Train
 
 ROOT = Path(__file__).parents[1]
 GPUS_PER_NODE = 8
-RUNGS, EPOCHS = [1, 2], 4
+FIRST, LAST, ROUNDS = 1, 3, 2
+SCHEDULES_PER_TRAINING = 2
 
 
 def counting() -> type[tune.Trainable]:
     """A class made here travels to the workers by value, whoever imports this file."""
 
     class Counting(tune.Trainable):
-        """A trial whose top-1 follows from its config."""
+        """A training whose top-1 after each epoch stands in its config."""
 
         def setup(self, config: dict[str, Any]) -> None:
-            self.final = config["top1"]
+            self.top1 = dict(config["top1"])  # of the epochs that are left
+            self.last = max(self.top1)
 
         def step(self) -> dict[str, Any]:
-            epoch = self.iteration + 1
-            return {"epoch": epoch, "top1": self.final * epoch / EPOCHS, "done": epoch == EPOCHS}
+            epoch = min(self.top1)
+            return {
+                "epoch": epoch,
+                "top1_minival": self.top1.pop(epoch),
+                "done": epoch == self.last,
+            }
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.final = new_config["top1"]
+            self.setup(new_config)
             return True
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -74,71 +81,116 @@ def counting() -> type[tune.Trainable]:
 
 
 @dataclass
+class Leg:
+    """A training from its begin to its rung, or from there to its end."""
+
+    trial: Train
+    epoch: int  # done before
+
+    def config(self) -> dict[str, Any]:
+        candidate, left = self.trial.candidate, range(self.epoch + 1, LAST + 1)
+        return {
+            "trial_id": self.trial.trial_id,
+            "top1": {epoch: trained(candidate, epoch, LAST) for epoch in left},
+        }
+
+
+class Driver:
+    """What `tokenpool search` does between its policy and Tune, without a ledger.
+
+    Args:
+        num_trainings: begun at most.
+    """
+
+    def __init__(self, num_trainings: int) -> None:
+        schedules = SCHEDULES_PER_TRAINING * num_trainings
+        self.policy = make_policy(schedules, num_trainings, ROUNDS, FIRST, LAST)
+        self.leaving = set[str]()
+        self.told: Counter[str] = Counter()
+        self.report_s: list[float] = []
+
+    @property
+    def waiting(self) -> int:
+        return max(1, self.policy.num_left) if isinstance(self.policy.ask(), Train) else 0
+
+    def next(self) -> Leg | None:
+        action = self.policy.ask()
+        if not isinstance(action, Train) or action.trial_id in self.leaving:
+            return None
+        if action.is_new:
+            self.policy.began(action.trial_id, action.candidate)
+        else:
+            self.policy.resumed(action.trial_id)
+        self.told["begun" if action.is_new else "resumed"] += 1
+        return Leg(action, 0 if action.is_new else FIRST)
+
+    def report(self, job_id: str, report: dict[str, Any]) -> bool:
+        start = time.thread_time()
+        verdict = self.policy.reported(job_id, report["epoch"], report["top1_minival"])
+        goes_on = verdict is None or (verdict.kept and self.policy.goes_on(job_id))
+        self.report_s.append(time.thread_time() - start)
+        self.told["reports"] += 1
+        if not goes_on:
+            self.leaving.add(job_id)
+            self.told["paused" if verdict.kept else "stopped"] += 1
+        return goes_on
+
+    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
+        if job_id in self.leaving:
+            self.leaving.remove(job_id)
+        else:
+            self.policy.done(job_id)
+            self.told["done"] += 1
+
+    def failed(self, job_id: str, reason: str) -> None:
+        self.policy.failed(job_id)
+        self.told["failed"] += 1
+
+
+@dataclass
 class Seen:
     """What was seen while the trials ran."""
 
     suggest_s: list[float] = field(default_factory=list)
-    judge_s: list[float] = field(default_factory=list)
     rss_mb: list[tuple[int, float]] = field(default_factory=list)
     most_running: int = 0
-    num_reports: int = 0
+    over: int = 0
 
 
-class TimedSearcher(FrontSearcher):
-    """Gives out trials while there is room, and keeps the time."""
+class TimedQueue(_Queue):
+    """Keeps the time of what it gives out."""
 
-    def __init__(self, candidates: list[dict[str, Any]], room: Room, seen: Seen) -> None:
-        super().__init__(candidates, predicted="screened_top1")
-        self.room, self.seen, self.running, self.over = room, seen, set[str](), 0
+    def __init__(self, driver: Driver, room: Room, seen: Seen) -> None:
+        super().__init__(driver, room, None)  # type: ignore[arg-type]
+        self.seen = seen
 
     def suggest(self, trial_id: str) -> Any:
         start = time.thread_time()
-        if self.num_left and len(self.running) >= self.room(len(self.running), self.num_left):
-            return None
         config = super().suggest(trial_id)
-        self.seen.suggest_s.append(time.thread_time() - start)
-        if config != Searcher.FINISHED:
-            self.running.add(trial_id)
-            self.seen.most_running = max(self.seen.most_running, len(self.running))
+        if isinstance(config, dict):
+            self.seen.suggest_s.append(time.thread_time() - start)
+            self.seen.most_running = max(self.seen.most_running, len(self._running))
         return config
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        super().on_trial_complete(trial_id, result, error)
-        self.running.discard(trial_id)
-        self.over += 1
-        if self.over % 50 == 0:
+    def on_trial_complete(self, trial_id: str, *arguments: Any, **options: Any) -> None:
+        super().on_trial_complete(trial_id, *arguments, **options)
+        self.seen.over += 1
+        if self.seen.over % 50 == 0:
             rss = psutil.Process().memory_info().rss / 2**20
-            self.seen.rss_mb.append((self.over, round(rss, 1)))
-
-    def save(self, checkpoint_path: str) -> None:
-        return None  # nothing is restored here
-
-
-class TimedScheduler(ParetoHalving):
-    """Keeps the time of each report."""
-
-    seen: Seen
-
-    def on_trial_result(self, *arguments: Any) -> str:
-        start = time.thread_time()
-        answer = super().on_trial_result(*arguments)
-        self.seen.judge_s.append(time.thread_time() - start)
-        self.seen.num_reports += 1
-        return answer
+            self.seen.rss_mb.append((self.seen.over, round(rss, 1)))
 
 
 def milliseconds(seconds: list[float]) -> dict[str, float]:
-    """Of the last hundred decisions."""
-    values = 1000 * np.array(seconds[-100:])
+    """Of the last five hundred decisions."""
+    values = 1000 * np.array(seconds[-500:])
     return {
         "median_ms": round(float(np.median(values)), 3),
+        "p99_ms": round(float(np.quantile(values, 0.99)), 3),
         "max_ms": round(float(values.max()), 3),
     }
 
 
-def run(num_nodes: int, num_trials: int, gpus_per_trial: int) -> dict[str, Any]:
+def run(num_nodes: int, num_trainings: int, gpus_per_trial: int) -> dict[str, Any]:
     """The experiment, on a cluster that is started and ended for it."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "16"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
@@ -150,50 +202,34 @@ def run(num_nodes: int, num_trials: int, gpus_per_trial: int) -> dict[str, Any]:
         cluster.add_node(num_cpus=8, num_gpus=GPUS_PER_NODE, object_store_memory=80 * 2**20)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        return experiment(num_trials, Gang(1, 0.5, float(gpus_per_trial)))
+        return search(num_trainings, Gang(1, 0.5, float(gpus_per_trial)))
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
-def experiment(num_trials: int, gang: Gang) -> dict[str, Any]:
-    """All trials, and what is left of the cluster afterwards."""
-    rng = np.random.default_rng(0)
-    gmacs = rng.random(num_trials)
-    top1 = np.sqrt(gmacs) - 0.1 * rng.random(num_trials)
-    candidates = [
-        {"gmacs": g, "top1": q, "screened_top1": q}
-        for g, q in zip(gmacs.tolist(), top1.tolist(), strict=True)
-    ]
-    expected, seen = fit(present_nodes(), gang), Seen()
+def search(num_trainings: int, gang: Gang) -> dict[str, Any]:
+    """All rounds, and what is left of the cluster afterwards."""
+    expected, seen, driver = fit(present_nodes(), gang), Seen(), Driver(num_trainings)
     before = resources()
-    searcher = TimedSearcher(candidates, Room(gang), seen)
-    scheduler = TimedScheduler("top1", rungs=RUNGS, noise=0.005)
-    scheduler.seen = seen
     gc.collect()
-    begun, busy = time.monotonic(), time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        results = tune.Tuner(
-            tune.with_resources(counting(), tune.PlacementGroupFactory([gang.bundle()])),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher, scheduler=scheduler, num_samples=num_trials, reuse_actors=True
-            ),
-            run_config=tune.RunConfig(
-                storage_path=folder,
-                verbose=0,
-                callbacks=[Forgetting()],
-                # As in a search, where Ray Train keeps them: Tune holds none.
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        ).fit()
-    seconds, busy = time.monotonic() - begun, time.process_time() - busy
-    statuses = Counter("failed" if results[i].error else "ended" for i in range(len(results)))
+    seconds = busy = 0.0
+    statuses: Counter[str] = Counter()
+    while (action := driver.policy.ask()) is not None:
+        if isinstance(action, Score):
+            if action.is_new:
+                driver.policy.asked(action.candidates)
+            driver.policy.scored(untrained(action.candidates))
+            continue
+        begun, started = time.monotonic(), time.process_time()
+        results = experiment(driver, TimedQueue(driver, Room(gang), seen), gang)
+        seconds, busy = seconds + time.monotonic() - begun, busy + time.process_time() - started
+        statuses.update("failed" if results[i].error else "ended" for i in range(len(results)))
     deadline = time.monotonic() + 60
     while (after := resources()) != before and time.monotonic() < deadline:
         time.sleep(1)
     groups = [g for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
-    kept = sum(decision.verdict.kept for decision in scheduler.decisions)
-    rss = seen.rss_mb
+    num_trials = statuses.total()
     return {
         "nodes": len(ray.nodes()) - 1,
         "gpus": int(before["GPU"]),
@@ -201,18 +237,40 @@ def experiment(num_trials: int, gang: Gang) -> dict[str, Any]:
         "room": expected.jobs,
         "most_running": seen.most_running,
         "trials": dict(statuses),
-        "decisions": {"kept": kept, "stopped": len(scheduler.decisions) - kept},
-        "reports": seen.num_reports,
+        "trainings": dict(driver.told),
         "seconds": round(seconds, 1),
         "resources_back": after == before,
         "placement_groups_left": len(groups),
-        "driver_rss_mb": rss,
-        "driver_kb_per_trial": slope_kb(rss[len(rss) // 4 :]),
+        "driver_rss_mb": seen.rss_mb,
+        "driver_kb_per_trial": slope_kb(seen.rss_mb[len(seen.rss_mb) // 4 :]),
         "suggest": milliseconds(seen.suggest_s),
-        "judge": milliseconds(seen.judge_s),
+        "report": milliseconds(driver.report_s),
         "driver_cpu_s": round(busy, 1),
         "driver_cpu_ms_per_trial": round(1000 * busy / num_trials, 2),
+        "load": [round(load, 1) for load in os.getloadavg()],
     }
+
+
+def experiment(driver: Driver, queue: TimedQueue, gang: Gang) -> tune.ResultGrid:
+    """The trials of a round."""
+    with tempfile.TemporaryDirectory() as folder:
+        return tune.Tuner(
+            tune.with_resources(counting(), tune.PlacementGroupFactory([gang.bundle()])),
+            tune_config=tune.TuneConfig(
+                num_samples=-1,  # the queue says when there are no more
+                search_alg=queue,
+                scheduler=_Reports(driver, None),
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                verbose=0,
+                callbacks=[_Events(driver, None), Forgetting()],
+                # As in a search, where Ray Train keeps them: Tune holds none.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
 
 
 def resources() -> dict[str, float]:
@@ -233,7 +291,7 @@ def main() -> None:
     """Runs and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=8)
-    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--trainings", type=int, default=800)
     parser.add_argument("--gpus-per-trial", type=int, default=4)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scale-ray.json")
     arguments = parser.parse_args()
@@ -242,7 +300,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware("cpu"),
         "versions": {package: version(package) for package in ("ray", "numpy")},
-        **run(arguments.nodes, arguments.trials, arguments.gpus_per_trial),
+        **run(arguments.nodes, arguments.trainings, arguments.gpus_per_trial),
     }
     arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

@@ -1,15 +1,16 @@
 """A search on a cluster that one machine cannot hold, by a clock of its own.
 
-    .venv/bin/python benchmarks/scale_simulation.py            # up to 1,000 nodes, 100,000 trials
-    .venv/bin/python benchmarks/scale_simulation.py --sizes 10 32 --trials-per-node 100
+    .venv/bin/python benchmarks/scale_simulation.py              # up to 300 nodes, 3,000 trials
+    .venv/bin/python benchmarks/scale_simulation.py --sizes 10x300 32x1000
 
-What decides is real: `FrontSearcher` hands out the trials, `ParetoHalving` judges their reports,
-`cluster.placement` and `Room` say how many run and where. What they cost is measured, in
-processor seconds of this process. Only the cluster is made up: a discrete-event simulation of
-nodes that join, leave and die, and of trials that start, report and end. The driver is one
-thread, as Tune's is: each report and each start keeps it busy for what the decision was measured
-to take and for what Tune takes besides (see benchmarks/scale_ray.py), and a trial goes on only
-when its report has been dealt with. So a controller that is too slow shows as idle GPUs.
+What decides is real: `FrontPolicy` is asked and told as `tokenpool search` does it, and
+`cluster.placement` and `Room` say how many trials run and where. What that costs is measured, in
+processor seconds of this process. Only the cluster and the trainings are made up: a
+discrete-event simulation of nodes that join, leave and die, and of trials that start, report,
+pause, go on and end. The driver is one thread, as Tune's is: each report and each start keeps it
+busy for what the decision was measured to take and for what Tune takes besides (see
+benchmarks/scale_ray.py), and a trial goes on only when its report has been dealt with. So a policy
+that is too slow shows as idle GPUs.
 
 Writes benchmarks/results/scale-simulation.json and docs/scale-simulation.png.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -30,31 +32,19 @@ from typing import Any
 
 import numpy as np
 import psutil
+from scale_world import Assumptions, make_policy, trained, untrained
 
 from cluster.capacity import Room
 from cluster.placement import Gang, Node, place
 from tokenpool.benchmark import hardware
-from tune_spaces.scheduler import ParetoHalving
-from tune_spaces.searcher import FrontSearcher
+from tune_spaces.policy import Score, Train
+from tune_spaces.space import Candidate
 
 ROOT = Path(__file__).parents[1]
 WORKERS, GPUS = 8, 8  # one trial fills one node
-RUNGS, EPOCHS = [3, 9], 27
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """What is made up; seconds where nothing else is said."""
-
-    epoch_base: float = 20.0  # loading, evaluation
-    epoch_per_gmac: float = 12.0  # ImageNet on eight GPUs: DeiT-S about 75 s an epoch
-    start: float = 20.0  # of a trial's processes, GPUs held and not yet computing
-    teardown: float = 3.0  # until the GPUs of a trial that ended are free
-    tune_per_report: float = 0.006  # of the driver, beside the decision: benchmarks/scale_ray.py
-    tune_per_start: float = 0.060
-    node_mtbf: float = 1000 * 3600.0  # of each node
-    node_repair: float = 900.0
-    top1_noise: float = 0.002
+FIRST, LAST = 3, 27  # epochs to the rung and to the end
+ROUNDS = 4
+SCHEDULES_PER_TRIAL = 2
 
 
 @dataclass
@@ -62,13 +52,12 @@ class Trial:
     """One of the simulated trials."""
 
     name: str
-    config: dict[str, float]
-    final_top1: float
+    candidate: Candidate
     seconds_per_epoch: float
     epoch: int = 0
     nodes: dict[int, int] = field(default_factory=dict)
     life: int = 0  # counts restarts: events of an earlier life mean nothing
-    over: bool = False
+    leaving: bool = False  # it pauses or is over, and its processes may still be there
 
 
 class Times:
@@ -101,11 +90,11 @@ class QuietRoom(Room):
 
 
 class Simulation:
-    """A search from its first trial to its last.
+    """A search from its first schedule to its last trial.
 
     Args:
         num_nodes: of the cluster at its largest.
-        num_trials: candidates, all of which are tried.
+        num_trials: begun at most.
         seed: of everything random.
         world: what is assumed.
     """
@@ -124,28 +113,21 @@ class Simulation:
         self.now, self.driver_free, self.driver_busy = 0.0, 0.0, 0.0
         self.events: list[tuple[float, int, str, Any]] = []
         self.counter = 0
-        gmacs = self.rng.uniform(0.5, 4.6, num_trials)
-        reachable = 0.82 - 0.25 * np.exp(-1.2 * gmacs)
-        top1 = reachable - self.rng.exponential(0.02, num_trials)
-        predicted = top1 + self.rng.normal(0, 0.01, num_trials)
-        self.candidates = [
-            {"gmacs": g, "screened_top1": p, "number": n}
-            for n, (g, p) in enumerate(zip(gmacs.tolist(), predicted.tolist(), strict=True))
-        ]
-        self.top1 = top1
-        self.searcher = FrontSearcher(self.candidates, predicted="screened_top1")
-        self.scheduler = ParetoHalving("top1", ["gmacs"], rungs=RUNGS, noise=0.004)
+        self.num_scored = 0
+        schedules = round(SCHEDULES_PER_TRIAL * num_trials)
+        self.policy = make_policy(schedules, num_trials, ROUNDS, FIRST, LAST, seed)
         # The node it runs on has memory for as many drivers as Ray lets it have.
         self.room = QuietRoom(
             self.gang, nodes=self.present, clock=lambda: self.now, most_drivers=999
         )
+        self.trials: dict[str, Trial] = {}
         self.running: dict[str, Trial] = {}
         self.homeless: list[Trial] = []  # lost a node and wait for room
-        self.ended, self.num_ended = {"done": 0, "stopped": 0}, 0
-        self.suggesting, self.judging, self.passing = Times(), Times(), Times()
-        self.gpu_seconds = {"there": 0.0, "given": 0.0, "computing": 0.0}
+        self.is_scoring, self.is_filling, self.is_over = False, False, False
+        self.outcomes = dict.fromkeys(("done", "stopped"), 0)
+        self.breeding, self.choosing, self.judging, self.passing = (Times() for _ in range(4))
+        self.gpu_seconds = {"there": 0.0, "given": 0.0, "computing": 0.0, "scoring": 0.0}
         self.num_restarts, self.num_waits, self.most_late = 0, 0, 0.0
-        self.curve: list[dict[str, float]] = []
 
     def present(self) -> list[Node]:
         return [self.node[i] for i in sorted(self.alive)]
@@ -165,7 +147,7 @@ class Simulation:
         return self.driver_free
 
     def run(self, grow: bool = True) -> None:
-        """To the end of the last trial.
+        """To the end of the search.
 
         Args:
             grow: the cluster begins with half its nodes, and a fifth of them leave for a while.
@@ -178,38 +160,70 @@ class Simulation:
             self.at(9000.0, "join", range(total - total // 5, total))
         for index in range(total):
             self.at(float(self.rng.exponential(self.world.node_mtbf)), "leave", [index])
-        self.at(0.0, "fill", None)
-        while self.events and (self.running or self.homeless or self.searcher.num_left):
+        self.at(0.0, "fill", False)
+        while self.events and not self.is_over:
             when, _, kind, what = heapq.heappop(self.events)
-            self.gpu_seconds["there"] += GPUS * len(self.alive) * (when - self.now)
+            there = GPUS * len(self.alive) * (when - self.now)
+            self.gpu_seconds["there"] += there
             self.gpu_seconds["given"] += self.held * (when - self.now)
+            self.gpu_seconds["scoring"] += there if self.is_scoring else 0.0
             self.now = when
             getattr(self, f"on_{kind}")(what)
 
     # ----------------------------------------------------------------- events
 
-    def on_fill(self, _: Any) -> None:
-        """Hands out trials while there is room, those that lost their place first."""
-        while self.homeless:
-            if not self.settle(self.homeless[0]):
-                break
+    def on_fill(self, again: bool) -> None:
+        """Does what the policy says next, while there is room; who lost its place comes first."""
+        if again:
+            self.is_filling = False  # with the last one; one such event is under way at a time
+        while self.homeless and self.settle(self.homeless[0]):
             self.homeless.pop(0)
-        if not self.searcher.num_left:
+        if self.is_scoring or self.is_filling:
             return
-        live = len(self.running) + len(self.homeless)
-        if live < self.room(live, self.searcher.num_left):
-            name = f"t{self.num_trials - self.searcher.num_left:06d}"
-            config = self.suggesting.measure(lambda: self.searcher.suggest(name))
-            started = self.busy(self.suggesting.seconds[-1] + self.world.tune_per_start)
-            trial = Trial(
-                name,
-                config,
-                float(self.top1[config["number"]]),
-                self.world.epoch_base + self.world.epoch_per_gmac * config["gmacs"],
-            )
-            self.at(started, "begin", trial)
-            self.running[name] = trial
-            self.at(started, "fill", None)  # the next one, once this is done
+        action = self.choosing.measure(self.policy.ask)
+        self.busy(self.choosing.seconds[-1])
+        if isinstance(action, Score):
+            self.score(action)
+        elif isinstance(action, Train):
+            live = len(self.running) + len(self.homeless)
+            if live < self.room(live, max(1, self.policy.num_left)):
+                self.start(action)
+        elif action is None:
+            self.is_over = not self.running and not self.homeless
+
+    def score(self, action: Score) -> None:
+        """All GPUs score, while nothing trains."""
+        if action.is_new:
+            # What came before it was breeding and not choosing.
+            self.breeding.seconds.append(self.choosing.seconds.pop())
+            self.policy.asked(action.candidates)
+        seconds = self.world.score * len(action.candidates) / (GPUS * len(self.alive))
+        self.is_scoring = True
+        self.at(max(self.now, self.driver_free) + seconds, "scored", action.candidates)
+
+    def on_scored(self, candidates: tuple[Candidate, ...]) -> None:
+        self.is_scoring = False
+        self.num_scored += len(candidates)
+        self.policy.scored(untrained(candidates))
+        self.at(self.now, "fill", False)
+
+    def start(self, action: Train) -> None:
+        """A trial begins, or goes on from its rung."""
+        if not action.is_new:
+            trial = self.trials[action.trial_id]
+            if trial.leaving:
+                return  # its last processes are still there
+            self.policy.resumed(trial.name)
+        else:
+            seconds = self.world.epoch_base + self.world.epoch_per_gmac * action.candidate.gmacs
+            trial = Trial(action.trial_id, action.candidate, seconds)
+            self.trials[trial.name] = trial
+            self.policy.began(trial.name, action.candidate)
+        started = self.busy(self.world.tune_per_start)
+        self.running[trial.name] = trial
+        self.at(started, "begin", trial)
+        self.is_filling = True
+        self.at(started, "fill", True)  # the next one, once this is done
 
     def on_begin(self, trial: Trial) -> None:
         if not self.settle(trial):
@@ -240,36 +254,35 @@ class Simulation:
             return
         trial.epoch += 1
         self.gpu_seconds["computing"] += WORKERS * trial.seconds_per_epoch
-        learned = 1 - 0.6 * np.exp(-trial.epoch / 6)
-        top1 = trial.final_top1 * learned + self.rng.normal(0, self.world.top1_noise)
-        report = {"epoch": trial.epoch, "top1": float(top1)}
-        times = self.judging if trial.epoch in RUNGS else self.passing
-        verdict = times.measure(lambda: self.scheduler.report(trial.name, trial.config, report))
+        top1 = trained(trial.candidate, trial.epoch, LAST)
+        times = self.judging if trial.epoch in (FIRST, LAST) else self.passing
+        ends = times.measure(lambda: self.tell(trial, top1))
         handled = self.busy(times.seconds[-1] + self.world.tune_per_report)
-        trial.over = trial.epoch == EPOCHS or (verdict is not None and not verdict.kept)
-        if trial.over:
-            self.ended["done" if trial.epoch == EPOCHS else "stopped"] += 1
+        if ends:
+            trial.leaving = True
             self.at(handled + self.world.teardown, "end", (trial, life))
         else:
             self.at(handled + trial.seconds_per_epoch, "report", (trial, life))
+
+    def tell(self, trial: Trial, top1: float) -> bool:
+        """What the listener of `tokenpool search` does; whether the trial ends here."""
+        verdict = self.policy.reported(trial.name, trial.epoch, top1)
+        if trial.epoch == LAST:
+            self.policy.done(trial.name)
+            self.outcomes["done"] += 1
+            return True
+        if verdict is None:
+            return False
+        self.outcomes["stopped"] += not verdict.kept
+        return not verdict.kept or not self.policy.goes_on(trial.name)
 
     def on_end(self, what: tuple[Trial, int]) -> None:
         trial, life = what
         if life == trial.life:
             self.release(trial)
+        trial.leaving = False
         self.running.pop(trial.name, None)
-        self.searcher.on_trial_complete(trial.name)
-        self.num_ended += 1
-        if self.num_ended % max(1, self.num_trials // 20) == 0:
-            self.curve.append(
-                {
-                    "trials": self.num_ended,
-                    "suggest_ms": self.suggesting.summary(500)["median_ms"],
-                    "judge_ms": self.judging.summary(500)["median_ms"],
-                    "rss_mb": round(psutil.Process().memory_info().rss / 2**20, 1),
-                }
-            )
-        self.at(self.now, "fill", None)
+        self.at(self.now, "fill", False)
 
     def release(self, trial: Trial) -> None:
         for node, count in trial.nodes.items():
@@ -284,7 +297,7 @@ class Simulation:
             if index not in self.alive:
                 self.alive.add(index)
                 self.free[index] = GPUS
-        self.at(self.now + self.room.look_every, "fill", None)
+        self.at(self.now + self.room.look_every, "fill", False)
 
     def on_leave(self, nodes: Any) -> None:
         """Nodes die; trials on them go on from their last epoch where there is room."""
@@ -294,7 +307,7 @@ class Simulation:
             self.free.pop(index, None)
         for trial in [t for t in self.running.values() if gone & t.nodes.keys()]:
             self.release(trial)
-            if not trial.over:
+            if not trial.leaving:
                 self.num_restarts += 1
                 del self.running[trial.name]
                 self.homeless.append(trial)
@@ -302,40 +315,31 @@ class Simulation:
             self.at(self.now + self.world.node_repair, "join", list(gone))
             mtbf = self.world.node_repair + float(self.rng.exponential(self.world.node_mtbf))
             self.at(self.now + mtbf, "leave", list(gone))
-        self.at(self.now, "fill", None)
+        self.at(self.now, "fill", False)
 
     def figures(self) -> dict[str, Any]:
         """What is stored of a run."""
-        there = self.gpu_seconds["there"]
+        there, scoring = self.gpu_seconds["there"], self.gpu_seconds["scoring"]
+        given = self.gpu_seconds["given"] + scoring
         return {
             "nodes": len(self.node),
             "gpus": GPUS * len(self.node),
-            "trials": self.num_trials,
-            **self.ended,
+            "scored": self.num_scored,
+            "trials_at_most": self.num_trials,
+            "trials": len(self.trials),
+            **self.outcomes,
             "restarts": self.num_restarts,
             "starts_that_waited": self.num_waits,
             "simulated_hours": round(self.now / 3600, 2),
-            "in_use": round(self.gpu_seconds["given"] / there, 4),
-            "computing": round(self.gpu_seconds["computing"] / there, 4),
+            "in_use": round(given / there, 4),
+            "computing": round((self.gpu_seconds["computing"] + scoring) / there, 4),
             "driver_busy": round(self.driver_busy / self.now, 4),
             "driver_latest_s": round(self.most_late, 2),
-            "suggest": self.suggesting.summary(),
+            "choose": self.choosing.summary(),
             "judge": self.judging.summary(),
-            "report_between_rungs": self.passing.summary(),
-            "curve": self.curve,
+            "report_between": self.passing.summary(),
+            "breed": self.breeding.summary(),
         }
-
-
-def judge_whole_ms(simulation: Simulation, repeats: int = 5) -> float:
-    """What a verdict takes that looks at the whole rung, as the rule is defined."""
-    scheduler = simulation.scheduler
-    rung = dict(scheduler.rungs[RUNGS[0]])
-    name, seconds = next(reversed(rung)), []
-    for _ in range(repeats):
-        start = time.thread_time()
-        scheduler.rule.judge(name, rung)
-        seconds.append(time.thread_time() - start)
-    return round(1000 * float(np.median(seconds)), 3)
 
 
 def simulate(num_nodes: int, num_trials: int) -> dict[str, Any]:
@@ -346,10 +350,10 @@ def simulate(num_nodes: int, num_trials: int) -> dict[str, Any]:
     simulation.run()
     after = process.memory_info().rss
     return simulation.figures() | {
-        "judge_whole_ms": judge_whole_ms(simulation),
-        "memory_kb_per_trial": round((after - before) / num_trials / 1024, 2),
+        "memory_mb": round((after - before) / 2**20, 1),
         "rss_mb": round(after / 2**20, 1),
         "cpu_s": round(time.process_time() - start, 1),
+        "load": [round(load, 1) for load in os.getloadavg()],
     }
 
 
@@ -361,26 +365,24 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     work, memory, use = figure.subplots(1, 3)
     trials = [row["trials"] for row in rows]
     for key, label, style in (
-        ("judge", "a verdict", "o-"),
-        ("suggest", "a suggestion", "s-"),
+        ("judge", "after a report at the rung or the end", "o-"),
+        ("choose", "what to start next", "s-"),
     ):
         (line,) = work.plot(trials, [row[key]["median_ms"] for row in rows], style, label=label)
         work.plot(trials, [row[key]["p99_ms"] for row in rows], ":", color=line.get_color())
-    whole = [row["judge_whole_ms"] for row in rows]
-    work.plot(trials, whole, "x--", color="0.6", label="a verdict, looking at all")
     work.set(xscale="log", yscale="log", ylabel="ms of processor time", title="Work per decision")
-    work.axhline(20, color="0.8", linewidth=1)
+    work.axhline(100, color="0.8", linewidth=1)
     work.legend(fontsize=8, title="dotted: 99th percentile", title_fontsize=7)
     memory.plot(trials, [row["rss_mb"] for row in rows], "o-")
     memory.set(xscale="log", ylabel="MB", title="Memory of the process")
-    use.plot(trials, [100 * row["in_use"] for row in rows], "o-", label="given to a trial")
+    use.plot(trials, [100 * row["in_use"] for row in rows], "o-", label="in use")
     use.plot(trials, [100 * row["computing"] for row in rows], "s-", label="computing")
     use.plot(trials, [100 * row["driver_busy"] for row in rows], "^--", label="driver busy")
     use.axhline(95, color="0.8", linewidth=1)
     use.set(xscale="log", ylabel="% of the time", ylim=(0, 102), title="GPUs and driver")
     use.legend(fontsize=8)
     for axes in (work, memory, use):
-        axes.set_xlabel("trials (100 for each node of 8 GPUs)")
+        axes.set_xlabel("trials")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
@@ -390,25 +392,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 32, 100, 320, 1000])
-    parser.add_argument("--trials-per-node", type=int, default=100)
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        default=["10x300", "32x1000", "300x3000"],
+        help="nodes x trials at most",
+    )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks/results/scale-simulation.json"
     )
     parser.add_argument("--plot", type=Path, default=ROOT / "docs/scale-simulation.png")
     arguments = parser.parse_args()
     rows = []
-    for num_nodes in arguments.sizes:
+    for size in arguments.sizes:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            row = pool.submit(simulate, num_nodes, num_nodes * arguments.trials_per_node).result()
+            row = pool.submit(simulate, *map(int, size.split("x"))).result()
         rows.append(row)
-        print(json.dumps({key: value for key, value in row.items() if key != "curve"}), flush=True)
+        print(json.dumps(row), flush=True)
     found = {
         "command": "python benchmarks/scale_simulation.py",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware("cpu"),
         "assumptions": asdict(Assumptions())
-        | {"workers": WORKERS, "rungs": RUNGS, "epochs": EPOCHS},
+        | {"workers": WORKERS, "first": FIRST, "last": LAST, "rounds": ROUNDS},
         "rows": rows,
     }
     arguments.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,1 +1,1 @@
-"""What is searched and how: spaces, Pareto tools, evolution, Ray Tune scheduler."""
+"""What is searched and how: spaces, Pareto tools, evolution, the policy that decides."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, WhiteKernel
 
 from tune_spaces.space import Candidate
 
@@ -29,14 +29,19 @@ class TrainedQuality:
     """A Gaussian process over schedules: how far training lands from a first guess.
 
     Works on log-odds, where an error of 1 % against 2 % counts as much as one of 10 % against
-    20 %. The kernel sees, per layer, the log of what is kept, and the log of the width; its scales
-    are fitted to what was trained. Nothing is random.
+    20 %. The kernel sees, per layer, the log of what is kept, and the log of the width. Nothing is
+    random.
 
     Args:
         patches: Patch tokens that enter the first block.
         trained: Candidates that were trained.
         guesses: `[n]`, what was expected of them, fractions.
         qualities: `[n]`, what they came to, fractions; more is better.
+        kernel: whose scales are taken as they are; None fits them to what was trained, which
+            takes some fifty times as long.
+
+    Attributes:
+        kernel: with its scales; None where nothing was trained.
 
     Raises:
         ValueError: Lengths differ.
@@ -48,6 +53,7 @@ class TrainedQuality:
         trained: Sequence[Candidate],
         guesses: ArrayLike,
         qualities: ArrayLike,
+        kernel: Kernel | None = None,
     ) -> None:
         first, found = np.asarray(guesses, dtype=float), np.asarray(qualities, dtype=float)
         if not len(trained) == len(first) == len(found):
@@ -56,18 +62,19 @@ class TrainedQuality:
             )
         self._patches = patches
         self._process: GaussianProcessRegressor | None = None
+        self.kernel: Kernel | None = None
         if not trained:
             return
-        kernel = (
-            ConstantKernel(0.5, (0.01, 4.0))  # all are better or worse than guessed
-            + ConstantKernel(0.3, (0.01, 2.0)) * RBF(1.0, (0.3, 5.0))
-            + WhiteKernel(0.02, (0.003, 0.1))
+        process = (
+            GaussianProcessRegressor(_scales(), alpha=1e-6)
+            if kernel is None
+            else GaussianProcessRegressor(kernel, alpha=1e-6, optimizer=None)
         )
-        process = GaussianProcessRegressor(kernel, alpha=1e-6)
         with warnings.catch_warnings():
             # A scale that ends at its bound, with few candidates most do.
             warnings.simplefilter("ignore", ConvergenceWarning)
             process.fit(self._features(trained, first), _log_odds(found) - _log_odds(first))
+        self.kernel = process.kernel_
         self._process = process
 
     def predict(
@@ -77,8 +84,13 @@ class TrainedQuality:
         first = np.asarray(guesses, dtype=float)
         if self._process is None or not len(first):
             return first
-        shift, deviation = self._process.predict(self._features(candidates, first), return_std=True)
-        odds = _log_odds(first) + shift + optimism * deviation
+        features = self._features(candidates, first)
+        if optimism:
+            mean, deviation = self._process.predict(features, return_std=True)
+            shift = mean + optimism * deviation
+        else:
+            shift = self._process.predict(features)
+        odds = _log_odds(first) + shift
         return np.asarray(1 / (1 + np.exp(-odds)))
 
     def _features(self, candidates: Sequence[Candidate], guesses: Array) -> Array:
@@ -87,6 +99,15 @@ class TrainedQuality:
         # Scaled so that half as much width again is as far as keeping a third in one layer.
         widths = 3.0 * np.log([[float(candidate.width)] for candidate in candidates])
         return np.concatenate([logs, widths, 0.5 * _log_odds(guesses)[:, None]], axis=1)
+
+
+def _scales() -> Kernel:
+    """The kernel before it is fitted."""
+    return (
+        ConstantKernel(0.5, (0.01, 4.0))  # all are better or worse than guessed
+        + ConstantKernel(0.3, (0.01, 2.0)) * RBF(1.0, (0.3, 5.0))
+        + WhiteKernel(0.02, (0.003, 0.1))
+    )
 
 
 def _log_odds(values: Array) -> Array:

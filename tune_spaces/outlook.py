@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.gaussian_process.kernels import Kernel
 
 from tune_spaces.expectation import TrainedQuality
 from tune_spaces.space import Candidate, ScheduleSpace
@@ -124,7 +126,8 @@ class Outlook:
         self._dense = {model.width: model for model in dense}
         self._dearest = max(model.gmacs for model in dense)
         self._cheapest = min(low for low, _ in space.cost_ranges.values())
-        self._quality: tuple[int, TrainedQuality] | None = None
+        self._quality = 0, TrainedQuality(space.patches, [], [], [])
+        self._scaled = self._quality  # the last one whose kernel's scales were fitted
 
     def guesses(self, rows: Sequence[Untrained]) -> dict[Key, float]:
         """Top-1 at the rung of everything scored, as guessed without any training."""
@@ -137,30 +140,41 @@ class Outlook:
     def expected(
         self,
         candidates: Sequence[Candidate],
-        guesses: Mapping[Key, float],
+        guesses: Sequence[float],
         trained: Sequence[Trained],
         optimism: float = 0.0,
     ) -> list[float]:
-        """Top-1 at the rung of candidates, by guesses and by what others came to there."""
-        known = [row for row in trained if row.first is not None]
-        if self._quality is None or self._quality[0] != len(known):
-            last = known[-_MOST_FITTED:]
-            quality = TrainedQuality(
-                self._space.patches,
-                [row.candidate for row in last],
-                [row.guess for row in last],
-                [row.first for row in last if row.first is not None],
-            )
-            self._quality = len(known), quality
-        values = self._quality[1].predict(
-            candidates, [guesses[c.key] for c in candidates], optimism
+        """Top-1 at the rung of candidates, by guesses and by what others came to there.
+
+        Args:
+            candidates: of any number.
+            guesses: of each.
+            trained: that came to the rung, in the order they did.
+            optimism: standard deviations to add.
+        """
+        if self._quality[0] != len(trained):
+            fit = _last_fit(len(trained))
+            if self._scaled[0] != fit:
+                self._scaled = fit, self._fitted(trained[:fit])
+            self._quality = self._scaled
+            if fit != len(trained):
+                self._quality = len(trained), self._fitted(trained, self._scaled[1].kernel)
+        return [float(v) for v in self._quality[1].predict(candidates, guesses, optimism)]
+
+    def _fitted(self, trained: Sequence[Trained], kernel: Kernel | None = None) -> TrainedQuality:
+        last = trained[-_MOST_FITTED:]
+        return TrainedQuality(
+            self._space.patches,
+            [row.candidate for row in last],
+            [row.guess for row in last],
+            [row.first for row in last if row.first is not None],
+            kernel,
         )
-        return [float(value) for value in values]
 
-    def at_end(self, row: Trained, trained: Sequence[Trained]) -> float:
-        """Top-1 at the end of a training that came to the rung.
+    def at_end(self, waiting: Sequence[Trained], trained: Iterable[Trained]) -> list[float]:
+        """Top-1 at the end of trainings that came to the rung.
 
-        The share of what it lacks there that it will gain is that of those who have ended, by
+        The share of what each lacks there that it will gain is that of those who have ended, by
         least squares.
         """
         weight, product = _RECOVERED_WEIGHT, _RECOVERED * _RECOVERED_WEIGHT
@@ -169,8 +183,8 @@ class Outlook:
                 lack = self._lack(other)
                 weight += lack**2
                 product += lack * (other.last - other.first)
-        assert row.first is not None
-        return row.first + min(max(product / weight, 0.0), 1.0) * self._lack(row)
+        share = min(max(product / weight, 0.0), 1.0)
+        return [row.first + share * self._lack(row) for row in waiting if row.first is not None]
 
     def worth(
         self,
@@ -180,7 +194,7 @@ class Outlook:
         epochs: int,
         margin: float,
         warm: Candidate | None = None,
-    ) -> list[float]:
+    ) -> NDArray[np.float64]:
         """Hypervolume each should add if it comes to what is expected, for its price.
 
         Args:
@@ -191,28 +205,31 @@ class Outlook:
             margin: by which a candidate must be above the front to count.
             warm: the one whose processes are there, so that nothing has to be started.
         """
+        costs = np.array([candidate.gmacs for candidate in candidates])
         added = added_volume(
-            [(self._axis(c.gmacs), value) for c, value in zip(candidates, expected, strict=True)],
+            np.column_stack([self._axis(costs), expected]),
             [(self._axis(gmacs), top1 + margin) for gmacs, top1 in known],
             (self._axis(self._dearest), self._prices.floor),
         )
-        return [
-            float(gain) / self._price(c, epochs, c is not warm)
-            for gain, c in zip(added, candidates, strict=True)
-        ]
-
-    def _price(self, candidate: Candidate, epochs: int, starts: bool) -> float:
-        """Of a step, in GMACs and what goes with them."""
         overhead = _OVERHEAD * self._dearest
-        start = self._prices.start * (self._dearest + overhead) if starts else 0.0
-        return start + self._prices.of(epochs) * (candidate.gmacs + overhead)
+        starts = np.array([candidate is not warm for candidate in candidates], dtype=np.float64)
+        start = self._prices.start * (self._dearest + overhead)
+        return added / (starts * start + self._prices.of(epochs) * (costs + overhead))
 
-    def _axis(self, gmacs: float) -> float:
-        return math.log(gmacs / self._cheapest) if self._prices.log_cost else gmacs
+    def _axis(self, gmacs: ArrayLike) -> Any:
+        return np.log(np.divide(gmacs, self._cheapest)) if self._prices.log_cost else gmacs
 
     def _lack(self, row: Trained) -> float:
         assert row.first is not None
         return max(0.0, self._dense[row.candidate.width].top1 - row.first)
+
+
+def _last_fit(count: int) -> int:
+    """The number of trainings that the kernel's scales are fitted to: at each tenth more."""
+    fit = 0
+    while (after := fit + max(1, fit // 10)) <= count:
+        fit = after
+    return fit
 
 
 def smoothed_top1(rows: Sequence[Untrained]) -> dict[Key, float]:

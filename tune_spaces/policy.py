@@ -13,23 +13,18 @@ something is seen at the rung early, and what the front is made of is trained on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-from tune_spaces.evolution import Scored, first_generation, next_generation
+from tune_spaces.evolution import first_generation, next_generation
 from tune_spaces.halving import Entry, HalvingRule, Verdict
 from tune_spaces.outlook import DenseModel, Key, Outlook, Prices, Trained, Untrained
-from tune_spaces.pareto import front_ranks
+from tune_spaces.scores import Scores
 from tune_spaces.space import Candidate, ScheduleSpace
 
 __all__ = ["Action", "FrontPolicy", "PolicySettings", "Score", "Train", "Wait", "rung_of"]
-
-# Standard deviations above the mean: what is known least may be best.
-_OPTIMISM = 0.5
-# Candidates compared at a time: the best by their scores, however many were scored.
-_MOST_COMPARED = 2048
 
 Status = Literal["running", "paused", "interrupted", "stopped", "done", "failed"]
 
@@ -113,19 +108,23 @@ class FrontPolicy:
     planned: Sequence[Candidate] = ()
     _outlook: Outlook = field(init=False)
     _rule: HalvingRule = field(init=False)
-    _rows: list[Untrained] = field(default_factory=list, init=False)
+    _scores: Scores = field(init=False)
     _due: dict[Key, Candidate] = field(default_factory=dict, init=False)
     _generations: int = field(default=0, init=False)
     _bred_out: bool = field(default=False, init=False)
     _trials: dict[str, _Trial] = field(default_factory=dict, init=False)
+    _trained: list[_Trial] = field(default_factory=list, init=False)  # to the rung, in that order
+    _front: list[tuple[float, float]] = field(default_factory=list, init=False)
     _rung: dict[str, Entry] = field(default_factory=dict, init=False)
-    _pool: tuple[int, list[Candidate], dict[Key, float]] | None = field(default=None, init=False)
     _answer: Action | None = field(default=None, init=False)
     _is_answered: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._outlook = Outlook(self.space, self.dense, self.settings.prices)
-        self._rule = HalvingRule(keep=self.settings.keep, noise=(self.settings.noise,))
+        self._scores = Scores(self._outlook, self.dense)
+        self._rule = HalvingRule(keep=self.settings.keep, noise=self.settings.noise)
+        for model in self.dense:
+            self._reached(model.gmacs, model.top1)
 
     # ---------------------------------------------------------------- what is told
 
@@ -139,21 +138,18 @@ class FrontPolicy:
     def scored(self, rows: Sequence[Untrained]) -> None:
         """Scores of candidates, of the generation that was asked for or from before."""
         self._forget()
-        self._rows += rows
+        self._scores.rows += rows
         for row in rows:
             self._due.pop(row.candidate.key, None)
         while self._generations < self._num_generations and self._wanted(
             self._generations + 1
-        ) <= len(self._rows):
+        ) <= len(self._scores.rows):
             self._generations += 1  # of a search begun before generations were recorded
 
     def began(self, trial_id: str, candidate: Candidate) -> None:
         """A trial is there; it runs from now on."""
         self._forget()
-        guesses = self._pooled()[1]
-        # One that was never scored is taken to come to what its dense model does.
-        dense = next(model.top1 for model in self.dense if model.width == candidate.width)
-        self._trials[trial_id] = _Trial(candidate, guesses.get(candidate.key, dense))
+        self._trials[trial_id] = _Trial(candidate, self._scores.guess(candidate))
 
     def resumed(self, trial_id: str) -> None:
         """A trial that was paused or interrupted runs again."""
@@ -171,17 +167,30 @@ class FrontPolicy:
         if epoch >= prices.last:
             self._forget()
             trial.last = top1
-            trial.first = top1 if trial.first is None else trial.first
+            if trial.first is None:
+                self._came_to_rung(trial, top1)
+            self._reached(trial.candidate.gmacs, top1)
         elif epoch == prices.first and trial.first is None:
             self._forget()
-            trial.first = top1
-            entry = Entry((trial.candidate.gmacs,), (top1,))
+            self._came_to_rung(trial, top1)
+            entry = Entry(trial.candidate.gmacs, top1)
             self._rung[trial_id] = entry
             verdict = self._rule.judge(trial_id, self._rung)
-            self._rung[trial_id] = Entry(entry.costs, entry.qualities, verdict.kept)
+            self._rung[trial_id] = replace(entry, kept=verdict.kept)
             trial.status = trial.status if verdict.kept else "stopped"
             return verdict
         return None
+
+    def _came_to_rung(self, trial: _Trial, top1: float) -> None:
+        trial.first = top1
+        self._trained.append(trial)
+        self._reached(trial.candidate.gmacs, top1)
+
+    def _reached(self, gmacs: float, top1: float) -> None:
+        """Keeps the front of all there is."""
+        if not any(cost <= gmacs and quality >= top1 for cost, quality in self._front):
+            ahead = [row for row in self._front if row[0] < gmacs or row[1] > top1]
+            self._front = [*ahead, (gmacs, top1)]
 
     def paused(self, trial_id: str) -> None:
         """A trial waits at its rung: its processes are gone, its checkpoint is there."""
@@ -246,7 +255,7 @@ class FrontPolicy:
         total, rounds = self._num_generations, self.settings.rounds
         ends = [g for g in range(1, total + 1) if g * rounds // total > (g - 1) * rounds // total]
         end = next((g for g in ends if g >= self._generations + (not self._due)), total)
-        return max(0, self._wanted(end) - len(self._rows))
+        return max(0, self._wanted(end) - len(self._scores.rows))
 
     # ---------------------------------------------------------------- decisions
 
@@ -294,11 +303,11 @@ class FrontPolicy:
         return bool(done) and (here > after or self._is_last_round)
 
     def _bred(self) -> list[Candidate]:
-        rng = np.random.default_rng([self.settings.seed, len(self._rows)])
-        count = max(1, self._wanted(self._generations + 1) - len(self._rows))
-        if not self._rows:
+        rng = np.random.default_rng([self.settings.seed, len(self._scores.rows)])
+        count = max(1, self._wanted(self._generations + 1) - len(self._scores.rows))
+        if not self._scores.rows:
             return first_generation(self.space, rng, count, self.planned)
-        known = self._as_expected()
+        known = self._scores.expected(self._trained)
         return next_generation(self.space, rng, known, count) or next_generation(
             self.space, rng, known, count, oversample=1
         )
@@ -314,25 +323,24 @@ class FrontPolicy:
 
     def _best_step(self, margin: float, warm: str | None) -> Train | None:
         prices = self.settings.prices
-        waiting = [(name, self._trials[name]) for name in self.paused_trials]
+        waiting = {name: self._trials[name] for name in self.paused_trials}
         known = self._known()
         ends = self._outlook.worth(
-            [trial.candidate for _, trial in waiting],
-            [self._outlook.at_end(trial, self._all) for _, trial in waiting],
+            [trial.candidate for trial in waiting.values()],
+            self._outlook.at_end(list(waiting.values()), self._trials.values()),
             known,
             prices.last - prices.first,
             0.0,
             None if warm is None else self._trials[warm].candidate,
         )
-        new = self._untried() if len(self._trials) < self._allowed else []
-        starts = self._outlook.worth(
-            new, self._expected(new, _OPTIMISM), known, prices.first, margin
-        )
-        if max([*starts, *ends], default=0.0) <= 0:
+        new, hopes = self._untried()
+        starts = self._outlook.worth(new, hopes, known, prices.first, margin)
+        best_end, best_start = ends.max(initial=0.0), starts.max(initial=0.0)
+        if max(best_end, best_start) <= 0:
             return None
-        if max(ends, default=0.0) >= max(starts, default=0.0):
-            trial_id, trial = waiting[int(np.argmax(ends))]
-            return self._train(trial_id, trial)
+        if best_end >= best_start:
+            trial_id = list(waiting)[int(np.argmax(ends))]
+            return self._train(trial_id, waiting[trial_id])
         name = f"t{len(self._trials):03d}"
         return Train(name, new[int(np.argmax(starts))], prices.first, True)
 
@@ -343,70 +351,25 @@ class FrontPolicy:
 
     # ---------------------------------------------------------------- knowledge
 
-    @property
-    def _all(self) -> list[Trained]:
-        return list(self._trials.values())
-
-    def _as_expected(self) -> list[Scored]:
-        """Everything scored, with the top-1 expected of it at the rung.
-
-        Before anything was trained, with its cross-entropy, which tells apart more.
-        """
-        if not self._rung:
-            return [Scored(row.candidate, -row.loss) for row in self._rows]
-        candidates = [row.candidate for row in self._rows]
-        return [
-            Scored(c, value)
-            for c, value in zip(candidates, self._expected(candidates), strict=True)
-        ]
-
     def _known(self) -> list[tuple[float, float]]:
-        """GMACs and top-1 of all there is, and what is expected of what runs."""
-        found = [(model.gmacs, model.top1) for model in self.dense]
-        begun = [t for t in self._trials.values() if t.status == "running" and t.first is None]
-        expected = dict(
-            zip(map(id, begun), self._expected([t.candidate for t in begun]), strict=True)
+        """GMACs and top-1 of the front there is, and of what is expected of what runs."""
+        running = [t for t in self._trials.values() if t.status == "running" and t.last is None]
+        begun = [t for t in running if t.first is None]
+        ending = [t for t in running if t.first is not None]
+        expected = self._outlook.expected(
+            [trial.candidate for trial in begun],
+            [self._scores.guess(trial.candidate, trial.guess) for trial in begun],
+            self._trained,
         )
-        for trial in self._trials.values():
-            values = [trial.first, trial.last]
-            if trial.status == "running" and trial.last is None:
-                values.append(
-                    expected[id(trial)]
-                    if trial.first is None
-                    else self._outlook.at_end(trial, self._all)
-                )
-            found += [(trial.candidate.gmacs, value) for value in values if value is not None]
-        return found
+        expected += self._outlook.at_end(ending, self._trials.values())
+        costs = [trial.candidate.gmacs for trial in begun + ending]
+        return [*self._front, *zip(costs, expected, strict=True)]
 
-    def _expected(self, candidates: Sequence[Candidate], optimism: float = 0.0) -> list[float]:
-        guesses = self._pooled()[1]
-        begun = {trial.candidate.key: trial.guess for trial in self._trials.values()}
-        return self._outlook.expected(candidates, begun | guesses, self._all, optimism)
-
-    def _untried(self) -> list[Candidate]:
-        begun = {trial.candidate.key for trial in self._trials.values()}
-        return [c for c in self._pooled()[0] if c.key not in begun][:_MOST_COMPARED]
-
-    def _pooled(self) -> tuple[list[Candidate], dict[Key, float]]:
-        """What may be trained, the best by their scores first, and what is guessed of everything.
-
-        Dense schedules are left out: they are the dense models. So are those that were dropped
-        early, as something cheaper is surely better, unless their width has no others.
-        """
-        if self._pool is None or self._pool[0] != len(self._rows):
-            dense = {model.width: model.gmacs for model in self.dense}
-            whole = {row.candidate.width for row in self._rows if row.whole}
-            rows = [
-                row
-                for row in self._rows
-                if row.candidate.gmacs < dense[row.candidate.width]
-                and (row.whole or row.candidate.width not in whole)
-            ]
-            guesses = self._outlook.guesses(self._rows)
-            points = [(row.candidate.gmacs, guesses[row.candidate.key]) for row in rows]
-            order = np.argsort(front_ranks(points), kind="stable").tolist()
-            self._pool = len(self._rows), [rows[i].candidate for i in order], guesses
-        return self._pool[1], self._pool[2]
+    def _untried(self) -> tuple[list[Candidate], list[float]]:
+        if len(self._trials) >= self._allowed:
+            return [], []
+        begun = {t.candidate.key for t in self._trials.values() if t.first is None}
+        return self._scores.untried(self._trained, begun)
 
     def _forget(self) -> None:
         self._is_answered = False
