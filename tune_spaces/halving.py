@@ -140,3 +140,8 @@ def lacks(points: NDArray[np.float64]) -> NDArray[np.float64]:
     step = np.searchsorted(cost[order], cost, side="right") - 1
     height: NDArray[np.float64] = stairs[step] - quality
     return height
+
+
+def rung_of(grace_epochs: int, epochs: int) -> int:
+    """The epoch after which a training of so many may pause; its last where there is no other."""
+    return min(grace_epochs, epochs - 1) or epochs

@@ -24,7 +24,7 @@ from tune_spaces.outlook import DenseModel, Key, Outlook, Prices, Trained, Untra
 from tune_spaces.scores import Scores
 from tune_spaces.space import Candidate, ScheduleSpace
 
-__all__ = ["Action", "FrontPolicy", "PolicySettings", "Score", "Train", "Wait", "rung_of"]
+__all__ = ["Action", "FrontPolicy", "PolicySettings", "Score", "Train", "Wait"]
 
 Status = Literal["running", "paused", "interrupted", "stopped", "done", "failed"]
 
@@ -79,11 +79,6 @@ class Wait:
 
 
 Action = Score | Train | Wait
-
-
-def rung_of(grace_epochs: int, epochs: int) -> int:
-    """The epoch after which a training of so many may pause; its last where there is no other."""
-    return min(grace_epochs, epochs - 1) or epochs
 
 
 @dataclass

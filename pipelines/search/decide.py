@@ -10,8 +10,9 @@ from pipelines.search.ledger import Event
 from pipelines.search.records import ScreenedSchedule
 from pipelines.search.state import SearchState, Weights
 from tokenpool import Schedule
+from tune_spaces.halving import rung_of
 from tune_spaces.outlook import DenseModel, Prices, Untrained
-from tune_spaces.policy import FrontPolicy, PolicySettings, rung_of
+from tune_spaces.policy import FrontPolicy, PolicySettings
 from tune_spaces.space import Candidate, ScheduleSpace
 
 # What is trained in the ten seconds or so until a job's processes are there. It is not measured:

@@ -11,7 +11,7 @@ from pipelines.data.manifest import Manifest
 from pipelines.search.calibrate import probe_counts, probes
 from pipelines.search.plan import count_parameters, make_space
 from pipelines.search.probe import Probe, Range, Rates
-from tune_spaces.policy import rung_of
+from tune_spaces.halving import rung_of
 
 # Weights and AdamW's two moments in fp32 in DeepSpeed's file, the scored model beside it.
 _BYTES_PER_PARAMETER = 16

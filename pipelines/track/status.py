@@ -19,7 +19,7 @@ from pipelines.search.state import AgreementState, SearchState
 from pipelines.track.at_work import last_step_text, last_steps
 from pipelines.track.front import Progress, build_front
 from pipelines.track.table import percent, slower_text
-from tune_spaces.policy import rung_of
+from tune_spaces.halving import rung_of
 
 
 def search_status(

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 from pipelines.search.bench.world import Finetuning, Step, World
 from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
+from tune_spaces.halving import rung_of
 from tune_spaces.outlook import DenseModel, Prices, Untrained
-from tune_spaces.policy import FrontPolicy, PolicySettings, Score, Train, rung_of
+from tune_spaces.policy import FrontPolicy, PolicySettings, Score, Train
 from tune_spaces.space import Candidate
 
 
