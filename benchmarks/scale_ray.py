@@ -291,7 +291,7 @@ def main() -> None:
     """Runs and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=8)
-    parser.add_argument("--trainings", type=int, default=800)
+    parser.add_argument("--trainings", type=int, default=700)
     parser.add_argument("--gpus-per-trial", type=int, default=4)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scale-ray.json")
     arguments = parser.parse_args()

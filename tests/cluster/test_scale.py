@@ -65,7 +65,7 @@ def test_three_hundred_nodes_and_three_thousand_trials(benchmark):
 
 @pytest.mark.slow  # a thousand real Tune trials on nine Ray nodes
 def test_a_thousand_trials_on_eight_nodes_of_eight_gpus(benchmark):
-    figures = benchmark("scale_ray").run(8, 800, 4)
+    figures = benchmark("scale_ray").run(8, 700, 4)
     trainings = figures["trainings"]
     assert set(figures["trials"]) == {"ended"}
     assert figures["trials"]["ended"] == trainings["begun"] + trainings["resumed"]
