@@ -1,4 +1,4 @@
-"""A thousand real Tune trials on eight Ray nodes of eight GPUs, all on this machine.
+"""Seven hundred trainings as real Tune trials on eight Ray nodes of eight GPUs, on this machine.
 
     .venv/bin/python benchmarks/scale_ray.py            # some minutes on two cores
 
