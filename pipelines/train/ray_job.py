@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,11 @@ logger = logging.getLogger(__name__)
 _DRIVER_SHARE = 0.001
 # Seconds until a job that could not write to a full disk is started again.
 _DISK_PAUSE = 20.0
+# What code raises that is wrong, or that is given what it cannot take: never a machine's failure.
+_BUGS: tuple[type[Exception], ...] = (
+    *(TypeError, ValueError, LookupError, AttributeError, NameError, ImportError, SyntaxError),
+    *(AssertionError, NotImplementedError, ArithmeticError),
+)
 # Minutes that Ray looks for room before the cluster is looked at here.
 CONTROLLER_FAILURES = 3
 # A job waits this long for room, in seconds: while others have what it needs, and while the
@@ -83,14 +89,16 @@ def run_trainer(job: TrainJob) -> None:
     """Runs a job to its end inside a Tune trial, which receives its reports.
 
     A job that ran before under the same storage and id goes on from its newest checkpoint. So it
-    does after a worker died, as often as it may; an error that only a person can put right
-    would come again, and ends it at once. Where there is no room for its workers, as after nodes
-    have left, it waits and has lost nothing.
+    does after a worker died, as often as it may; a bug, and an error that only a person can put
+    right, would come again and ends it at once. Where there is no room for its workers, as after
+    nodes have left, it waits and has lost nothing.
 
     Raises:
         ray.train.TrainingFailedError: the job failed for good.
+        RuntimeError: so it did, in the words of this program.
     """
     from ray.train import TrainingFailedError
+    from ray.train.v2._internal.exceptions import RayTrainError
 
     from pipelines.errors import UserError
     from pipelines.train.stall_callback import WorkerStalled
@@ -123,6 +131,11 @@ def run_trainer(job: TrainJob) -> None:
                 continue
             full_since = None
             needs_a_person = any(isinstance(cause, UserError) for cause in causes)
+            bug = next((cause for cause in causes if isinstance(cause, _BUGS)), None)
+            # What a rank raises because another's process died is none.
+            if bug is not None and not any(isinstance(c, RayTrainError) for c in causes):
+                # It would come again, and no retry is as telling as its place.
+                raise RuntimeError(f"{type(bug).__name__}: {bug}{_place(error)}") from None
             stalled = "; ".join(str(cause) for cause in causes if isinstance(cause, WorkerStalled))
             most = job.workers.max_failures
             if needs_a_person or attempt == most:
@@ -134,6 +147,12 @@ def run_trainer(job: TrainJob) -> None:
             why = stalled or f"{job.job_id}: {_death(error)}"
             again = f"goes on from its last checkpoint (restart {attempt} of {most})"
             _tell(RESTARTED, f"{why}: {again}")
+
+
+def _place(error: Exception) -> str:
+    """The file and line that a worker's error was raised in, by the traceback that Ray kept."""
+    found = re.findall(r'File "(.+)", line (\d+)', str(error))
+    return f" ({found[-1][0]}, line {found[-1][1]})" if found else ""
 
 
 def _tell(notice: str, line: str) -> None:
