@@ -39,8 +39,8 @@ def test_it_waits_goes_on_ends_in_order_and_goes_on_again(tmp_path, told):
         command = Command(*words, cwd=tmp_path)
         try:
             command.wait_for("base models, epochs: ")
-            disk.fill()
             count = len(command.lines)
+            disk.fill()
             # The training before its checkpoint, or the driver before it records the last one.
             command.wait_for(f"the disk at {disk.folder} is full: .* missing", start=count)
             disk.clear()
