@@ -140,6 +140,7 @@ def test_a_worker_that_is_stopped(place, calm, begin, told):
     command.wait_for("epoch 4/")
     _, victim = command.named("RayTrainWorker")
     victim.suspend()
+    time.sleep(1)
     assert victim.status() == psutil.STATUS_STOPPED
     job, _, host, pid, step, how = command.wait_for(LINE).groups()
     assert int(pid) == victim.pid and how == "its process does not answer"
