@@ -28,6 +28,7 @@ class Sign:
             equally far.
         place: signs since then: how far it is in what it does.
         doing: one of the words above.
+        first: whether it never got on with that before; compilers may be at work.
         step: the last step that was done; None before the first.
         usual: median seconds of a step.
         waits: what it waits for from outside, in words; empty if for nothing.
@@ -37,6 +38,7 @@ class Sign:
     turn: int = 0
     place: int = 0
     doing: str = STARTING
+    first: bool = True
     step: int | None = None
     usual: float | None = None
     waits: str = ""
@@ -54,13 +56,21 @@ class LifeSigns:
         self._sign = Sign()
         self._seconds: deque[float] = deque(maxlen=_STEPS_HELD)
         self._last: float | None = None
+        self._begun: set[str] = set()
 
     def begin(self, doing: str) -> None:
         """From now on it does something else."""
         sign = self._sign
         self._sign = replace(
-            sign, count=sign.count + 1, turn=sign.turn + 1, place=0, doing=doing, waits=""
+            sign,
+            count=sign.count + 1,
+            turn=sign.turn + 1,
+            place=0,
+            doing=doing,
+            first=doing not in self._begun,
+            waits="",
         )
+        self._begun.add(doing)
 
     def wait(self, what: str) -> None:
         """It waits for something from outside, in the midst of what it does."""
@@ -70,7 +80,9 @@ class LifeSigns:
     def beat(self) -> None:
         """It got on with what it does."""
         sign = self._sign
-        self._sign = replace(sign, count=sign.count + 1, place=sign.place + 1, waits="")
+        self._sign = replace(
+            sign, count=sign.count + 1, place=sign.place + 1, first=False, waits=""
+        )
 
     def did(self, step: int | None = None) -> None:
         """It has done a step, by default the next one."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.placement import Gang, fit
 from cluster.security.secrecy import clean_errors, guard_process
-from pipelines.storage.room import DiskFull, cannot_be_written, lacks_room
 from pipelines.train.imports import without_collector
+from pipelines.train.job_failures import failure_of
 from pipelines.train.report_keys import NO_ROOM, NOTICE, NOTICE_LINE, RESTARTED, WAITS
 from pipelines.train.spec import TrainJob
 
@@ -83,17 +83,15 @@ def run_trainer(job: TrainJob) -> None:
     """Runs a job to its end inside a Tune trial, which receives its reports.
 
     A job that ran before under the same storage and id goes on from its newest checkpoint. So it
-    does after a worker died, as often as it may; an error that only a person can put right
-    would come again, and ends it at once. Where there is no room for its workers, as after nodes
-    have left, it waits and has lost nothing.
+    does after a worker died, as often as it may; a bug, and an error that only a person can put
+    right, would come again and ends it at once. Where there is no room for its workers, as after
+    nodes have left, it waits and has lost nothing.
 
     Raises:
         ray.train.TrainingFailedError: the job failed for good.
+        RuntimeError: so it did, in the words of this program.
     """
     from ray.train import TrainingFailedError
-
-    from pipelines.errors import UserError
-    from pipelines.train.stall_callback import WorkerStalled
 
     attempt, waits_since, full_since = 0, None, None
     while True:
@@ -102,7 +100,8 @@ def run_trainer(job: TrainJob) -> None:
             _make_trainer(job).fit()
             return
         except TrainingFailedError as error:
-            if _found_no_room(error):
+            failure = failure_of(error)
+            if failure.kind == "room":
                 waits_since = waits_since or begun
                 patience = _PATIENCE_TAKEN if _could_hold(job) else _PATIENCE_GONE
                 if time.monotonic() - waits_since > patience:
@@ -110,28 +109,27 @@ def run_trainer(job: TrainJob) -> None:
                 logger.warning("%s waits for room on the cluster", job.job_id)
                 continue
             waits_since = None
-            causes = [_root(cause) for cause in _causes(error)]
-            disk = next((str(cause) for cause in causes if _disk_is_full(cause)), None)
-            if disk is not None:
+            if failure.kind == "disk":
                 full_since = full_since or begun
-                for_good = any(isinstance(c, DiskFull) or cannot_be_written(c) for c in causes)
-                if for_good or time.monotonic() - full_since > 60 * job.full_disk_minutes:
-                    _tell(NO_ROOM, f"{job.job_id}: {disk}")
-                    raise
-                _tell(WAITS, f"{job.job_id}: {disk}: tried again from its last checkpoint")
-                time.sleep(_DISK_PAUSE)
-                continue
+                if time.monotonic() - full_since <= 60 * job.full_disk_minutes:
+                    again = "tried again from its last checkpoint"
+                    _tell(WAITS, f"{job.job_id}: {failure.text}: {again}")
+                    time.sleep(_DISK_PAUSE)
+                    continue
+            if failure.kind in ("disk", "no disk"):
+                _tell(NO_ROOM, f"{job.job_id}: {failure.text}")
+                raise
             full_since = None
-            needs_a_person = any(isinstance(cause, UserError) for cause in causes)
-            stalled = "; ".join(str(cause) for cause in causes if isinstance(cause, WorkerStalled))
+            if failure.kind == "bug":
+                raise RuntimeError(failure.text) from None
             most = job.workers.max_failures
-            if needs_a_person or attempt == most:
-                if stalled:
-                    raise RuntimeError(f"{stalled}, after {attempt} restarts") from None
+            if failure.kind == "person" or attempt == most:
+                if failure.text:
+                    raise RuntimeError(f"{failure.text}, after {attempt} restarts") from None
                 raise
             logger.warning("%s failed and is started again: %s", job.job_id, error)
             attempt += 1
-            why = stalled or f"{job.job_id}: {_death(error)}"
+            why = failure.text or f"{job.job_id}: {_death(error)}"
             again = f"goes on from its last checkpoint (restart {attempt} of {most})"
             _tell(RESTARTED, f"{why}: {again}")
 
@@ -144,29 +142,10 @@ def _tell(notice: str, line: str) -> None:
     tune.report({NOTICE: notice, NOTICE_LINE: line, "epoch": 0})
 
 
-def _causes(error: Exception) -> list[BaseException]:
-    """What a job's workers failed of, or its controller."""
-    found = list(getattr(error, "worker_failures", {}).values())
-    controller = getattr(error, "controller_failure", None)
-    return found if controller is None else [*found, controller]
-
-
-def _disk_is_full(cause: BaseException) -> bool:
-    return isinstance(cause, DiskFull) or lacks_room(cause) or cannot_be_written(cause)
-
-
 def _death(error: Exception) -> str:
     from pipelines.train.trials import short_reason
 
     return short_reason(error)
-
-
-def _found_no_room(error: Exception) -> bool:
-    """Whether Ray gave up placing a job's workers, none of which ran."""
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-
-    failure = getattr(error, "controller_failure", None)
-    return isinstance(failure, WorkerGroupStartupTimeoutError)
 
 
 def _could_hold(job: TrainJob) -> bool:
@@ -176,19 +155,9 @@ def _could_hold(job: TrainJob) -> bool:
     return fit(present_nodes(), gang_of(job.workers)).jobs > 0
 
 
-def _root(error: BaseException) -> BaseException:
-    """What Ray wrapped: the exception that the worker's own code raised."""
-    for name in ("_base_exc", "cause"):
-        inner = getattr(error, name, None)
-        if isinstance(inner, BaseException):
-            return _root(inner)
-    return error
-
-
 def _make_trainer(job: TrainJob) -> JobTrainer:
     # Nothing here imports torch: neither this process nor the controller's ever computes.
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train._internal.session import get_session
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from cluster.capacity import present_nodes
@@ -196,8 +165,7 @@ def _make_trainer(job: TrainJob) -> JobTrainer:
     from pipelines.train.stall_callback import StallCallback
     from pipelines.train.trainer import JobTrainer
 
-    reports: Any = get_session()
-    reports = reports._get_or_create_inter_actor_queue()  # the way that reports go
+    reports = _reports()
 
     def tell(line: str) -> None:
         reports.put({NOTICE: WAITS, NOTICE_LINE: line, "epoch": 0})
@@ -232,6 +200,14 @@ def _make_trainer(job: TrainJob) -> JobTrainer:
             checkpoint_config=CheckpointConfig(num_to_keep=job.train.keep_checkpoints),
         ),
     )
+
+
+def _reports() -> Any:
+    """The queue by which reports go to Tune, from wherever they come."""
+    from ray.train._internal.session import get_session
+
+    session: Any = get_session()
+    return session._get_or_create_inter_actor_queue()
 
 
 def _storage(job: TrainJob) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pipelines.train.life_signs import CHECKPOINT, OVER, Sign
 
 LEAST_SECONDS, TIMES_USUAL = 180.0, 10.0
-# Longer before the first step, and while a checkpoint is written to a slow disk.
+# Longer before the first step, what is done for the first time, and while a checkpoint is written
+# to a slow disk.
 _GRACE = 10.0
 
 
@@ -113,13 +114,19 @@ class StallWatch:
         silent = [rank for rank in self._signs if self._silent[rank] > self._limit(rank)]
         if not silent:
             return []
-        dumb = [rank for rank in silent if not self._answers(rank)]
-        last = min((self._signs[rank].turn, self._signs[rank].place) for rank in silent)
-        guilty = dumb or [r for r in silent if (self._signs[r].turn, self._signs[r].place) == last]
+        guilty = [rank for rank in silent if not self._answers(rank)]
+        if not guilty:
+            guilty = [rank for rank in silent if not self.in_step or self._is_last(rank)]
         return [
             Stall(rank, self._silent[rank], self._answers(rank), self._where(rank))
             for rank in guilty
         ]
+
+    def _is_last(self, rank: int) -> bool:
+        """Whether none is less far: whoever is further waits, perhaps for one with more time."""
+        at_work = [sign for sign in self._signs.values() if sign.doing != OVER]
+        sign = self._signs[rank]
+        return (sign.turn, sign.place) == min((s.turn, s.place) for s in at_work)
 
     def _where(self, rank: int) -> Sign:
         """Its last sign, and for one that does not answer the last step that all took part in."""
@@ -140,7 +147,8 @@ class StallWatch:
         seconds = self._seconds
         if seconds is None:
             seconds = max(LEAST_SECONDS, TIMES_USUAL * (sign.usual or 0.0))
-        waits = sign.step is None or (sign.doing == CHECKPOINT and self._answers(rank))
+        slow = sign.first or sign.doing == CHECKPOINT
+        waits = sign.step is None or (slow and self._answers(rank))
         return _GRACE * seconds if waits else seconds
 
 

@@ -1,7 +1,5 @@
 """The disk of a whole search fills up in calibration, in a final, and for good: real commands."""
 
-from collections import Counter
-
 import pytest
 import yaml
 from commands import Command
@@ -20,15 +18,15 @@ SEARCH = {
     "space": {"widths": [{"width": 32, "heads": 2}]},
     "base": {
         "workers": {"cpus_per_worker": 0.9},
-        "train": {"epochs": 2, "batch_size": 64, "lr": 0.003, "warmup_epochs": 0.5},
+        "train": {"epochs": 60, "batch_size": 32, "lr": 0.003, "warmup_epochs": 0.5},
     },
-    "calibrate": {"counts": 6, "images": 64},
-    "screen": {"schedules": 16, "generations": 2, "cpus_per_actor": 0.9},
+    "calibrate": {"counts": 3, "images": 64},
+    "screen": {"schedules": 12, "generations": 2, "cpus_per_actor": 0.9},
     "finals": {
         "trials": 2,
-        "max_concurrent": 1,
         "workers": {"cpus_per_worker": 0.9},
-        "train": {"epochs": 6, "batch_size": 64, "lr": 0.001, "warmup_epochs": 0.5},
+        "noise_margin": 1e-6,
+        "train": {"epochs": 2, "batch_size": 32, "lr": 0.001, "warmup_epochs": 0.5},
     },
 }
 
@@ -40,24 +38,19 @@ def test_it_waits_goes_on_ends_in_order_and_goes_on_again(tmp_path, told):
         words = ["search", "search.yaml", "--set", f"storage={disk.folder}/runs"]
         command = Command(*words, cwd=tmp_path)
         try:
+            command.wait_for("base models, epochs: ")
+            count = len(command.lines)
+            disk.fill()
+            # The training before its checkpoint, or the driver before it records the last one.
+            command.wait_for(f"the disk at {disk.folder} is full: .* missing", start=count)
+            disk.clear()
+            command.wait_for("base models, epochs: ", start=len(command.lines))
+            told("full disk while a model is trained", steps_lost=0, seconds=0)
+
             command.wait_for("== 2/8")
             disk.fill()
-            command.wait_for(rf"^the disk at {disk.folder} is full: .* missing: waiting for room")
-            disk.clear()
-            command.wait_for("^there is room again: going on$")
-            told("full disk in calibration (ledger, MLflow)", seconds=0)
-
-            command.wait_for("== 7/8")
-            command.wait_for("finals, epochs")
-            disk.fill()
-            command.wait_for(rf"t000 rank 0 on \S+ waits: the disk at {disk.folder} is full: .* MB")
-            disk.clear()
-            command.wait_for("t000 width 32 .* top-1", start=len(command.lines))
-            told("full disk at a final's checkpoint", steps_lost=0, seconds=0)
-
-            disk.fill()
             code = command.end()
-            assert code in (0, 1), command.text
+            assert code in (0, 1), command.text  # 0: as one that was stopped
         finally:
             command.kill()
         last = [line for _, line in command.lines if "is full" in line or "No space" in line][-1]
@@ -66,7 +59,7 @@ def test_it_waits_goes_on_ends_in_order_and_goes_on_again(tmp_path, told):
         for word in ("Traceback", "sqlalchemy", "sqlite3.", "Errno"):
             assert word not in command.text, command.text
         done = list(read_events(disk.folder / "runs" / "searches" / "s" / LEDGER_NAME))
-        assert {"base_done", "calibrated", "screened"} <= {event["event"] for event in done}
+        assert "base_done" in {event["event"] for event in done}
         disk.clear()
         again = Command(*words, cwd=tmp_path)
         try:
@@ -78,6 +71,6 @@ def test_it_waits_goes_on_ends_in_order_and_goes_on_again(tmp_path, told):
         assert {trial.status for trial in state.trials.values()} <= {"done", "stopped"}
         events = list(read_events(disk.folder / "runs" / "searches" / "s" / LEDGER_NAME))
         assert events[: len(done)] == done  # nothing of what was done is lost
-        epochs = Counter((t.trial_id, r["epoch"]) for t in state.trials.values() for r in t.reports)
-        assert set(epochs.values()) == {1}
+        epochs = [report["epoch"] for report in state.base(32).reports]
+        assert epochs == list(range(1, 61))
         told("full disk for longer than the deadline", steps_lost=0)

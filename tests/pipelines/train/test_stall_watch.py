@@ -13,9 +13,9 @@ from pipelines.train.stall_watch import StallWatch
 class World:
     """Workers whose steps take a second each, unless they are told otherwise."""
 
-    def __init__(self, count=2, minutes=None):
+    def __init__(self, count=2, minutes=None, in_step=True):
         self.now = 0.0
-        self.watch = StallWatch(range(count), minutes, clock=lambda: self.now)
+        self.watch = StallWatch(range(count), minutes, in_step, clock=lambda: self.now)
         self.workers = [LifeSigns(lambda: self.now) for _ in range(count)]
         self.dumb = set()
 
@@ -116,6 +116,29 @@ def test_the_start_and_checkpoints_get_ten_times_as_long(start):
     assert ("no step done yet" in stalls[0].text) == start
 
 
+def test_a_first_evaluation_gets_ten_times_as_long_as_a_later_one():
+    for before, limit in ((0, 600), (1, 60)):
+        world = World(minutes=1.0)
+        world.steps(3)
+        for worker in world.workers:
+            for _ in range(before):
+                worker.begin(EVALUATION)
+                worker.beat()
+            worker.begin(EVALUATION)
+        _, seconds = world.until_stall()
+        assert limit < seconds <= limit + 3 * world.watch.every, before
+
+
+def test_who_waits_for_one_that_has_more_time_has_not_stalled():
+    world = World(minutes=1.0)
+    world.steps(3)
+    for worker in world.workers:
+        worker.begin(EVALUATION)
+    world.workers[0].beat()  # and waits in a collective for rank 1, which compiles
+    (stall,), seconds = world.until_stall()
+    assert stall.rank == 1 and seconds > 600
+
+
 def test_who_is_stopped_while_it_writes_a_checkpoint_gets_no_longer():
     world = World(minutes=1.0)
     world.steps(3)
@@ -165,7 +188,7 @@ def test_a_suspended_machine_has_not_stalled():
 
 
 def test_who_rests_or_is_new_is_silent_by_right():
-    world = World(minutes=1.0)
+    world = World(minutes=1.0, in_step=False)
     world.steps(3)
     for _ in range(100):
         world.watch.rest(0)

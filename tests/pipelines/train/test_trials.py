@@ -82,6 +82,24 @@ def test_only_what_may_pass_is_tried_again(
     assert len(errors) == left
 
 
+@pytest.mark.fault("bug in what a worker runs")
+@pytest.mark.parametrize("bug", [TypeError("no such option"), KeyError("k"), ValueError("k is 0")])
+def test_a_bug_is_not_tried_again_and_its_place_is_named(monkeypatch, bug):
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    text = 'Traceback:\n  File "/a/loop.py", line 3, in run\n  File "/my/model.py", line 12, in f\n'
+    # The other rank's failure follows from it.
+    failures = {0: RuntimeError("connection closed by peer"), 1: bug}
+    errors = [WorkerGroupError(f"{text}{bug!r}", failures) for _ in range(3)]
+    monkeypatch.setattr(ray_job, "_make_trainer", lambda job: Trainer(errors))
+    job = Job("j")
+    job.workers = WorkersConfig(max_failures=3)
+    with pytest.raises(RuntimeError) as raised:
+        ray_job.run_trainer(job)
+    assert len(errors) == 2
+    assert short_reason(raised.value) == f"{type(bug).__name__}: {bug} (/my/model.py, line 12)"
+
+
 @pytest.mark.parametrize(("could_hold", "patience", "left"), [(True, 60.0, 0), (False, 0.0, 4)])
 def test_a_job_without_room_waits_and_no_restart_is_counted(
     monkeypatch, could_hold, patience, left
