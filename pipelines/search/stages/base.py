@@ -142,7 +142,7 @@ def _load(context: StageContext) -> None:
                     raise error.cause from None
                 raise
             for note in notes:
-                context.screen.say(f"width {width.width}: {note}", style="dim")
+                context.screen.say(note, style="yellow")
             top1 = pool.ask(partial(_on_minival, path))["top1"]
             context.recorder.add("base_done", width=width.width, checkpoint=path, top1_minival=top1)
             bar.advance(note=f"width {width.width} top-1 {top1:.1%}")
