@@ -171,20 +171,33 @@ class Outlook:
             kernel,
         )
 
-    def at_end(self, waiting: Sequence[Trained], trained: Iterable[Trained]) -> list[float]:
-        """Top-1 at the end of trainings that came to the rung.
+    def at_end(
+        self,
+        candidates: Sequence[Candidate],
+        firsts: Sequence[float],
+        trained: Iterable[Trained],
+    ) -> list[float]:
+        """Top-1 at the end of trainings that come to so much at the rung.
 
         The share of what each lacks there that it will gain is that of those who have ended, by
         least squares.
+
+        Args:
+            candidates: what is trained.
+            firsts: of each, at the rung.
+            trained: all there are.
         """
         weight, product = _RECOVERED_WEIGHT, _RECOVERED * _RECOVERED_WEIGHT
         for other in trained:
             if other.first is not None and other.last is not None:
-                lack = self._lack(other)
+                lack = self._lack(other.candidate, other.first)
                 weight += lack**2
                 product += lack * (other.last - other.first)
         share = min(max(product / weight, 0.0), 1.0)
-        return [row.first + share * self._lack(row) for row in waiting if row.first is not None]
+        return [
+            first + share * self._lack(candidate, first)
+            for candidate, first in zip(candidates, firsts, strict=True)
+        ]
 
     def worth(
         self,
@@ -219,9 +232,8 @@ class Outlook:
     def _axis(self, gmacs: ArrayLike) -> Any:
         return np.log(np.divide(gmacs, self._cheapest)) if self._prices.log_cost else gmacs
 
-    def _lack(self, row: Trained) -> float:
-        assert row.first is not None
-        return max(0.0, self._dense[row.candidate.width].top1 - row.first)
+    def _lack(self, candidate: Candidate, top1: float) -> float:
+        return max(0.0, self._dense[candidate.width].top1 - top1)
 
 
 def _last_fit(count: int) -> int:

@@ -227,8 +227,11 @@ class FrontPolicy:
         It goes on where its end is the next step of all, its processes being there already.
         """
         self.paused(trial_id)
-        action = self._decide(warm=trial_id)
-        if not (isinstance(action, Train) and action.trial_id == trial_id):
+        # Where scores are due or trials were interrupted, it comes after them.
+        others = any(trial.status == "interrupted" for trial in self._trials.values())
+        may = self._is_round_over and not self._due and not others
+        step = self._step(warm=trial_id) if may else None
+        if step is None or step.trial_id != trial_id:
             return False
         self.resumed(trial_id)
         return True
@@ -254,7 +257,7 @@ class FrontPolicy:
 
     # ---------------------------------------------------------------- decisions
 
-    def _decide(self, warm: str | None = None) -> Action | None:
+    def _decide(self) -> Action | None:
         for trial_id, trial in self._trials.items():
             if trial.status == "interrupted":
                 return self._train(trial_id, trial)
@@ -262,7 +265,7 @@ class FrontPolicy:
         if self._due:
             return Wait() if running else Score(tuple(self._due.values()), False)
         if self._is_round_over:
-            step = self._step(warm)
+            step = self._step()
             if step is not None:
                 return step
         if running:
@@ -307,7 +310,7 @@ class FrontPolicy:
             self.space, rng, known, count, oversample=1
         )
 
-    def _step(self, warm: str | None) -> Train | None:
+    def _step(self, warm: str | None = None) -> Train | None:
         """The step of training that should add most for its price."""
         margins = [self.settings.noise, 0.0] if self._is_last_round else [self.settings.noise]
         for margin in dict.fromkeys(margins):
@@ -320,16 +323,28 @@ class FrontPolicy:
         prices = self.settings.prices
         waiting = {name: self._trials[name] for name in self.paused_trials}
         known = self._known()
+        paused = [trial.candidate for trial in waiting.values()]
+        firsts = [trial.first for trial in waiting.values() if trial.first is not None]
         ends = self._outlook.worth(
-            [trial.candidate for trial in waiting.values()],
-            self._outlook.at_end(list(waiting.values()), self._trials.values()),
+            paused,
+            self._outlook.at_end(paused, firsts, self._trials.values()),
             known,
             prices.last - prices.first,
             0.0,
             None if warm is None else self._trials[warm].candidate,
         )
         new, hopes = self._untried()
-        starts = self._outlook.worth(new, hopes, known, prices.first, margin)
+        # What a candidate may come to at the rung, for the price of that, or at its end.
+        starts = np.maximum(
+            self._outlook.worth(new, hopes, known, prices.first, margin),
+            self._outlook.worth(
+                new,
+                self._outlook.at_end(new, hopes, self._trials.values()),
+                known,
+                prices.last,
+                margin,
+            ),
+        )
         best_end, best_start = ends.max(initial=0.0), starts.max(initial=0.0)
         if max(best_end, best_start) <= 0:
             return None
@@ -351,13 +366,15 @@ class FrontPolicy:
         running = [t for t in self._trials.values() if t.status == "running" and t.last is None]
         begun = [t for t in running if t.first is None]
         ending = [t for t in running if t.first is not None]
-        expected = self._outlook.expected(
+        firsts = self._outlook.expected(
             [trial.candidate for trial in begun],
             [self._scores.guess(trial.candidate, trial.guess) for trial in begun],
             self._trained,
         )
-        expected += self._outlook.at_end(ending, self._trials.values())
-        costs = [trial.candidate.gmacs for trial in begun + ending]
+        firsts += [trial.first for trial in ending if trial.first is not None]
+        candidates = [trial.candidate for trial in begun + ending]
+        expected = self._outlook.at_end(candidates, firsts, self._trials.values())
+        costs = [candidate.gmacs for candidate in candidates]
         return [*self._front, *zip(costs, expected, strict=True)]
 
     def _untried(self) -> tuple[list[Candidate], list[float]]:
