@@ -317,7 +317,27 @@ class FrontPolicy:
             found = self._best_step(margin, warm)
             if found is not None:
                 return found
-        return None
+        return self._least() if self._is_last_round else None
+
+    def _least(self) -> Train | None:
+        """One trial to its end where nothing promises anything: whoever searches wants a model."""
+        if any(trial.status in ("done", "running") for trial in self._trials.values()):
+            return None
+        waiting = {name: self._trials[name] for name in self.paused_trials}
+        if waiting:
+            lacks = {name: self._lack(t.candidate, t.first or 0.0) for name, t in waiting.items()}
+            trial_id = min(lacks, key=lambda name: lacks[name])
+            return self._train(trial_id, waiting[trial_id])
+        new, hopes = self._untried()
+        if self._trials or not new:
+            return None
+        best = min(range(len(new)), key=lambda i: self._lack(new[i], hopes[i]))
+        return Train("t000", new[best], self.settings.prices.first, True)
+
+    def _lack(self, candidate: Candidate, top1: float) -> float:
+        """What a candidate lacks against the front at its own cost, or against nothing."""
+        heights = [known for gmacs, known in self._front if gmacs <= candidate.gmacs]
+        return max(heights, default=self.settings.prices.floor) - top1
 
     def _best_step(self, margin: float, warm: str | None) -> Train | None:
         prices = self.settings.prices

@@ -251,6 +251,19 @@ def test_a_trial_that_failed_is_tried_again_by_a_new_driver_alone():
     assert log
 
 
+def test_a_search_that_promises_nothing_trains_one_model_all_the_same():
+    """The narrow dense model is as good as the wide one: nothing adds to the front of these two."""
+    space = ScheduleSpace(DEPTH, PATCHES, [24], lambda w, s: w * (2 * PATCHES + sum(s)) / 1e4)
+    low, high = space.cost(24, space.smallest()), space.cost(24, space.dense())
+    dense = [DenseModel(24, high, 0.9, 0.88), DenseModel(16, low / 2, 0.9, 0.88)]
+    for trials in (1, 5):
+        settings = PolicySettings(
+            24, 2, trials, 2, Prices(FIRST, LAST, images=100, measured=50, floor=0.1)
+        )
+        log = drive(FrontPolicy(space, settings, dense))
+        assert [e[0] for e in log].count("done") == 1 and log[-1] == ("done", "t000")
+
+
 def test_a_small_space_is_scored_once_and_ends():
     space = ScheduleSpace(1, 3, list(TOP1), lambda w, s: w * (3 + sum(s)) / 1e4)
     log = drive(make_policy(space))
