@@ -170,7 +170,7 @@ def test_interrupted_killed_typed_again_and_browsed(place, widths):
     assert all("the front" in reason for reason in stopped.values())
     assert kinds(place).count("screened") >= 2
 
-    again = tokenpool(place, "search", "tiny.yaml", timeout=60)
+    again = tokenpool(place, "search", "tiny.yaml")
     assert again.returncode == 0 and "is complete" in again.stdout
     assert ledger(place) == after
 
@@ -251,7 +251,7 @@ def check_secrets(place):
     ),
 )
 def test_bad_input_ends_in_one_line(place, words, code, says):
-    result = tokenpool(place, *words, timeout=60)
+    result = tokenpool(place, *words)
     assert result.returncode == code
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1 and says in lines[0], result.stderr
@@ -268,7 +268,7 @@ def test_an_altered_beton_is_refused_before_anything_starts(place, tmp_path):
     content[len(content) // 2] ^= 1
     beton.write_bytes(content)
     result = tokenpool(
-        place, "search", "tiny.yaml", "--set", "name=c", "--set", f"data.path={copy}", timeout=60
+        place, "search", "tiny.yaml", "--set", "name=c", "--set", f"data.path={copy}"
     )
     assert result.returncode == 1 and "train.beton" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
