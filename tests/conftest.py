@@ -10,10 +10,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import settings
 from rich.console import Console
 from rich.table import Table
 
 from tests.thinning import pytest_collection_modifyitems  # noqa: F401 — pytest calls it
+
+# An example takes long where others use the machine as well; whole tests have their limits.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @dataclass

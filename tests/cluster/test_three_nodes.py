@@ -19,7 +19,7 @@ from cluster.capacity import Room, jobs_that_fit, present_nodes
 from cluster.placement import Gang, fit
 from pipelines.config import PublishStageConfig, ScreenStageConfig
 from pipelines.search.stages.timed import timed_task
-from pipelines.train.trials import _Queue
+from pipelines.train.trials import _List, _Queue
 
 GANG = Gang(2, 1.0)  # one job fills one node
 TRIALS = 8
@@ -129,7 +129,7 @@ def test_nodes_come_and_go_and_every_trial_ends(nodes, tmp_path, monkeypatch):
     assert where_it_is_timed("A100") == first.node_id
 
     assert fit(present_nodes(), GANG).strategy == "STRICT_PACK"
-    queue = _Queue([Request(n) for n in range(TRIALS)], Room(GANG, look_every=0.2), None)
+    queue = _Queue(_List([Request(n) for n in range(TRIALS)]), Room(GANG, look_every=0.2), None)
     storm = Storm(cluster, second, queue)
     group = tune.PlacementGroupFactory([GANG.bundle()] * 2, strategy="STRICT_PACK")
     results = tune.Tuner(

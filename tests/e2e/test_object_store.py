@@ -202,7 +202,7 @@ def test_a_store_that_cannot_be_used_is_one_line_before_anything_is_started(
     machine = Machine(tmp_path / "machine", server, data)
     before = server.names()
     words = [word for setting in settings for word in ("--set", setting)]
-    result = machine.run("search", "tiny.yaml", *words, timeout=90, **environment)
+    result = machine.run("search", "tiny.yaml", *words, **environment)
     assert result.returncode == 2, result.stderr + result.stdout
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1 and says in lines[0] and "pLaNt3d" not in lines[0], result.stderr

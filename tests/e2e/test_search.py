@@ -28,25 +28,28 @@ CONFIG = {
     "storage": "runs",
     "data": {"path": "data/digits", "image_size": 32},
     "model": {"patch_size": 8, "depth": 2},
-    "space": {"widths": [{"width": 16, "heads": 2}]},
+    "space": {"widths": [{"width": 32, "heads": 2}, {"width": 16, "heads": 2}]},
     "base": {
         "max_concurrent": 2,
         "workers": {"num_workers": 1, "cpus_per_worker": 0.9},
-        "train": {"epochs": 2, "batch_size": 32, "lr": 0.003, "warmup_epochs": 0.5},
+        "train": {"epochs": 3, "batch_size": 32, "lr": 0.003, "warmup_epochs": 0.5},
     },
-    "calibrate": {"counts": 3, "images": 64},
-    "screen": {"schedules": 12, "generations": 2, "actors": 1, "cpus_per_actor": 0.9},
+    "screen": {"schedules": 24, "generations": 2, "actors": 2, "cpus_per_actor": 0.9},
     "finals": {
-        "trials": 2,
+        "trials": 3,
         "workers": {"num_workers": 2, "cpus_per_worker": 0.9},
         "grace_epochs": 1,
         "noise_margin": 1e-6,
         "train": {"epochs": 2, "batch_size": 32, "lr": 0.001, "warmup_epochs": 0.5},
     },
 }
-
-
-TWO_WIDTHS = {"space": {"widths": [{"width": 32, "heads": 2}, {"width": 16, "heads": 2}]}}
+# Less of everything, and nothing is stopped early.
+SMALL = CONFIG | {
+    "space": {"widths": [{"width": 16, "heads": 2}]},
+    "calibrate": {"counts": 3, "images": 64},
+    "screen": CONFIG["screen"] | {"schedules": 12, "actors": 1},
+    "finals": CONFIG["finals"] | {"trials": 2, "noise_margin": 0.5},
+}
 
 
 SECRETS = {
@@ -77,7 +80,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def place(tmp_path, data):
     (tmp_path / "data").symlink_to(data.parent)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(SMALL))
     return tmp_path
 
 
@@ -140,7 +143,7 @@ def outlived(family):
 def test_interrupted_killed_typed_again_and_browsed(place, widths):
     first = []
     if widths == 2:
-        (place / "tiny.yaml").write_text(yaml.safe_dump(CONFIG | TWO_WIDTHS))
+        (place / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
         code, said, first = signal_when(place, signal.SIGINT, lambda seen: "base_report" in seen)
         assert code == 130 and "type the same command to go on" in said and "Traceback" not in said
     code, _, second = signal_when(place, signal.SIGKILL, lambda seen: "trial_report" in seen)
@@ -162,12 +165,12 @@ def test_interrupted_killed_typed_again_and_browsed(place, widths):
     ]
     assert created[0] == "t000" and len(created) <= 3 and sorted(finished) == sorted(created)
     scored = [str(row[:2]) for e in after if e["event"] == "screened" for row in e["rows"]]
-    assert len(set(scored)) == len(scored) == CONFIG["screen"]["schedules"]
+    assert len(set(scored)) == len(scored) == 12 * widths
     stopped = {e["trial_id"]: e["reason"] for e in after if e["event"] == "trial_stopped"}
     assert all("the front" in reason for reason in stopped.values())
     assert kinds(place).count("screened") >= 2
 
-    again = tokenpool(place, "search", "tiny.yaml", timeout=60)
+    again = tokenpool(place, "search", "tiny.yaml")
     assert again.returncode == 0 and "is complete" in again.stdout
     assert ledger(place) == after
 
@@ -248,7 +251,7 @@ def check_secrets(place):
     ),
 )
 def test_bad_input_ends_in_one_line(place, words, code, says):
-    result = tokenpool(place, *words, timeout=60)
+    result = tokenpool(place, *words)
     assert result.returncode == code
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1 and says in lines[0], result.stderr
@@ -265,7 +268,7 @@ def test_an_altered_beton_is_refused_before_anything_starts(place, tmp_path):
     content[len(content) // 2] ^= 1
     beton.write_bytes(content)
     result = tokenpool(
-        place, "search", "tiny.yaml", "--set", "name=c", "--set", f"data.path={copy}", timeout=60
+        place, "search", "tiny.yaml", "--set", "name=c", "--set", f"data.path={copy}"
     )
     assert result.returncode == 1 and "train.beton" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
