@@ -66,7 +66,8 @@ def table(
         list[float] | None, typer.Option(help="Of the dense MACs; default 0.6 0.5 0.4 0.3.")
     ] = None,
     shape: Annotated[
-        list[str] | None, typer.Option(help="Of the schedules; default all; a wrong one lists them.")
+        list[str] | None,
+        typer.Option(help="Of the schedules; default all; a wrong one lists them."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Constant rate alone, at 50 and 40 % of the MACs.")
