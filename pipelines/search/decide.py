@@ -57,7 +57,7 @@ def tell(policy: FrontPolicy, state: SearchState, weights: Weights, event: Event
             policy.asked([candidate_of(*row) for row in event["rows"]])
         else:
             policy.scored([untrained(row) for row in state.screened_rows(event)])
-    elif trial_id is None or trial_id not in state.trials or is_companion(event, state):
+    elif trial_id is None or trial_id not in state.trials or state.trials[trial_id].is_companion:
         return
     elif kind == "trial_created":
         trial = state.trials[trial_id]
@@ -78,12 +78,6 @@ _TOLD: dict[str, Any] = {
     "trial_done": FrontPolicy.done,
     "trial_failed": FrontPolicy.failed,
 }
-
-
-def is_companion(event: Event, state: SearchState) -> bool:
-    """Whether an event is of a trial that no policy decides about."""
-    trial = state.trials[event["trial_id"]]
-    return trial.seed is not None or trial.keep_rate is not None
 
 
 def row_of(candidate: Candidate) -> list[Any]:

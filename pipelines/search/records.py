@@ -132,3 +132,8 @@ class TrialState:
     seed: int | None = None
     keep_rate: float | None = None
     start: Weights = "base"
+
+    @property
+    def is_companion(self) -> bool:
+        """Whether it is no candidate of the search: it is trained to its end, never stopped."""
+        return self.seed is not None or self.keep_rate is not None

@@ -103,7 +103,7 @@ def rung_counts(state: SearchState) -> list[dict[str, int]]:
     if not (epochs and grace and state.trials):
         return []
     rung = rung_of(grace, epochs)
-    judged = [t for t in state.trials.values() if t.seed is None and t.keep_rate is None]
+    judged = [t for t in state.trials.values() if not t.is_companion]
     reached = [t for t in judged if t.reports and t.reports[-1]["epoch"] >= rung]
     stopped = sum(t.status == "stopped" and t.reports[-1]["epoch"] == rung for t in reached)
     return [{"epoch": rung, "reached": len(reached), "stopped": stopped}]

@@ -28,7 +28,7 @@ from pipelines.console import Screen
 from pipelines.data.prepare import prepare
 from pipelines.search import ledger as ledgers
 from pipelines.search import runner
-from pipelines.search.decide import candidate_of, is_companion, tell
+from pipelines.search.decide import candidate_of, tell
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.plan import make_space
 from pipelines.search.stages import base, calibrate, finals, publish, screen, supernet
@@ -268,7 +268,7 @@ def replay(storage: Path, changes: dict[str, Any]) -> dict[str, Any]:
         if kind == "generation" and event["weights"] == weights:
             rows = [candidate_of(*row) for row in event["rows"]]
             expected = isinstance(asked, Score) and asked.is_new and list(asked.candidates) == rows
-        elif kind == "trial_created" and not is_companion(event, state):
+        elif kind == "trial_created" and not state.trials[event["trial_id"]].is_companion:
             key = (event["width"], tuple(event["schedule"]), event["method"])
             expected = isinstance(asked, Train) and asked.is_new
             expected = expected and (asked.trial_id, asked.candidate.key) == (

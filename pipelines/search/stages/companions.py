@@ -12,18 +12,13 @@ from pipelines.search.state import SearchState, TrialState
 from pipelines.track.front import build_front
 
 
-def is_companion(trial: TrialState) -> bool:
-    """Whether a trial is no candidate of the search; it is trained to its end, never stopped."""
-    return trial.seed is not None or trial.keep_rate is not None
-
-
 def companions(config: SearchConfig, state: SearchState) -> list[dict[str, Any]]:
     """The `trial_created` fields of all companions, the same whenever it is asked.
 
     It follows from the finals alone, which are over by now, so a search that was killed amid its
     companions goes on with the same ones.
     """
-    finals = {name: trial for name, trial in state.trials.items() if not is_companion(trial)}
+    finals = {name: trial for name, trial in state.trials.items() if not trial.is_companion}
     front = build_front(replace(state, trials=finals))
     baselines = _constant_rates(config, state, finals)
     repeated = [

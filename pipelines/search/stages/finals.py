@@ -10,7 +10,7 @@ from pipelines.search.agreement import Agreement, Final, agreement, agreement_te
 from pipelines.search.budget import SearchEnded
 from pipelines.search.plan import final_job
 from pipelines.search.recorder import Recorder
-from pipelines.search.stages.companions import companions, is_companion
+from pipelines.search.stages.companions import companions
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.screen import base_policy, score
 from pipelines.search.stages.supernet import supernet_policy
@@ -42,7 +42,7 @@ def run_finals(context: StageContext) -> None:
     _check_budget(context)
     for trial_id in policy.paused_trials:
         context.recorder.add("trial_stopped", trial_id=trial_id, reason=_NOT_PROMISING)
-    finals = [trial for trial in state.trials.values() if not is_companion(trial)]
+    finals = [trial for trial in state.trials.values() if not trial.is_companion]
     if not finals:
         raise UserError(
             "screening left no schedule that is cheaper than its dense model: lower "
@@ -74,12 +74,9 @@ def run_finals(context: StageContext) -> None:
 
 def _train_finals(context: StageContext, policy: FrontPolicy, weights: Weights) -> None:
     """Runs trials as long as the policy asks for nothing else."""
-    config = context.config
-    epochs = config.finals.train.epochs
+    epochs = context.config.finals.train.epochs
     bar_length = epochs * (policy.num_left or 1)
-    with (
-        context.screen.progress("finals, epochs at most", bar_length) as bar,
-    ):
+    with context.screen.progress("finals, epochs at most", bar_length) as bar:
         listener = _FinalsListener(context.recorder, epochs, bar, policy)
         _run(context, _PolicyJobs(context, policy, listener, weights), listener, "finals")
 
@@ -87,7 +84,7 @@ def _train_finals(context: StageContext, policy: FrontPolicy, weights: Weights) 
 def _train_companions(context: StageContext) -> None:
     """Runs the companions that are not done, as many as the budget allows."""
     epochs = context.config.finals.train.epochs
-    trials = [t for t in context.state.trials.values() if is_companion(t) and t.status != "done"]
+    trials = [t for t in context.state.trials.values() if t.is_companion and t.status != "done"]
     allowed = _within_budget(context, trials)
     if allowed:
         with context.screen.progress("companions, epochs", epochs * len(allowed)) as bar:
@@ -225,7 +222,7 @@ def screening_agreement(state: SearchState, weights: Weights) -> Agreement:
                 {report["epoch"]: report["top1_minival"] for report in trial.reports},
             )
             for trial in state.trials.values()
-            if not is_companion(trial)
+            if not trial.is_companion
             and trial.start == weights
             and (key := (trial.width, trial.schedule, trial.method)) in scores
         ]

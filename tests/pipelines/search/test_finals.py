@@ -5,7 +5,7 @@ from pipelines.console import Bar, Screen
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
 from pipelines.search.plan import final_job
 from pipelines.search.recorder import Recorder
-from pipelines.search.stages.companions import companions, is_companion
+from pipelines.search.stages.companions import companions
 from pipelines.search.stages.finals import _FinalsListener
 from pipelines.search.state import BaseState, SearchState, TrialState, fold
 from tune_spaces.halving import Verdict
@@ -147,7 +147,7 @@ def test_baselines_and_further_seeds_follow_from_the_finals_alone():
     for fields in due[:11]:
         made = over(fields["trial_id"], tuple(fields["schedule"]), fields["gmacs"], 0.1)
         made.seed, made.keep_rate = fields.get("seed"), fields.get("keep_rate")
-        assert is_companion(made)
+        assert made.is_companion
         state.trials[made.trial_id] = made
     assert companions(config, state) == due
     assert made.seed == 2
