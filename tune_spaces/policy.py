@@ -18,67 +18,16 @@ from typing import Literal
 
 import numpy as np
 
+from tune_spaces.actions import Action, PolicySettings, Score, Train, Wait
 from tune_spaces.evolution import first_generation, next_generation
 from tune_spaces.halving import Entry, HalvingRule, Verdict
-from tune_spaces.outlook import DenseModel, Key, Outlook, Prices, Trained, Untrained
+from tune_spaces.outlook import DenseModel, Key, Outlook, Trained, Untrained
 from tune_spaces.scores import Scores
 from tune_spaces.space import Candidate, ScheduleSpace
 
 __all__ = ["Action", "FrontPolicy", "PolicySettings", "Score", "Train", "Wait"]
 
 Status = Literal["running", "paused", "interrupted", "stopped", "done", "failed"]
-
-
-@dataclass(frozen=True)
-class PolicySettings:
-    """How much is looked at and how much is trained.
-
-    Attributes:
-        schedules: scored without training, in all.
-        generations: in so many parts; each is bred from what is known by then.
-        trials: trainings begun, in all.
-        rounds: of scoring and training; each has an equal share of both.
-        prices: of a step of training.
-        keep: share of the trainings that may go on beyond the rung by rank alone; see
-            `HalvingRule`.
-        noise: differences in top-1 that mean nothing.
-        seed: of what is drawn.
-    """
-
-    schedules: int
-    generations: int
-    trials: int
-    rounds: int
-    prices: Prices
-    keep: float = 0.5
-    noise: float = 0.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Score:
-    """Score these without training. A new generation is told of by `asked` before it is scored."""
-
-    candidates: tuple[Candidate, ...]
-    is_new: bool
-
-
-@dataclass(frozen=True)
-class Train:
-    """Train this trial on, from its start or its last checkpoint, to the end of an epoch."""
-
-    trial_id: str
-    candidate: Candidate
-    until: int
-    is_new: bool
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Nothing before something that runs has come to its rung or its end."""
-
-
-Action = Score | Train | Wait
 
 
 @dataclass

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -253,3 +255,32 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return str(os.getuid())
+
+
+@contextmanager
+def ends_on_signals(halt: Halt) -> Iterator[None]:
+    """SIGTERM, which batch systems send before they kill, and Ctrl-C end the search in order.
+
+    A second Ctrl-C ends it at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupted(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Not by the screen, which may be in the midst of a line.
+        os.write(2, b"\nending in order; Ctrl-C again ends it at once\n")
+        halt.request("interrupted", why="interrupt")
+
+    before = {
+        signal.SIGTERM: signal.signal(
+            signal.SIGTERM, lambda *_: halt.request("stopped by SIGTERM")
+        ),
+        signal.SIGINT: signal.signal(signal.SIGINT, interrupted),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shlex
-import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +21,13 @@ from pipelines.console import Screen, program
 from pipelines.data.fetch import fetch
 from pipelines.data.manifest import Manifest, verify_beton
 from pipelines.errors import UserError
-from pipelines.search.budget import DeviceMeter, Halt, SearchEnded, withdraw_request
+from pipelines.search.budget import (
+    DeviceMeter,
+    Halt,
+    SearchEnded,
+    ends_on_signals,
+    withdraw_request,
+)
 from pipelines.search.given import check_given
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.plan import check_method, dense_gmacs, make_space
@@ -213,7 +216,7 @@ def _run_stages(
                 config.full_disk_minutes,
             )
             sampler = SystemSampler(partial(_record_system, recorder), config.directory)
-            with sampler, _ends_on_signals(halt):
+            with sampler, ends_on_signals(halt):
                 _run_each(context)
     except SearchEnded as ended:
         return ended
@@ -266,35 +269,6 @@ def check_fits(context: StageContext) -> None:
     screen = config.screen
     context.fits(1, screen.cpus_per_actor, screen.gpus_per_actor)
     timed_gang(context)
-
-
-@contextmanager
-def _ends_on_signals(halt: Halt) -> Iterator[None]:
-    """SIGTERM, which batch systems send before they kill, and Ctrl-C end the search in order.
-
-    A second Ctrl-C ends it at once.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupted(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Not by the screen, which may be in the midst of a line.
-        os.write(2, b"\nending in order; Ctrl-C again ends it at once\n")
-        halt.request("interrupted", why="interrupt")
-
-    before = {
-        signal.SIGTERM: signal.signal(
-            signal.SIGTERM, lambda *_: halt.request("stopped by SIGTERM")
-        ),
-        signal.SIGINT: signal.signal(signal.SIGINT, interrupted),
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _record_system(recorder: Recorder, metrics: dict[str, float]) -> None:

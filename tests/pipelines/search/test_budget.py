@@ -18,13 +18,13 @@ from pipelines.search.budget import (
     Halt,
     SearchEnded,
     budget_left,
+    ends_on_signals,
     read_request,
     request_stop,
     withdraw_request,
 )
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
 from pipelines.search.recorder import Recorder
-from pipelines.search.runner import _ends_on_signals
 from pipelines.search.stages.base import has_learned
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.finals import _within_budget
@@ -297,7 +297,7 @@ def test_a_base_near_chance_has_not_learned(top1, classes, learned):
 def test_sigterm_asks_for_an_end_in_order(tmp_path):
     halt = Halt(BudgetConfig(), SearchState("s"), DeviceMeter(), tmp_path)
     before = signal.getsignal(signal.SIGTERM)
-    with _ends_on_signals(halt):
+    with ends_on_signals(halt):
         signal.raise_signal(signal.SIGTERM)
         assert halt.ended is not None and "SIGTERM" in str(halt.ended)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -306,7 +306,7 @@ def test_sigterm_asks_for_an_end_in_order(tmp_path):
 def test_the_first_ctrl_c_asks_for_an_end_in_order_and_the_second_does_not_wait(tmp_path, capfd):
     halt = Halt(BudgetConfig(), SearchState("s"), DeviceMeter(), tmp_path)
     before = signal.getsignal(signal.SIGINT)
-    with _ends_on_signals(halt):
+    with ends_on_signals(halt):
         signal.raise_signal(signal.SIGINT)
         assert halt.ended is not None and halt.ended.why == "interrupt"
         assert "Ctrl-C again ends it at once" in capfd.readouterr().err
