@@ -17,12 +17,13 @@ class PolicySettings:
     Attributes:
         schedules: scored without training, in all.
         generations: in so many parts; each is bred from what is known by then.
-        trials: trainings begun, in all.
+        trials: trainings begun, in all; 0 searches by scores alone.
         rounds: of scoring and training; each has an equal share of both.
         prices: of a step of training.
         keep: share of the trainings that may go on beyond the rung by rank alone; see
             `HalvingRule`.
         noise: differences in top-1 that mean nothing.
+        targets: GMACs at which schedules are wanted, where not a front over all costs is.
         seed: of what is drawn.
     """
 
@@ -33,6 +34,7 @@ class PolicySettings:
     prices: Prices
     keep: float = 0.5
     noise: float = 0.0
+    targets: tuple[float, ...] = ()
     seed: int = 0
 
 

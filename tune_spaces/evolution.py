@@ -1,26 +1,47 @@
 """Evolution over schedules: what to score next, and which of the scored to train.
 
-The two objectives are the cost, known beforehand, and a quality measured without training. A
-front over all costs is wanted, not one best point, so parents and finalists are taken from
-every slice of the cost range.
+The two objectives are the cost, known beforehand, and a quality measured without training. Every
+child is made for a cost: the dearest schedule of its shape that keeps to it. Where a front over all
+costs is wanted, these are spread over the whole range; where the best schedule within a bound is,
+all children are as dear as the bound allows, and only their shapes are searched.
+
+A child begins as its parent does. From some layer on it drops other shares, in which its parent's
+and another's are mixed and moved: far at first and little at the end. Schedules that begin alike
+are cheap to score together (`pipelines/search/prefixes.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tokenpool import Schedule
 from tune_spaces.pareto import front_ranks
-from tune_spaces.space import Candidate, ScheduleSpace
+from tune_spaces.shapes import constant_number, shaped
+from tune_spaces.space import Arm, Candidate, ScheduleSpace
 from tune_spaces.surrogate import LEAST_PER_ARM, ScheduleSurrogate
 
-_CROSSOVER_RATE = 0.3
 _ATTEMPTS_PER_CHILD = 50
 _RELIABLE = 0.6
-# The constant keep-rates of the first generation, from the least to the most.
-_RATES = (0.45, 0.95)
+# Shapes of one parameter that a first generation has, in this order; None drops as many tokens at
+# each layer.
+_SHAPES = (0.0, -1.0, None, -0.5, 0.5, -1.5, -0.7, -2.0, -0.25, 1.0)
+# Costs that differ by less, in parts, are as good as equal.
+_SAME_COST = 0.01
+# A parent from so far away on a log axis of the cost has to be one front better.
+_FAR = 0.1
+# At the beginning and at the end: among how many a child's parents are chosen, and the standard
+# deviation by which it moves the logarithm of what a layer drops.
+_PARENTS, _STEPS = (8, 3), (0.7, 0.15)
+_RECOMBINED, _OF_ANOTHER_ARM = 0.3, 0.1
+_LEAST_DROP = 0.01  # a layer that drops nothing can come to drop something
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -36,17 +57,33 @@ def first_generation(
     rng: np.random.Generator,
     count: int,
     seeds: Sequence[Candidate] = (),
+    targets: Sequence[float] = (),
 ) -> list[Candidate]:
-    """`count` different candidates: the seeds, constant keep-rates, then random ones.
+    """Up to `count` different candidates: the seeds, shapes of one parameter, then random ones.
 
     An arm is a width with a method. Of more seeds than that, each arm has its share, spread over
-    its cost. Two thirds of what they leave open are schedules in which every layer keeps the same
-    share of its tokens: hard to beat by chance, and good parents. The random ones are spread over
-    each arm's own range of cost. A space with fewer candidates gives fewer.
+    its cost. Two thirds of what they leave open are shapes that a person would try, such as a
+    constant keep-rate: hard to beat by chance, and good parents. The random ones are spread over
+    each arm's own range of cost.
+
+    Args:
+        space: what they are of.
+        rng: source of randomness.
+        count: how many; a space with fewer candidates gives fewer.
+        seeds: what begins it.
+        targets: GMACs at which schedules are wanted; the seeds are brought there, and nothing is
+            drawn as long as there is anything else. Empty for everywhere.
     """
+    if targets:
+        at_targets = [scaled(space, seed, target) for seed in seeds for target in targets]
+        seeds = [candidate for candidate in at_targets if candidate is not None]
     chosen = {candidate.key: candidate for candidate in _share_out(seeds, count)}
-    for candidate in _constant_rates(space, 2 * (count - len(chosen)) // 3):
-        chosen.setdefault(candidate.key, candidate)
+    wanted = len(chosen) + (count - len(chosen) if targets else 2 * (count - len(chosen)) // 3)
+    for candidate in _simple(space, wanted - len(chosen), targets):
+        if len(chosen) < wanted:
+            chosen.setdefault(candidate.key, candidate)
+    if targets and chosen:
+        return list(chosen.values())
     for _ in range(_ATTEMPTS_PER_CHILD):
         missing = count - len(chosen)
         if missing <= 0:
@@ -59,19 +96,46 @@ def first_generation(
     return list(chosen.values())[:count]
 
 
-def _constant_rates(space: ScheduleSpace, count: int) -> list[Candidate]:
-    """As many of each arm, at evenly spaced rates; those that are within the bounds."""
+def _simple(space: ScheduleSpace, count: int, targets: Sequence[float]) -> Iterator[Candidate]:
+    """Shapes of one parameter: all of them at each target, or each at another of many costs."""
     arms = list(space.cost_ranges)
-    share = count // len(arms)
-    found = []
-    for rate in np.linspace(*_RATES, share):
-        schedule = space.decode(np.full(space.depth, np.log(rate)))
-        for width, method in arms:
-            cost = space.cost(width, schedule, method)
-            candidate = Candidate(width, schedule, cost, method)
-            if space.contains(candidate):
-                found.append(candidate)
-    return found
+    if targets:
+        yield from (
+            found
+            for power in _SHAPES
+            for arm in arms
+            for target in targets
+            if (found := _shaped(space, arm, power, target)) is not None
+        )
+        return
+    share = -(-count // len(arms))
+    for place in range(share):
+        for arm in arms:
+            low, high = space.cost_ranges[arm]
+            target = low * (high / low) ** ((place + 1) / (share + 1))
+            turn = place % len(_SHAPES)
+            # Not every shape reaches every cost.
+            tried = (_shaped(space, arm, p, target) for p in (*_SHAPES[turn:], *_SHAPES[:turn]))
+            found = next((candidate for candidate in tried if candidate is not None), None)
+            if found is not None:
+                yield found
+
+
+def _shaped(space: ScheduleSpace, arm: Arm, power: float | None, target: float) -> Candidate | None:
+    width, method = arm
+
+    def cost(schedule: Schedule) -> float:
+        return space.cost(width, schedule, method)
+
+    if power is None:
+        schedule = constant_number(space.depth, space.patches, cost, target)
+    else:
+        schedule = shaped(space.depth, space.patches, power, cost, target)
+    if schedule is None:
+        return None
+    on_grid = space.decode(space.encode(schedule))
+    candidate = Candidate(width, on_grid, cost(on_grid), method)
+    return candidate if space.contains(candidate) else None
 
 
 def _share_out(seeds: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -94,9 +158,11 @@ def next_generation(
     scored: Sequence[Scored],
     count: int,
     *,
+    targets: Sequence[float] = (),
+    progress: float = 0.5,
     oversample: int = 6,
 ) -> list[Candidate]:
-    """`count` candidates not scored yet: children of parents from every slice of the cost.
+    """`count` candidates not scored yet: children of the best of their cost.
 
     Where a surrogate fitted to what is scored can be relied on, `oversample` times as many
     children are bred, and those it expects most of are returned.
@@ -106,45 +172,102 @@ def next_generation(
         rng: source of randomness.
         scored: all that is known.
         count: how many; a small space may give fewer.
+        targets: GMACs at which schedules are wanted; empty for everywhere.
+        progress: share of the search that is over: children are less and less unlike their parents.
         oversample: children bred for each one returned; 1 does without the surrogate.
     """
     surrogate = _reliable_surrogate(space, scored) if oversample > 1 else None
-    children = _breed(space, rng, scored, count * oversample if surrogate else count)
+    breeder = _Breeder(space, rng, scored, progress)
+    children = breeder.children(count * oversample if surrogate else count, targets)
     if surrogate is None or len(children) <= count:
         return children[:count]
     return _most_promising(surrogate, scored, children, count)
 
 
-def _breed(
-    space: ScheduleSpace, rng: np.random.Generator, scored: Sequence[Scored], count: int
-) -> list[Candidate]:
-    parents = _parents(scored, max(8, len(scored) // 4))
-    known = {entry.candidate.key for entry in scored}
-    children: list[Candidate] = []
-    for _ in range(count * _ATTEMPTS_PER_CHILD):
-        if len(children) == count:
-            break
-        first = parents[rng.integers(len(parents))].candidate
-        if rng.random() < _CROSSOVER_RATE:
-            child = space.crossover(rng, first, parents[rng.integers(len(parents))].candidate)
-            child = space.mutate(rng, child, width_rate=0.0, method_rate=0.0)
-        else:
-            child = space.mutate(rng, first, num_layers=int(rng.integers(1, 4)))
-        if child.key not in known:
-            known.add(child.key)
-            children.append(child)
-    return children
+class _Breeder:
+    """Makes children of what is scored; each arm has as many, however it looks untrained."""
+
+    def __init__(
+        self,
+        space: ScheduleSpace,
+        rng: np.random.Generator,
+        scored: Sequence[Scored],
+        progress: float,
+    ) -> None:
+        self._space, self._rng = space, rng
+        self._known = {entry.candidate.key for entry in scored}
+        self._step = _between(_STEPS, progress)
+        self._num_parents = max(1, round(_between(_PARENTS, progress)))
+        self._arms = list(space.cost_ranges)
+        self._pools: dict[Arm, tuple[list[Candidate], Floats, Floats]] = {}
+        for arm in self._arms:
+            own = [entry for entry in scored if entry.candidate.arm == arm]
+            costs = np.log([entry.candidate.gmacs for entry in own])
+            bins = np.round(costs / _SAME_COST)
+            ranks = front_ranks([(b, e.quality) for b, e in zip(bins, own, strict=True)])
+            pool = [entry.candidate for entry in own]
+            self._pools[arm] = pool, costs, np.asarray(ranks, dtype=np.float64)
+
+    def children(self, count: int, targets: Sequence[float]) -> list[Candidate]:
+        """So many new ones, or as many as are found."""
+        found: list[Candidate] = []
+        arms = cycle(self._arms)
+        for attempt in range(count * _ATTEMPTS_PER_CHILD):
+            if len(found) == count:
+                break
+            arm = next(arms)
+            low, high = self._space.cost_ranges[arm]
+            # Spread over the range whatever was found there: one after the other of `count` parts.
+            place = (attempt % count + self._rng.random()) / count
+            target = targets[attempt % len(targets)] if targets else low * (high / low) ** place
+            child = self._child(arm, target)
+            if child is not None and child.key not in self._known and self._space.contains(child):
+                self._known.add(child.key)
+                found.append(child)
+        return found
+
+    def _child(self, arm: Arm, target: float) -> Candidate | None:
+        rng, depth = self._rng, self._space.depth
+        from_arm = arm
+        if len(self._arms) > 1 and (rng.random() < _OF_ANOTHER_ARM or not self._pools[arm][0]):
+            from_arm = self._arms[int(rng.integers(len(self._arms)))]
+        parents = self._parents(from_arm, target)
+        if not parents:
+            return None
+        one, two = (parents[int(len(parents) * rng.random() ** 2)] for _ in range(2))
+        first = int(rng.integers(0, max(1, depth - 1)))
+        drops = -self._space.encode(one.schedule)[first:]
+        if rng.random() < _RECOMBINED:
+            drops = (drops - self._space.encode(two.schedule)[first:]) / 2
+        moved = np.zeros(len(drops))
+        # Few layers or all of them: what one takes, the bound makes the others give.
+        chosen = rng.permutation(len(drops))[: int(rng.choice([1, 2, len(drops)]))]
+        moved[chosen] = rng.normal(size=len(chosen)) * self._step
+        drops = np.maximum(drops, _LEAST_DROP * (moved > 0)) * np.exp(moved)
+        if not drops.any():
+            return None
+        child = self._space.at_cost(arm, drops, target, tuple(one.schedule)[:first])
+        return child if child.gmacs <= target else None  # what it begins with may be too dear
+
+    def _parents(self, arm: Arm, target: float) -> list[Candidate]:
+        """The best for a cost: of the foremost fronts, the nearest."""
+        pool, costs, ranks = self._pools[arm]
+        behind = ranks + np.abs(costs - math.log(target)) / _FAR
+        return [pool[i] for i in np.argsort(behind, kind="stable")[: self._num_parents]]
 
 
-def _parents(scored: Sequence[Scored], count: int) -> list[Scored]:
-    """As many of each arm: one that looks worse untrained would not be bred any more."""
-    arms = sorted({entry.candidate.arm for entry in scored})
-    share = -(-count // len(arms))
-    return [
-        parent
-        for arm in arms
-        for parent in select([e for e in scored if e.candidate.arm == arm], share)
-    ]
+def scaled(space: ScheduleSpace, candidate: Candidate, target: float) -> Candidate | None:
+    """The same shape at another cost, or None where that is out of its reach or of the space."""
+    drops = -space.encode(candidate.schedule)
+    if not drops.any():
+        return None
+    found = space.at_cost(candidate.arm, drops, target)
+    return found if found.gmacs <= target and space.contains(found) else None
+
+
+def _between(ends: tuple[float, float], share: float) -> float:
+    """From the first to the second on a log axis."""
+    return float(ends[0] ** (1 - share) * ends[1] ** share)
 
 
 def _reliable_surrogate(space: ScheduleSpace, scored: Sequence[Scored]) -> ScheduleSurrogate | None:

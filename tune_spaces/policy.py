@@ -27,6 +27,9 @@ from tune_spaces.space import Candidate, ScheduleSpace
 
 __all__ = ["Action", "FrontPolicy", "PolicySettings", "Score", "Train", "Wait"]
 
+# Children bred for each one that is scored.
+_OVERSAMPLE = 6
+
 Status = Literal["running", "paused", "interrupted", "stopped", "done", "failed"]
 
 
@@ -252,12 +255,24 @@ class FrontPolicy:
     def _bred(self) -> list[Candidate]:
         rng = np.random.default_rng([self.settings.seed, len(self._scores.rows)])
         count = max(1, self._wanted(self._generations + 1) - len(self._scores.rows))
+        targets = self.settings.targets
         if not self._scores.rows:
-            return first_generation(self.space, rng, count, self.planned)
+            return first_generation(self.space, rng, count, self.planned, targets)
         known = self._scores.expected(self._trained)
-        return next_generation(self.space, rng, known, count) or next_generation(
-            self.space, rng, known, count, oversample=1
-        )
+        progress = min(1.0, len(known) / self.settings.schedules)
+
+        def bred(oversample: int) -> list[Candidate]:
+            return next_generation(
+                self.space,
+                rng,
+                known,
+                count,
+                targets=targets,
+                progress=progress,
+                oversample=oversample,
+            )
+
+        return bred(_OVERSAMPLE) or bred(1)
 
     def _step(self, warm: str | None = None) -> Train | None:
         """The step of training that should add most for its price."""

@@ -20,7 +20,8 @@ Cost = Callable[[int, Schedule], float]
 Arm = tuple[int, str]
 """A width and a method."""
 
-_BISECTIONS = 24
+_BISECTIONS = 16
+_CLOSE = 0.998
 _ATTEMPTS = 32
 _LEAST_DROP = 1e-3
 
@@ -274,39 +275,62 @@ class ScheduleSpace:
 
     def _sample_at(self, rng: np.random.Generator, arm: Arm, target: float) -> Candidate:
         """A random curve over the layers, scaled to the dearest schedule within `target`."""
-        floor = self.cost_ranges[arm][0]
+        floor, ceiling = self.cost_ranges[arm]
         for attempt in range(_ATTEMPTS):
             # A small concentration gives a few abrupt drops, a large one a smooth decline.
             concentration = float(np.exp(rng.uniform(np.log(0.15), np.log(3.0))))
-            drops = np.cumsum(rng.dirichlet(np.full(self.depth, concentration)))
+            drops = rng.dirichlet(np.full(self.depth, concentration))
             # The floor lets even the first block come down to the lowest level.
-            candidate = self._scaled(np.maximum(drops, _LEAST_DROP), arm, target)
+            drops[0] = max(drops[0], _LEAST_DROP)
+            candidate = self.at_cost(arm, drops, target)
             if self.contains(candidate):
                 return candidate
             if self.limits and attempt >= _ATTEMPTS // 8:
                 # Another bound than the cost binds up here: come down to where it does not.
                 target = floor + 0.9 * (target - floor)
+            elif candidate.gmacs < self.min_gmacs:
+                target += 0.1 * (ceiling - target)  # no schedule is between the bound and it
         raise ValueError(
             f"found no schedule of width {arm[0]} within {self.min_gmacs:g} to "
             f"{self.max_gmacs:g} GMACs: widen the bounds or use a finer step than the present one"
         )
 
-    def _scaled(self, drops: NDArray[np.float64], arm: Arm, target: float) -> Candidate:
-        """Bisection on how steep the curve is, on a log axis, from dense to the lowest level."""
+    def at_cost(
+        self, arm: Arm, drops: NDArray[np.float64], target: float, head: Sequence[int] = ()
+    ) -> Candidate:
+        """The dearest candidate within a target that drops tokens in these proportions, or nearly.
+
+        Args:
+            arm: Its width and method.
+            drops: Of each layer after `head`, what it drops, as parts of what all of them do: of
+                the logarithm of the number of tokens. Not below 0, and not all of them 0.
+            target: GMACs.
+            head: What the first layers keep.
+
+        Returns:
+            The cheapest there is where the target is out of reach: see `contains`.
+        """
+        falls = np.cumsum(drops / np.sum(drops))
+        incoming = head[-1] if len(head) else self.patches
+
+        def curve(log_steepness: float) -> Candidate:
+            tail = self._snap(incoming * np.exp(-math.exp(log_steepness) * falls))
+            return self._candidate(arm, np.array([*head, *np.minimum(tail, incoming)]))
+
+        # Bisection on how steep it is, on a log axis, from dense to the lowest level.
         gentle = math.log(0.1 / self.patches)
         steep = math.log(math.log(2 * self.patches) / _LEAST_DROP)
-        best = self._candidate(arm, self._curve(drops, steep))
+        best = curve(steep)
         for _ in range(_BISECTIONS):
             middle = (gentle + steep) / 2
-            candidate = self._candidate(arm, self._curve(drops, middle))
-            if candidate.gmacs <= target:
-                best, steep = candidate, middle
-            else:
+            candidate = curve(middle)
+            if candidate.gmacs > target:
                 gentle = middle
+                continue
+            best, steep = candidate, middle
+            if candidate.gmacs > _CLOSE * target:
+                break
         return best
-
-    def _curve(self, drops: NDArray[np.float64], log_steepness: float) -> NDArray[np.int64]:
-        return self._snap(self.patches * np.exp(-math.exp(log_steepness) * drops))
 
     # --------------------------------------------------------------- variation
 
@@ -361,19 +385,6 @@ class ScheduleSpace:
         moved = counts.copy()
         moved[layer] = rng.choice(options)
         return moved
-
-    def crossover(self, rng: np.random.Generator, first: Candidate, second: Candidate) -> Candidate:
-        """The elementwise mean of two schedules, with the width and method of one of the parents.
-
-        A mean of non-increasing sequences is non-increasing, and so is its rounding to the grid.
-
-        Returns:
-            A candidate within the bounds; the cheaper parent where the mean is out of them.
-        """
-        mean = (np.asarray(first.schedule) + np.asarray(second.schedule)) / 2
-        arm = first.arm if rng.random() < 0.5 else second.arm
-        child = self._candidate(arm, self._snap(mean))
-        return child if self.contains(child) else min(first, second, key=lambda c: c.gmacs)
 
     # ----------------------------------------------------------------- helpers
 

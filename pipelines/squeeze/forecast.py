@@ -10,7 +10,8 @@ import numpy as np
 import tokenpool as tp
 from pipelines.search.prefixes import shared_work
 from tokenpool.cost import block_macs
-from tune_spaces.bounded import BoundedSearch
+from tune_spaces.image_halving import See
+from tune_spaces.space import Candidate
 
 _TIMED, _IMAGES = 2, 32
 
@@ -43,12 +44,17 @@ class Work:
             self._spec, tp.Schedule.dense(self._spec.depth, self._spec.patches)
         ).total
 
-    def of_search(self, search: BoundedSearch) -> int:
+    def of_search(self, search: Callable[[See], None]) -> int:
         """MACs of a whole search; it is played through with damages that look like true ones."""
         total = 0
-        while (asked := search.ask()) is not None:
-            total += sum(self.of(asked.schedules)) * (asked.stop - asked.start)
-            search.tell([_damage(self._spec.patches, s) for s in asked.schedules])
+
+        def see(candidates: Sequence[Candidate], start: int, stop: int) -> list[float]:
+            nonlocal total
+            schedules = [tuple(candidate.schedule) for candidate in candidates]
+            total += sum(self.of(schedules)) * (stop - start)
+            return [_damage(self._spec.patches, schedule) for schedule in schedules]
+
+        search(see)
         return total
 
     def seconds_per_mac(self, run: Callable[[tuple[int, ...], int], None], most: int) -> float:

@@ -23,13 +23,20 @@ from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
 from pipelines.search.scorer import Scorer
 from pipelines.squeeze.answers import Answers, Question, Seen, fingerprint
 from pipelines.squeeze.forecast import Work, in_words
-from tune_spaces.bounded import BoundedSearch, looks
+from tune_spaces.evolution import scaled
+from tune_spaces.image_halving import ImageHalving, See, looks_of
+from tune_spaces.outlook import DenseModel, Prices, Untrained
 from tune_spaces.planner import DamageTable
+from tune_spaces.policy import FrontPolicy, PolicySettings, Score
 from tune_spaces.space import Candidate, ScheduleSpace
 
 _PROBE_COUNTS, _PROBE_IMAGES = 5, 32
 # Of the plan, those that come near the bound, the best of them first.
 _PLANNED, _NEAR, _SEEDS, _BINS = 8, 0.9, 256, 32
+# Schedules are bred in so many parts, of no less than so many each.
+_GENERATIONS, _LEAST_GENERATION = 9, 4
+# Of the schedules, how many are the best one's shape at less cost, and which costs these are.
+_CHEAPER, _CHEAPER_FROM = (0.95, 0.9, 0.8, 0.7), 40
 # Schedules a stop may lose the work of.
 _KEPT_TOGETHER = 32
 # Of schedules that cost nearly the same, the best is worth showing.
@@ -156,7 +163,11 @@ def _looked_for(
     counts = probe_counts(space, _PROBE_COUNTS)
     needed = probes(space.depth, counts)
     probed = min(_PROBE_IMAGES, judge.images)
-    total = judge.work.of_search(judge.search(space)) + sum(judge.work.of(needed)) * probed
+
+    def rehearsed(see: See) -> None:
+        look_within(space, judge.options, (), judge.images, see)
+
+    total = judge.work.of_search(rehearsed) + sum(judge.work.of(needed)) * probed
     if goes_on is None:
         seconds = total * judge.work.seconds_per_mac(judge.time, judge.images)
         screen.say(
@@ -172,14 +183,66 @@ def _looked_for(
         table = damage_table(
             space.depth, counts, {s: one.divergence for s, one in zip(needed, seen, strict=True)}
         )
-        search = judge.search(space, _near_bound(judge, space, table))
-        while (asked := search.ask()) is not None:
-            seen = judge.see(asked.schedules, asked.start, asked.stop)
-            search.tell([one.divergence for one in seen])
-            if search.best is not None:
-                bar.advance(note=f"divergence {search.best.damage:.4f}")
+        planned = _near_bound(judge, space, table)
+        rows = look_within(space, judge.options, planned, judge.images, judge.damages)
         judge.bar = None
-    return judge.rows(search, labelled)
+    return judge.rows(rows, labelled)
+
+
+def look_within(
+    space: ScheduleSpace,
+    options: SqueezeOptions,
+    planned: Sequence[Candidate],
+    images: int,
+    see: See,
+) -> list[Untrained]:
+    """Looks at schedules that cost what the bound allows, as the policy asks for them.
+
+    Args:
+        space: of one width and method, with the bound as its `max_gmacs`.
+        options: how many, and the seed.
+        planned: candidates that are expected to be good, the best first.
+        images: how many there are to judge on.
+        see: judges schedules on some of them.
+
+    Returns:
+        Those that were seen on all images, the least damage first; the last that were looked at
+        are the best one's shape at less cost.
+    """
+    dense = space.cost(space.widths[0], space.dense())
+    cheaper = _CHEAPER if options.schedules >= _CHEAPER_FROM else ()
+    schedules = options.schedules - len(cheaper)
+    bound = min(space.max_gmacs, dense)
+    policy = FrontPolicy(
+        space,
+        PolicySettings(
+            schedules=schedules,
+            generations=max(1, min(_GENERATIONS, schedules // _LEAST_GENERATION)),
+            trials=0,
+            rounds=1,
+            prices=Prices(first=1, last=1, images=0, measured=images),
+            targets=(bound,),
+            seed=options.seed,
+        ),
+        [DenseModel(space.widths[0], dense, 1.0, 1.0)],
+        planned,
+    )
+    halving = ImageHalving(images, see)
+    rows: list[Untrained] = []
+    while isinstance(asked := policy.ask(), Score):
+        if asked.is_new:
+            policy.asked(asked.candidates)
+            continue
+        judged = halving.judge(asked.candidates)
+        policy.scored(judged)
+        rows += [row for row in judged if row.whole]
+    best = min(rows, key=lambda row: row.loss).candidate
+    shapes = [scaled(space, best, share * bound) for share in cheaper]
+    fresh = {candidate.key: candidate for candidate in shapes if candidate is not None}
+    seen = {row.candidate.key for row in rows}
+    more = [candidate for key, candidate in fresh.items() if key not in seen]
+    rows += halving.judge(more, all_whole=True) if more else []
+    return sorted(rows, key=lambda row: (row.loss, tuple(row.candidate.schedule)))
 
 
 def _near_bound(judge: _Judge, space: ScheduleSpace, table: DamageTable) -> list[Candidate]:
@@ -217,16 +280,17 @@ class _Judge:
         self.spec, self.options, self.images = spec, options, scorer.num_images()
         self.work = Work(spec, options.method)
         self.bar: ShareBar | None = None
+        self._least = float("inf")
 
-    def search(self, space: ScheduleSpace, planned: Sequence[Candidate] = ()) -> BoundedSearch:
-        """One that has not begun."""
-        return BoundedSearch(
-            space,
-            planned,
-            schedules=self.options.schedules,
-            images=self.images,
-            seed=self.options.seed,
-        )
+    def damages(self, candidates: Sequence[Candidate], start: int, stop: int) -> list[float]:
+        """Mean divergences on images start to stop; the least so far is told."""
+        seen = self.see([tuple(candidate.schedule) for candidate in candidates], start, stop)
+        found = [one.divergence for one in seen]
+        if stop == self.images and found:
+            self._least = min(self._least, *found)
+            if self.bar is not None:
+                self.bar.advance(note=f"divergence {self._least:.4f}")
+        return found
 
     def time(self, schedule: tuple[int, ...], images: int) -> None:
         """Scores one for nothing."""
@@ -284,12 +348,11 @@ class _Judge:
         return seen
 
     def rows(
-        self, search: BoundedSearch, labelled: bool
+        self, complete: Sequence[Untrained], labelled: bool
     ) -> tuple[SqueezedSchedule, list[SqueezedSchedule]]:
-        """The dense model, and the front of those that were seen on all images."""
-        complete = [entry for entry in search.standings() if entry.images == self.images]
+        """The dense model, and the front of those that were seen on all images, the best first."""
         front: list[Candidate] = []
-        for entry in complete:  # the best first
+        for entry in complete:
             if not front or entry.candidate.gmacs < _SAME_COST * front[-1].gmacs:
                 front.append(entry.candidate)
         schedules = [tuple(candidate.schedule) for candidate in front[::-1]]
@@ -311,7 +374,7 @@ class _Judge:
 
     def _complete(self, schedules: Sequence[tuple[int, ...]]) -> list[Seen]:
         """Put together from the parts they were seen in; nothing is run again."""
-        edges = [0, *looks(self.images)]
+        edges = [0, *looks_of(self.images)]
         parts = [self.see(schedules, start, stop) for start, stop in pairwise(edges)]
         weights = np.diff(edges) / edges[-1]
         return [_mean(rows, weights) for rows in zip(*parts, strict=True)]

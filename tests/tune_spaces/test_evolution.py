@@ -47,19 +47,40 @@ def test_both_widths_are_sampled():
     assert {c.width for c in first} == {8, 16}
 
 
-def test_constant_keep_rates_fill_two_thirds_of_what_the_seeds_leave_open():
-    space = make_space(patches=64)
+def test_simple_shapes_fill_two_thirds_of_what_the_seeds_leave_open():
+    space = make_space(depth=6, patches=196)
     seeds = space.sample(np.random.default_rng(3), 8)
     first = first_generation(space, np.random.default_rng(0), 26, seeds)
     assert [c.key for c in first[:8]] == [c.key for c in seeds]
     for width in (8, 16):
-        steady = [c.schedule for c in first[8:20] if c.width == width]
-        assert len(steady) == 6
-        for schedule, rate in zip(steady, np.linspace(0.45, 0.95, 6), strict=True):
-            # Rounded to whole tokens, the halves up.
-            for layer, kept in enumerate(schedule, start=1):
-                assert abs(kept - 64 * rate**layer) <= 0.5
+        simple = [c for c in first[8:20] if c.width == width]
+        assert len(simple) == 6
+        costs = [c.gmacs for c in simple]
+        assert costs == sorted(costs) and costs[-1] > 2 * costs[0]
+        assert all(space.contains(c) for c in simple)
+        # The first of them is a constant rate, the last's layers drop less and less.
+        rates = [-np.diff(np.log([196, *c.schedule])) for c in simple]
+        alive = np.array(simple[0].schedule) > 4
+        assert np.ptp(rates[0][alive]) < 0.1
+        assert rates[5][0] > rates[5][-1]
     assert len({c.key for c in first}) == 26
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**16), share=st.floats(0.2, 0.9))
+def test_where_a_cost_is_wanted_all_are_as_dear_as_it_allows(seed, share):
+    space = make_space(depth=6, patches=196, widths=(8,))
+    low, high = space.cost_ranges[8, ""]
+    target = low + share * (high - low)
+    rng = np.random.default_rng(seed)
+    seeds = space.sample(rng, 3)
+    first = first_generation(space, rng, 14, seeds, [target])
+    children = next_generation(space, rng, score(space, first), 20, targets=[target])
+    assert len(first) > 3 and len(children) == 20
+    for candidate in [*first, *children]:
+        assert candidate.gmacs <= target
+        # One token more in the last layers, and it would not.
+        assert target - candidate.gmacs <= 8 * space.depth / 1e3
 
 
 def test_of_more_seeds_than_wanted_each_width_has_its_share_over_its_cost():
@@ -80,8 +101,9 @@ def test_a_small_space_ends_instead_of_repeating():
     found = {tuple(c.schedule) for c in first}
     assert len(found) == len(first) and found <= {(1,), (2,), (3,)}
     rest = next_generation(space, np.random.default_rng(0), score(space, first), 5)
-    assert found | {tuple(c.schedule) for c in rest} == {(1,), (2,), (3,)}
-    assert len(first) + len(rest) == 3
+    found |= {tuple(c.schedule) for c in rest}
+    assert found >= {(1,), (2,)}  # the dense one is known anyway
+    assert len(first) + len(rest) == len(found)
 
 
 def test_evolution_finds_better_schedules_than_sampling_alone():

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import tokenpool as tp
+from pipelines.squeeze.within_bound import SqueezeOptions, look_within
 from tokenpool import Schedule
-from tune_spaces.bounded import BoundedSearch, looks
+from tune_spaces.image_halving import ImageHalving, looks_of
 from tune_spaces.shapes import shapes
 from tune_spaces.space import ScheduleSpace
 
@@ -35,26 +36,24 @@ def on_images(schedule):
     return truth(schedule) * HARD * np.exp(0.4 * luck)
 
 
-def play(search):
-    """All that is asked, answered; the requests."""
-    asked = []
-    while (request := search.ask()) is not None:
-        asked.append(request)
-        search.tell([on_images(s)[request.start : request.stop].mean() for s in request.schedules])
-    return asked
+def play(space=None, schedules=120, seed=0, images=IMAGES, planned=(), damage=on_images):
+    """What was found, and what was asked: schedules, first image, one after the last."""
+    space, asked = space or make_space(), []
 
+    def see(candidates, start, stop):
+        schedules = [tuple(c.schedule) for c in candidates]
+        asked.append((schedules, start, stop))
+        return [damage(s)[start:stop].mean() for s in schedules]
 
-def make(space=None, schedules=120, seed=0, images=IMAGES, planned=()):
-    space = space or make_space()
-    return BoundedSearch(space, planned, schedules=schedules, images=images, seed=seed)
+    options = SqueezeOptions(space.max_gmacs, schedules=schedules, images=images, seed=seed)
+    return look_within(space, options, planned, images, see), asked
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_it_gets_nearer_to_the_best_shape_than_every_start_and_chance(seed):
     space = make_space()
-    search = make(space, seed=seed)
-    play(search)
-    best = truth(tuple(search.best.candidate.schedule))
+    rows, _ = play(space, seed=seed)
+    best = truth(tuple(rows[0].candidate.schedule))
     starts = shapes(DEPTH, PATCHES, lambda s: space.cost(24, s), space.max_gmacs)
     rng = np.random.default_rng(seed)
     near = [c for c in space.sample(rng, 400) if c.gmacs > 0.8 * space.max_gmacs][:120]
@@ -66,36 +65,46 @@ def test_it_gets_nearer_to_the_best_shape_than_every_start_and_chance(seed):
 
 def test_no_schedule_is_dearer_than_the_bound_and_the_search_spends_it():
     space = make_space()
-    asked = play(make(space))
-    schedules = {s for request in asked for s in request.schedules}
-    costs = [space.cost(24, Schedule(s)) for s in schedules]
-    assert len(schedules) == 120 and max(costs) <= space.max_gmacs
+    _, asked = play(space)
+    seen = {s for schedules, *_ in asked for s in schedules}
+    costs = [space.cost(24, Schedule(s)) for s in seen]
+    assert len(seen) == 120 and max(costs) <= space.max_gmacs
     # But for the four of the end, which are the best one's shape at less cost.
     assert sum(cost < 0.97 * space.max_gmacs for cost in costs) == 4
-    *_, cheaper, complete = asked
-    shares = [space.cost(24, Schedule(s)) / space.max_gmacs for s in cheaper.schedules]
+    *_, (cheaper, *_), (complete, *_) = asked
+    shares = [space.cost(24, Schedule(s)) / space.max_gmacs for s in cheaper]
     assert shares == pytest.approx([0.95, 0.9, 0.8, 0.7], abs=0.03)
-    assert complete.schedules == cheaper.schedules
+    assert complete == cheaper
 
 
 def test_the_same_answers_make_the_same_questions():
     """As a run that was stopped and is repeated needs it."""
-    assert play(make(schedules=40, seed=3)) == play(make(schedules=40, seed=3))
-    assert play(make(schedules=40, seed=3)) != play(make(schedules=40, seed=4))
+    assert play(schedules=40, seed=3) == play(schedules=40, seed=3)
+    assert play(schedules=40, seed=3) != play(schedules=40, seed=4)
 
 
-def test_few_are_seen_on_all_images_and_the_best_of_them_is_told():
-    search = make()
-    asked = play(search)
-    images = sum(len(r.schedules) * (r.stop - r.start) for r in asked)
-    assert images < 0.55 * 120 * IMAGES
-    complete = [s for s in search.standings() if s.images == IMAGES]
-    assert search.best == complete[0]
-    for entry in complete:
-        assert entry.damage == pytest.approx(on_images(tuple(entry.candidate.schedule)).mean())
-    # Of the others, what all images would have said: not what 64 that may be easy ones did.
-    others = [s for s in search.standings() if s.images == 64]
-    ratio = np.mean([s.damage / on_images(tuple(s.candidate.schedule)).mean() for s in others])
+def test_few_are_seen_on_all_images_and_the_best_of_them_comes_first():
+    rows, asked = play()
+    assert sum(len(schedules) * (stop - start) for schedules, start, stop in asked) < (
+        0.55 * 120 * IMAGES
+    )
+    assert [row.loss for row in rows] == sorted(row.loss for row in rows)
+    for row in rows:
+        assert row.loss == pytest.approx(on_images(tuple(row.candidate.schedule)).mean())
+
+
+def test_of_who_was_seen_on_few_what_all_would_have_said():
+    space = make_space()
+    candidates = list({c.key: c for c in space.sample(np.random.default_rng(0), 60)}.values())
+
+    def see(some, start, stop):
+        return [on_images(tuple(c.schedule))[start:stop].mean() for c in some]
+
+    rows = ImageHalving(IMAGES, see).judge(candidates)
+    others = [row for row in rows if not row.whole]
+    assert len(others) == len(rows) - round(len(rows) / 3)
+    ratio = np.mean([r.loss / on_images(tuple(r.candidate.schedule)).mean() for r in others])
+    # Not what 64 images said, which may be easy ones.
     assert ratio == pytest.approx(1, abs=0.1)
     assert not np.isclose(HARD[:64].mean() / HARD.mean(), 1, atol=0.02)
 
@@ -103,16 +112,16 @@ def test_few_are_seen_on_all_images_and_the_best_of_them_is_told():
 def test_the_plan_is_looked_at_first_and_at_the_bound():
     space = make_space()
     planned = space.candidate(24, (40, 30, 22, 14, 10, 7, 5, 2))
-    first = make(space, planned=[planned]).ask()
-    drops = [np.diff(np.log([PATCHES, *s])) for s in first.schedules]
+    _, [(first, *_), *_] = play(space, planned=[planned])
+    drops = [np.diff(np.log([PATCHES, *s])) for s in first]
     wanted = np.diff(np.log([PATCHES, *planned.schedule]))
     cosine = [d @ wanted / np.linalg.norm(d) / np.linalg.norm(wanted) for d in drops]
     assert max(cosine[:2]) > 0.99
 
 
 def test_looks_grow_fourfold_from_a_sample():
-    assert looks(10) == [10] and looks(255) == [255]
-    assert looks(256) == [64, 256] and looks(2048) == [128, 512, 2048]
+    assert looks_of(10) == [10] and looks_of(255) == [255]
+    assert looks_of(256) == [64, 256] and looks_of(2048) == [128, 512, 2048]
 
 
 def test_a_space_of_few_schedules_is_searched_and_ends():
@@ -122,8 +131,8 @@ def test_a_space_of_few_schedules_is_searched_and_ends():
         return tp.vit_macs(spec, schedule, "leader").gmacs
 
     space = ScheduleSpace(2, 4, [24], cost, max_gmacs=0.8 * cost(24, Schedule.dense(2, 4)))
-    search = make(space, schedules=50, images=8)
-    while (request := search.ask()) is not None:
-        search.tell([1 / sum(s) for s in request.schedules])
-    assert len(search.standings()) == len({s.candidate.key for s in search.standings()}) <= 15
-    assert search.best is not None
+    rows, asked = play(
+        space, schedules=50, images=8, damage=lambda s: np.full(8, 1 / sum(s), dtype=np.float64)
+    )
+    seen = [s for schedules, *_ in asked for s in schedules]
+    assert rows and len(seen) == len(set(seen)) <= 15
