@@ -58,7 +58,7 @@ run() {
     compile "$out" "$python"
     wait
     grep -qx tests "$out/done.txt" || failed=1
-    part kernels 60 "$out" "$python" benchmarks/gpu_kernels.py "${dry[@]}" --out "$out/kernels.jsonl"
+    part kernels 60 "$out" "$python" -m benchmarks.gpu_kernels "${dry[@]}" --out "$out/kernels.jsonl"
     models "$out" "$python" "" 256 1024
     models "$out" "$python" --train 256
     [ -n "${GPU_SH_DRY:-}" ] || training "$out" "$python"
@@ -107,7 +107,7 @@ compile() {
     } >"$list"
     [ -z "${GPU_SH_DRY:-}" ] || sed -i 's/--batch [0-9]*/--batch 2 --dry/; 2,7d' "$list"
     part compile 150 "$out" xargs -a "$list" -L 1 -P "${GPU_SH_JOBS:-10}" \
-        "$python" benchmarks/gpu_models.py --rounds 0
+        "$python" -m benchmarks.gpu_models --rounds 0
     rm "$list"
 }
 
@@ -120,7 +120,7 @@ models() {
     for model in $MODELS; do
         for size in "$@"; do
             # shellcheck disable=SC2086
-            part "$model-$size$work" 75 "$out" "$python" benchmarks/gpu_models.py "${options[@]}" \
+            part "$model-$size$work" 75 "$out" "$python" -m benchmarks.gpu_models "${options[@]}" \
                 --model $model --batch "$([ -z "${GPU_SH_DRY:-}" ] && echo "$size" || echo 2)" \
                 --only $variants --out "$out/models.jsonl"
         done

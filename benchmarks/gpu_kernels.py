@@ -1,6 +1,6 @@
 """The fused kernels against the reference on a device: same assignments, and the time of both.
 
-`python benchmarks/gpu_kernels.py --out kernels.jsonl`; with `--dry` on the CPU, tiny, under
+`python -m benchmarks.gpu_kernels --out kernels.jsonl`; with `--dry` on the CPU, tiny, under
 Triton's interpreter (set TRITON_INTERPRET=1). Exits with 1 where assignments differ beyond near
 ties. Sizes that the file has already are not measured again.
 """
@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.machine import hardware
 from tokenpool import gpu
 from tokenpool.attention import sized_attention
-from tokenpool.benchmark import hardware
 from tokenpool.methods import method
 from tokenpool.methods.base import TokenSet
 from tokenpool.options import PoolOptions

@@ -1,6 +1,6 @@
 """Pooled models on a GPU: bf16, compiled, all variants at the same counts, interleaved.
 
-`python benchmarks/gpu_models.py --model deit_small_patch16_224 --batch 256 --out rows.jsonl` times
+`python -m benchmarks.gpu_models --model deit_small_patch16_224 --batch 256 --out rows.jsonl` times
 inference; `--train` a step with AdamW. Rows that the file has already are not measured again.
 `--only NAME --rounds 0` compiles one variant and leaves it in the compiler's cache: several of
 these can run at once, which takes minutes off a lease.
@@ -19,7 +19,7 @@ import timm
 import torch
 
 import tokenpool as tp
-from tokenpool.benchmark import hardware
+from benchmarks.machine import hardware
 
 # What is compared: the default method, the paper's, and ToMe as published.
 VARIANTS: dict[str, tuple[str, dict[str, Any]] | None] = {
@@ -40,7 +40,7 @@ def make_step(
     if chosen is not None:
         tp.pool(ours, schedule, chosen[0], **chosen[1])
     # All variants share one forward: dynamo must keep a graph for each of them.
-    torch._dynamo.config.recompile_limit = 64  # type: ignore[attr-defined]
+    torch._dynamo.config.recompile_limit = 64
     backend = "aot_eager" if dry else "inductor"
     if not train:
         ours = torch.compile(ours.eval().bfloat16(), fullgraph=True, dynamic=False, backend=backend)
@@ -106,7 +106,9 @@ def main() -> None:
                 print(f"{given.model}, batch {given.batch}, {facts['work']}: measured already")
                 return
     torch.manual_seed(0)
-    tiny = {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2} if given.dry else {}
+    tiny: dict[str, Any] = (
+        {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2} if given.dry else {}
+    )
     model: Any = timm.create_model(given.model, **tiny).to(device)
     schedule = tp.Schedule.constant_rate(
         len(model.blocks), model.patch_embed.num_patches, given.rate

@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import command_line, hardware
 from cluster.session import ray_session
 from pipelines.config import SearchConfig, WidthConfig
 from pipelines.console import use_own_scripts
@@ -25,7 +25,6 @@ from pipelines.search.plan import base_job
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.spec import TrainJob
 from pipelines.train.trials import TrialRequest, run_trials
-from tokenpool.benchmark import hardware
 
 
 class _Notes:
@@ -130,7 +129,7 @@ def main() -> None:
             for kind, heir in (("scratch", False), ("inherits", True))
         }
     result = {
-        "command": f"python -m benchmarks.inherit {' '.join(sys.argv[1:])}",
+        "command": command_line(),
         **hardware("cpu"),
         "date": time.strftime("%Y-%m-%d"),
         "wide": base | asked.wide,

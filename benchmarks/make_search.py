@@ -1,6 +1,6 @@
 """What `make search` took and found: the stages' times and the front, read from its ledger.
 
-    make search && .venv/bin/python benchmarks/make_search.py
+    make search && .venv/bin/python -m benchmarks.make_search
 
 Writes benchmarks/results/make-search.json.
 """
@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.machine import hardware
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.state import load_state
 from pipelines.track.front import build_front
-from tokenpool.benchmark import hardware
 
 PACKAGES = ("torch", "timm", "ray", "deepspeed", "ffcv", "mlflow", "numpy")
 

@@ -1,6 +1,6 @@
 """Seven hundred trainings as real Tune trials on eight Ray nodes of eight GPUs, on this machine.
 
-    .venv/bin/python benchmarks/scale_ray.py            # some minutes on two cores
+    .venv/bin/python -m benchmarks.scale_ray            # some minutes on two cores
 
 The nodes are Ray processes of their own, the GPUs are counted and not there, and a trial takes no
 time. The rest is real: `FrontPolicy` says what begins and what goes on, through the queue and the
@@ -34,13 +34,13 @@ import psutil
 import ray
 from ray import tune
 from ray.cluster_utils import Cluster
-from scale_world import make_policy, trained, untrained
 
+from benchmarks.machine import hardware
+from benchmarks.scale_world import make_policy, trained, untrained
 from cluster.capacity import Room, present_nodes
 from cluster.placement import Gang, fit
 from pipelines.train.trials import _Events, _Queue, _Reports
 from pipelines.train.tune_records import Forgetting, write_little
-from tokenpool.benchmark import hardware
 from tune_spaces.policy import Score, Train
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +132,7 @@ class Driver:
         self.told["reports"] += 1
         if not goes_on:
             self.leaving.add(job_id)
-            self.told["paused" if verdict.kept else "stopped"] += 1
+            self.told["paused" if verdict is not None and verdict.kept else "stopped"] += 1
         return goes_on
 
     def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scale-ray.json")
     arguments = parser.parse_args()
     found = {
-        "command": "python benchmarks/scale_ray.py",
+        "command": "python -m benchmarks.scale_ray",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware("cpu"),
         "versions": {package: version(package) for package in ("ray", "numpy")},

@@ -1,7 +1,7 @@
 """A search on a cluster that one machine cannot hold, by a clock of its own.
 
-    .venv/bin/python benchmarks/scale_simulation.py              # up to 300 nodes, 3,000 trials
-    .venv/bin/python benchmarks/scale_simulation.py --sizes 10x300 32x1000
+    .venv/bin/python -m benchmarks.scale_simulation              # up to 300 nodes, 3,000 trials
+    .venv/bin/python -m benchmarks.scale_simulation --sizes 10x300 32x1000
 
 What decides is real: `FrontPolicy` is asked and told as `tokenpool search` does it, and
 `cluster.placement` and `Room` say how many trials run and where. What that costs is measured, in
@@ -32,12 +32,12 @@ from typing import Any
 
 import numpy as np
 import psutil
-from scale_plot import plot
-from scale_world import Assumptions, make_policy, trained, untrained
 
+from benchmarks.machine import hardware
+from benchmarks.scale_plot import plot
+from benchmarks.scale_world import Assumptions, make_policy, trained, untrained
 from cluster.capacity import Room
 from cluster.placement import Gang, Node, place
-from tokenpool.benchmark import hardware
 from tune_spaces.policy import Score, Train
 from tune_spaces.space import Candidate
 
@@ -381,7 +381,7 @@ def main() -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
     found = {
-        "command": "python benchmarks/scale_simulation.py",
+        "command": "python -m benchmarks.scale_simulation",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware("cpu"),
         "assumptions": asdict(Assumptions())

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import tokenpool as tp
+from benchmarks.machine import hardware
 from benchmarks.real.bootstrap import mean_interval
 from benchmarks.real.planned import planned_schedule
 from pipelines.config import DataConfig
@@ -23,7 +24,6 @@ from pipelines.data.manifest import load_manifest
 from pipelines.data.preprocessing import preprocessing_of
 from pipelines.errors import UserError
 from pipelines.search.scorer import Comparison, Scorer
-from tokenpool.benchmark import hardware
 from tokenpool.method_text import format_method
 from tune_spaces.shapes import shapes
 

@@ -1,11 +1,15 @@
 """`tokenpool bench loader`: our loader beside its own limit and what others use."""
 
+from __future__ import annotations
+
 import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from pipelines.commands.benchmarks_room import benchmarks_room
 
 
 def bench_loader(
@@ -28,7 +32,8 @@ def bench_loader(
     from rich.console import Console
     from rich.table import Table
 
-    from pipelines.data.bench_loader import run
+    with benchmarks_room():
+        from benchmarks.loader.loader_speed import run
 
     status = Console(stderr=True)
     with status.status("starting") as spinner:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.commands.benchmarks_room import benchmarks_room
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def pooling(
     import torch
 
     import tokenpool as tp
-    from tokenpool import benchmark
+
+    with benchmarks_room():
+        from benchmarks.pooling import pooled_speed
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("there is no CUDA device: use --device cpu")
@@ -89,9 +92,9 @@ def pooling(
     rows: list[dict[str, Any]] = []
     try:
         with console.status("starting") as status:
-            for row in benchmark.run(
+            for row in pooled_speed.run(
                 name,
-                modes=tuple(mode) if mode else benchmark.MODES,
+                modes=tuple(mode) if mode else pooled_speed.MODES,
                 only=only,
                 batches=batches,
                 rounds=rounds,

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from pipelines.commands.benchmarks_room import benchmarks_room
+
 
 def bench_search(
     worlds: Annotated[
@@ -42,11 +44,12 @@ def bench_search(
     import torch
     from rich.console import Console
 
+    with benchmarks_room():
+        from benchmarks.search.comparison import bench
+        from benchmarks.search.config import BenchConfig
+        from benchmarks.search.run import CONTENDERS
     from pipelines.config_file import load_as
     from pipelines.errors import UserError
-    from pipelines.search.bench.config import BenchConfig
-    from pipelines.search.bench.run import CONTENDERS
-    from pipelines.search.bench.whole import bench
 
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: use cpu or cuda")

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from pipelines.commands.benchmarks_room import benchmarks_room
+
 
 def bench_train(
     workers: Annotated[int, typer.Option(min=1, help="Processes of the job.")] = 2,
@@ -39,9 +41,10 @@ def bench_train(
     from rich.console import Console
     from rich.table import Table
 
+    with benchmarks_room():
+        from benchmarks.train.loops import BenchSpec
+        from benchmarks.train.train_speed import run
     from pipelines.errors import UserError
-    from pipelines.train.bench import run
-    from pipelines.train.bench_loops import BenchSpec
 
     if precision not in ("fp32", "bf16") or augment not in ("none", "deit"):
         raise UserError("--precision is fp32 or bf16, --augment is none or deit")

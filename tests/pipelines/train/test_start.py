@@ -1,4 +1,4 @@
-"""What a job's processes do not import: each trial waits for it (benchmarks/train_start.py)."""
+"""What a job's processes do not import: each trial waits for it (benchmarks/train/start.py)."""
 
 import gc
 import subprocess

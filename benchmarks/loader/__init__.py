@@ -1,0 +1,1 @@
+"""How fast images are prepared and loaded, against peers and against the decoder's limit."""

@@ -1,0 +1,1 @@
+"""What pooling costs and gives: speed, quality, options."""

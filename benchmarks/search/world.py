@@ -1,0 +1,442 @@
+"""The world all contenders live in: the same models, images and evaluations, at the same prices.
+
+An evaluation is a schedule of a width, warm-started from that width's dense base, fine-tuned, and
+measured on minival. It is charged the seconds of the device: the process's own CPU seconds on a
+CPU, which a busy machine does not stretch, and synchronised wall-clock on a GPU. What a contender
+thinks meanwhile (planning, Optuna's sampling) is not charged to anybody.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tokenpool as tp
+from benchmarks.search.cache import Cache
+from benchmarks.search.config import BenchConfig
+from pipelines.config import DataConfig, TrainConfig, deciding
+from pipelines.data.augment import DeviceAugment, normalize, step_generator
+from pipelines.data.loader import make_loader
+from pipelines.data.manifest import load_manifest
+from pipelines.search.scorer import Scorer
+from pipelines.train.evaluate import evaluate
+from pipelines.train.init import init_from_scratch
+from pipelines.train.losses import training_loss
+from pipelines.train.optim import learning_rate, make_optimizer
+from tune_spaces.space import Candidate, ScheduleSpace
+
+Split = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A trained model that was measured.
+
+    Attributes:
+        top1: on minival, a fraction.
+        epoch: of its fine-tuning; a model that was stopped at a rung counts as well.
+    """
+
+    width: int
+    schedule: tuple[int, ...]
+    gmacs: float
+    top1: float
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a contender did: the device seconds it took, and the model that came of it, if any."""
+
+    seconds: float
+    kind: str
+    point: Point | None = None
+
+
+class World:
+    """Models, images and prices.
+
+    Args:
+        config: of the bench.
+        directory: where bases and answers are kept; one folder per world in it.
+        device: where the models run.
+        say: told what takes long.
+    """
+
+    def __init__(
+        self, config: BenchConfig, directory: Path, device: str, say: Callable[[str], None]
+    ) -> None:
+        self.config, self.device = config, torch.device(device)
+        manifest = load_manifest(config.data.path)
+        self._mean, self._std = manifest.mean, manifest.std
+        self.num_classes = len(manifest.classes)
+        self.directory = directory / f"{config.name}-{_identity(config, manifest.splits, device)}"
+        self.cache = Cache(self.directory / "answers.jsonl")
+        self.heads = {w.width: w.heads for w in config.widths}
+        self.specs = {width: self._spec(width) for width in self.heads}
+        self.space = ScheduleSpace(
+            config.model.depth,
+            config.model.num_patches(config.data.image_size),
+            list(self.specs),
+            {config.method: self.cost},
+            min_tokens=config.min_tokens,
+        )
+        self._say = say
+        self._splits: dict[str, Split] = {}
+        self._bases: dict[int, nn.Module] = {}
+        self._scorers: dict[int, Scorer] = {}
+
+    def cost(self, width: int, schedule: tp.Schedule) -> float:
+        """GMACs of one image, clustering counted."""
+        return tp.vit_macs(self.specs[width], schedule, self.config.method).gmacs
+
+    @property
+    def reference_gmacs(self) -> float:
+        """The widest dense model's cost."""
+        return max(self.cost(width, self.space.dense()) for width in self.specs)
+
+    # ------------------------------------------------------------------ bases
+
+    def base(self, width: int) -> nn.Module:
+        """The trained dense model of a width."""
+        if width not in self._bases:
+            folder = self.directory / f"base-w{width}-h{self.heads[width]}"
+            if not (folder / "model.json").is_file():
+                self._train_base(width, folder)
+            self._bases[width] = tp.load(folder).to(self.device)
+        return self._bases[width]
+
+    def base_point(self, width: int) -> Point:
+        """A dense model, known to everybody from the start."""
+        dense = self.space.dense()
+        return Point(width, tuple(dense), self.cost(width, dense), self._base_row(width)["top1"])
+
+    def base_val(self, width: int) -> float:
+        """A dense model's top-1 on val; for the report, no contender sees it."""
+        top1: float = self._base_row(width)["top1_val"]
+        return top1
+
+    @property
+    def base_seconds(self) -> float:
+        """What all bases took to train; common to all contenders."""
+        return sum(self._base_row(width)["seconds"] for width in self.specs)
+
+    def _base_row(self, width: int) -> dict[str, Any]:
+        self.base(width)
+        row: dict[str, Any] = self.cache.get("base", width, self.heads[width])
+        return row
+
+    def _train_base(self, width: int, folder: Path) -> None:
+        torch.manual_seed(0)
+        model = init_from_scratch(
+            tp.build_vit(
+                self.config.data.image_size,
+                self.config.model.patch_size,
+                width,
+                self.config.model.depth,
+                self.heads[width],
+                self.num_classes,
+            )
+        ).to(self.device)
+        seconds = 0.0
+        for epoch, taken in self._train(model, self.config.base, 0, None):
+            seconds += taken
+            if epoch % 4 == 0 or epoch == self.config.base.epochs:
+                top1 = self._measure(model, "minival")
+                self._say(f"base of width {width}: epoch {epoch}, top-1 {top1:.2%}, {seconds:.0f}s")
+        row = {
+            "seconds": seconds,
+            "top1": self._measure(model, "minival"),
+            "top1_val": self._measure(model, "val"),
+        }
+        self.cache.put(row, "base", width, self.heads[width])
+        tp.save(model, folder)
+
+    # ------------------------------------------------------------ evaluations
+
+    def finetune(self, candidate: Candidate, seed: int) -> Finetuning:
+        """An evaluation that can be stopped early."""
+        return Finetuning(self, candidate, seed)
+
+    def evaluate(self, candidate: Candidate, seed: int) -> Step:
+        """A whole evaluation."""
+        return self.finetune(candidate, seed).run_to(self.config.finetune.epochs)
+
+    def score(self, width: int, schedule: tuple[int, ...]) -> tuple[float, float, float]:
+        """Top-1 and cross-entropy of a schedule on part of minival, untrained; and the seconds."""
+
+        def ask() -> list[float]:
+            scorer = self._scorer(width)
+            begin = self.clock()
+            ((top1, loss),) = scorer.score(width, [schedule], self.config.method)
+            return [top1, loss, self.clock() - begin]
+
+        top1, loss, seconds = self.cache.once(
+            ask, "score", width, self.heads[width], schedule, self.config.ours.images
+        )
+        return top1, loss, seconds
+
+    def divergence(self, width: int, schedule: tuple[int, ...]) -> tuple[float, float]:
+        """How far a schedule's predictions are from the dense model's, and the seconds."""
+        images = self.config.ours.calibrate_images
+
+        def ask() -> list[float]:
+            scorer = self._scorer(width)
+            begin = self.clock()
+            (found,) = scorer.divergence(width, [schedule], self.config.method, images)
+            return [found, self.clock() - begin]
+
+        found, seconds = self.cache.once(
+            ask, "divergence", width, self.heads[width], schedule, images
+        )
+        return found, seconds
+
+    def powerbert(self, width: int, penalty: float, seed: int) -> tuple[tuple[int, ...], float]:
+        """The schedule PoWER-BERT's training finds under a penalty, and the seconds."""
+        stage = self.config.powerbert
+
+        def ask() -> list[Any]:
+            model = copy.deepcopy(self.base(width))
+            tp.pool(model, None)
+            train = self.config.finetune
+            images, labels = self.split("train")
+            order = _order(len(images), seed, 0, stage.steps * train.batch_size)
+            batches = (
+                (self._normalized(images[rows]), labels[rows])
+                for rows in order.split(train.batch_size)
+            )
+            begin = self.clock()
+            found = tp.powerbert_schedule(
+                model, batches, penalty, learning_rate=stage.learning_rate
+            )
+            return [list(found.schedule), self.clock() - begin]
+
+        key = (width, self.heads[width], penalty, seed, stage.steps, stage.learning_rate)
+        counts, seconds = self.cache.once(ask, "powerbert", *key)
+        return tuple(counts), seconds
+
+    # --------------------------------------------------------------- plumbing
+
+    def clock(self) -> float:
+        """Seconds of the device so far."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return time.perf_counter()
+        return time.process_time()
+
+    def split(self, name: str) -> Split:
+        """A split's images (uint8) and labels, all of them on the device."""
+        if name not in self._splits:
+            loader = make_loader(
+                self.config.data.path,
+                name,
+                batch_size=self.config.batch_size,
+                train=False,
+                image_size=self.config.data.image_size,
+                implementation=self.config.data.loader,
+            )
+            try:
+                batches = [(images.clone(), labels.clone()) for images, labels in loader]
+            finally:
+                loader.close()
+            images = torch.cat([images for images, _ in batches]).to(self.device)
+            labels = torch.cat([labels for _, labels in batches]).to(self.device)
+            self._splits[name] = images, labels
+        return self._splits[name]
+
+    def _train(
+        self, model: nn.Module, train: TrainConfig, seed: int, images_per_epoch: int | None
+    ) -> Iterator[tuple[int, float]]:
+        """Trains; yields each epoch and its device seconds."""
+        images, labels = self.split("train")
+        steps = (images_per_epoch or len(images)) // train.batch_size
+        if not steps:
+            raise ValueError(f"an epoch holds less than one batch of {train.batch_size} images")
+        augment = DeviceAugment(
+            train.augment, mean=self._mean, std=self._std, num_classes=self.num_classes
+        )
+        optimizer = make_optimizer(model, train)
+        model.train()
+        # Dropped paths and the like; the order and the augmentation have generators of their own.
+        torch.manual_seed(seed)
+        for epoch in range(train.epochs):
+            begin = self.clock()
+            for step in range(epoch * steps, (epoch + 1) * steps):
+                rows = _order(len(images), seed, step * train.batch_size, train.batch_size)
+                inputs, targets = augment(
+                    images[rows], labels[rows], step_generator(seed, epoch, step)
+                )
+                rate = learning_rate(
+                    step,
+                    num_steps=train.epochs * steps,
+                    warmup_steps=round(train.warmup_epochs * steps),
+                    peak=train.lr,
+                    low=train.min_lr,
+                )
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group["lr_scale"]
+                with self._precision(train):
+                    loss = training_loss(model(inputs).float(), targets, None, None)
+                loss.backward()
+                if train.clip_grad:
+                    nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad)
+                optimizer.step()
+                optimizer.zero_grad()
+            yield epoch + 1, self.clock() - begin
+
+    def _precision(self, train: TrainConfig) -> Any:
+        if train.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _measure(self, model: nn.Module, split: str) -> float:
+        images, labels = self.split(split)
+        size = self.config.batch_size
+        batches = zip(images.split(size), labels.split(size), strict=True)
+        return evaluate(model, batches, self._normalized, self.device)["top1"]
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return normalize(images, self._mean, self._std)
+
+    def _scorer(self, width: int) -> Scorer:
+        if width not in self._scorers:
+            scorer = Scorer(
+                {width: copy.deepcopy(self.base(width))},
+                DataConfig(path=self.config.data.path, image_size=self.config.data.image_size),
+                batch_size=self.config.batch_size,
+                device=str(self.device),
+                num_threads=None,
+                most_images=self.config.ours.images,
+            )
+            # Decoded before the clock runs: no contender pays for the reading of images.
+            scorer.score(width, [tuple(self.space.dense())], self.config.method)
+            self._scorers[width] = scorer
+        return self._scorers[width]
+
+    def _spec(self, width: int) -> tp.VitSpec:
+        side = self.config.data.image_size // self.config.model.patch_size
+        return tp.VitSpec(
+            width=width,
+            depth=self.config.model.depth,
+            grid=(side, side),
+            prefix=1,
+            hidden=4 * width,
+            patch_in=3 * self.config.model.patch_size**2,
+            classes=self.num_classes,
+            heads=self.heads[width],
+        )
+
+
+class Finetuning:
+    """One evaluation, epoch by epoch; what it did before a kill is not computed again.
+
+    Args:
+        world: where it takes place.
+        candidate: what is trained.
+        seed: of the order of the images, the same for every contender.
+    """
+
+    def __init__(self, world: World, candidate: Candidate, seed: int) -> None:
+        self._world, self._candidate, self._seed = world, candidate, seed
+        self._epoch = 0
+        self._model: nn.Module | None = None
+        self._epochs: Iterator[tuple[int, float]] | None = None
+        self._trained = 0
+
+    def run_to(self, epoch: int) -> Step:
+        """Trains up to an epoch and measures there; charges what was not charged yet."""
+        row = self._known(epoch) or self._compute(epoch)
+        seconds = sum(self._train_seconds(e) for e in range(self._epoch + 1, epoch + 1))
+        self._epoch = epoch
+        candidate = self._candidate
+        point = Point(
+            candidate.width, tuple(candidate.schedule), candidate.gmacs, row["top1"], epoch
+        )
+        return Step(seconds + row["seconds"], "finetune", point)
+
+    def val_top1(self, epoch: int) -> float:
+        """The model's top-1 on val, not charged: for the report, no contender sees it."""
+        key = self._key("val", epoch)
+        found = self._world.cache.get(*key)
+        if found is None:
+            model = self._train_to(epoch)
+            found = self._world.cache.put(self._world._measure(model, "val"), *key)
+        return float(found)
+
+    def _key(self, what: str, epoch: int) -> tuple[Any, ...]:
+        width, schedule = self._candidate.width, tuple(self._candidate.schedule)
+        return (what, width, self._world.heads[width], schedule, self._seed, epoch)
+
+    def _known(self, epoch: int) -> dict[str, Any] | None:
+        known: dict[str, Any] | None = self._world.cache.get(*self._key("measured", epoch))
+        return known
+
+    def _train_seconds(self, epoch: int) -> float:
+        seconds: float = self._world.cache.get(*self._key("trained", epoch))
+        return seconds
+
+    def _compute(self, epoch: int) -> dict[str, Any]:
+        model, world = self._train_to(epoch), self._world
+        begin = world.clock()
+        row: dict[str, Any] = {"top1": world._measure(model, "minival")}
+        row["seconds"] = world.clock() - begin
+        return dict(world.cache.put(row, *self._key("measured", epoch)))
+
+    def _train_to(self, epoch: int) -> nn.Module:
+        world = self._world
+        if self._model is None or self._epochs is None or self._trained > epoch:
+            model = copy.deepcopy(world.base(self._candidate.width))
+            self._model = tp.pool(model, self._candidate.schedule, world.config.method)
+            self._epochs = world._train(
+                self._model, world.config.finetune, self._seed + 1, world.config.finetune_images
+            )
+            self._trained = 0
+        while self._trained < epoch:
+            self._trained, seconds = next(self._epochs)
+            key = self._key("trained", self._trained)
+            if world.cache.get(*key) is None:
+                world.cache.put(seconds, *key)
+        return self._model
+
+
+def _order(total: int, seed: int, start: int, count: int) -> Tensor:
+    """Rows `start` to `start + count` of one random order of all images after another."""
+    rows, position = [], start
+    while position < start + count:
+        lap, offset = divmod(position, total)
+        order = torch.randperm(total, generator=step_generator(seed, lap, -1))
+        part = order[offset : offset + start + count - position]
+        rows.append(part)
+        position += len(part)
+    return torch.cat(rows)
+
+
+# What is asked, and not what the answer would be.
+_QUESTIONS = (
+    "seeds", "first_seed", "evaluations", "budget", "rates", "least_rate", "penalties",
+    "top1_floor", "log_cost", "ours", "halving", "powerbert", "min_tokens",
+)  # fmt: skip
+
+
+def _identity(config: BenchConfig, splits: Any, device: str) -> str:
+    """Hash of all that decides the answer to a question, the bytes of the data included."""
+    resolved = {
+        key: value
+        for key, value in deciding(config.model_dump(mode="json")).items()
+        if key not in _QUESTIONS
+    }
+    # A width more or less changes no other width.
+    resolved.pop("widths")
+    data = {name: split.sha256 for name, split in splits.items()}
+    text = json.dumps([resolved, data, device.split(":")[0]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

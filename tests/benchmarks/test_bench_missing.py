@@ -1,0 +1,27 @@
+"""`tokenpool bench` where the benchmarks are not."""
+
+import subprocess
+import sys
+
+import pytest
+
+COMMANDS = {
+    "loader": "bench_loader",
+    "pooling": "pooling",
+    "search": "bench_search",
+    "train": "bench_train",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_one_line_where_they_are_not_installed(name, tmp_path):
+    """Neither there nor when another package is called `benchmarks` is there a traceback."""
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    for hide in ("sys.modules['benchmarks'] = None", f"sys.path.insert(0, {str(tmp_path)!r})"):
+        code = f"import sys; {hide}; sys.argv = ['tokenpool', 'bench', {name!r}]\n"
+        code += "from pipelines.cli import main; main()"
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert ran.returncode == 1, ran.stderr
+        (line,) = ran.stderr.splitlines()
+        assert line.startswith("tokenpool: ") and "`make install`" in line
