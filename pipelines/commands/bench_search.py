@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ def bench_search(
     worlds: Annotated[
         list[str] | None,
         typer.Argument(
-            help="digits, glyphs, glyphs-large, or a YAML file. Default: the first two."
+            help="digits, glyphs, glyphs-large, real, or a YAML file. Default: the first two."
         ),
     ] = None,
     overrides: Annotated[
@@ -40,6 +40,7 @@ def bench_search(
 
     Every contender fine-tunes schedules from the same dense bases and measures them on minival;
     each is charged the device-seconds of all it runs, ours its calibration and screening too.
+    `real` searches schedules of a trained ViT on real pictures without training.
     """
     import torch
     from rich.console import Console
@@ -48,6 +49,9 @@ def bench_search(
         from benchmarks.search.comparison import bench
         from benchmarks.search.config import BenchConfig
         from benchmarks.search.run import CONTENDERS
+        from benchmarks.search.untrained import CONTENDERS as UNTRAINED
+        from benchmarks.search.untrained import RealConfig
+        from benchmarks.search.untrained_report import bench_real
     from pipelines.config_file import load_as
     from pipelines.errors import UserError
 
@@ -58,15 +62,18 @@ def bench_search(
     console = Console(stderr=True, highlight=False)
     results = []
     for world in worlds or ["digits", "glyphs"]:
-        config = load_as(BenchConfig, _config_file(world), overrides)
-        result, files = bench(
-            config,
-            cache=cache,
-            out=out,
-            device=device,
-            names=contenders or list(CONTENDERS),
-            say=lambda text: console.print(text, markup=False, soft_wrap=True),
-        )
+        shared: dict[str, Any] = {
+            "cache": cache,
+            "out": out,
+            "device": device,
+            "say": lambda text: console.print(text, markup=False, soft_wrap=True),
+        }
+        if world == "real":
+            real = load_as(RealConfig, _config_file(world), overrides)
+            result, files = bench_real(real, names=contenders or list(UNTRAINED), **shared)
+        else:
+            config = load_as(BenchConfig, _config_file(world), overrides)
+            result, files = bench(config, names=contenders or list(CONTENDERS), **shared)
         results.append(result)
         if not as_json:
             sys.stdout.write(files[1].read_text(encoding="utf-8"))
