@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ class Cache:
     def get(self, *key: Any) -> Any:
         """The value under a key of JSON types, None where there is none."""
         return self._rows.get(json.dumps(key))
+
+    def items(self) -> Iterable[tuple[str, Any]]:
+        """Keys, as JSON, with their values."""
+        return self._rows.items()
 
     def put(self, value: Any, *key: Any) -> Any:
         """Keeps a value of JSON types; gives it back."""

@@ -69,10 +69,10 @@ def bench_search(
             "say": lambda text: console.print(text, markup=False, soft_wrap=True),
         }
         if world == "real":
-            real = load_as(RealConfig, _config_file(world), overrides)
+            real = load_as(RealConfig, config_file(world), overrides)
             result, files = bench_real(real, names=contenders or list(UNTRAINED), **shared)
         else:
-            config = load_as(BenchConfig, _config_file(world), overrides)
+            config = load_as(BenchConfig, config_file(world), overrides)
             result, files = bench(config, names=contenders or list(CONTENDERS), **shared)
         results.append(result)
         if not as_json:
@@ -82,7 +82,7 @@ def bench_search(
         sys.stdout.write(json.dumps(results, ensure_ascii=False, indent=1) + "\n")
 
 
-def _config_file(world: str) -> Path:
+def config_file(world: str) -> Path:
     """The preset of that name, or the file."""
     from importlib.resources import files
 
