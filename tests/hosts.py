@@ -22,6 +22,14 @@ import pytest
 RAY = str(Path(sys.executable).parent / "ray")
 PORT, DASHBOARD, CLIENT_PORT = 6379, 8265, 10001
 
+# The id of the living Ray node at an address.
+_NODE = f"""
+import sys, ray
+ray.init("10.87.0.1:{PORT}", logging_level="ERROR")
+nodes = {{node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}}
+print(nodes[sys.argv[1]])
+"""
+
 
 def why_not():
     """Why there can be no namespaces here; None where there can."""
@@ -77,6 +85,8 @@ class Hosts:
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_failure_threshold": "3",
+            # A drained host is heard of after a second, not after five.
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
         }
 
     def name(self, number):
@@ -123,6 +133,15 @@ class Hosts:
             words += [RAY, "start", *where, *common]
             code = self.exec(number, *words, stdout=log, stderr=log).wait(240)
         assert code == 0, (self.folder / f"ray-{number}.log").read_text()
+
+    def drain(self, number, seconds):
+        """Tells Ray that a host will be taken away in so many seconds, as clouds' agents do."""
+        listed = self.exec(0, sys.executable, "-c", _NODE, address(number), stdout=subprocess.PIPE)
+        node = listed.communicate(timeout=60)[0].decode().split()[-1]
+        words = ["--address", f"{address(0)}:{PORT}", "--node-id", node]
+        words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        words += ["--deadline-remaining-seconds", str(seconds)]
+        assert self.exec(0, RAY, "drain-node", *words).wait(60) == 0
 
     def pids(self, number):
         listed = subprocess.run(
