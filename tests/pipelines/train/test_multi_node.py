@@ -170,11 +170,12 @@ class TestTwoHosts:
 
     @pytest.mark.fault("host drained with notice (preemption)")
     def test_a_host_that_is_taken_away_with_notice(self, hosts, folder, straight, told):
+        drain = hosts.drain(2, seconds=60)
         run = Run(hosts, folder, "drained")
         run.wait_for_epochs(2)
         assert run.is_under_way()
         begun = time.monotonic()
-        hosts.drain(2, seconds=60)
+        drain()
         line = run.wait_for_line("drained: .* is to be taken away")
         noticed = time.monotonic() - begun
         (left,) = run.directory.glob("epoch-*-step-*")  # within an epoch, as no other is due
