@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import ray
 from ray._common.utils import get_system_memory  # a container's, where it has a limit
+from ray._private.state import state
 
 from cluster.placement import Gang, Node, as_node, fit
 from cluster.probe import ClusterError
@@ -28,8 +29,13 @@ _MOST_BUNDLES = 4096
 
 
 def present_nodes() -> list[Node]:
-    """The nodes that are alive."""
-    return [as_node(record) for record in ray.nodes() if record["Alive"]]
+    """The nodes that are alive, and stay: those that are drained take no more work."""
+    drained = state.get_draining_nodes()
+    return [
+        as_node(record)
+        for record in ray.nodes()
+        if record["Alive"] and record["NodeID"] not in drained
+    ]
 
 
 def drivers_that_fit(memory: int) -> int:

@@ -22,6 +22,22 @@ import pytest
 RAY = str(Path(sys.executable).parent / "ray")
 PORT, DASHBOARD, CLIENT_PORT = 6379, 8265, 10001
 
+# Has Ray drain the node at an address, with so many seconds of grace, once a line comes in. So
+# do the agents of clouds; Ray's own command for it takes ten seconds to start.
+_DRAIN = f"""
+import sys, time
+import ray
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+ray.init("10.87.0.1:{PORT}", logging_level="ERROR")
+ids = {{node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}}
+gcs = ray._raylet.GcsClient(address="10.87.0.1:{PORT}")
+why = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+print("ready", flush=True)
+sys.stdin.readline()
+until = int(1000 * (time.time() + float(sys.argv[2])))
+print(gcs.drain_node(ids[sys.argv[1]], why, "spot", until), flush=True)
+"""
+
 
 def why_not():
     """Why there can be no namespaces here; None where there can."""
@@ -77,6 +93,8 @@ class Hosts:
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_failure_threshold": "3",
+            # A drained host is heard of after a second, not after five.
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
         }
 
     def name(self, number):
@@ -123,6 +141,23 @@ class Hosts:
             words += [RAY, "start", *where, *common]
             code = self.exec(number, *words, stdout=log, stderr=log).wait(240)
         assert code == 0, (self.folder / f"ray-{number}.log").read_text()
+
+    def drain(self, number, seconds):
+        """Makes ready to tell Ray that a host will be taken away; call what is returned to do so.
+
+        `seconds`: of grace, from then on.
+        """
+        process = self.exec(
+            0, sys.executable, "-c", _DRAIN, address(number), str(seconds),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout.readline() == "ready\n"
+
+        def now():
+            said, _ = process.communicate("now\n", timeout=60)
+            assert said.startswith("(True"), said
+
+        return now
 
     def pids(self, number):
         listed = subprocess.run(

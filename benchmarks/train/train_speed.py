@@ -120,6 +120,8 @@ def _reasons(stderr: str) -> str:
 class _Turns:
     """The job's reporter: when an epoch of it is over, the others take their turns."""
 
+    drained: Callable[[], str] | None = None
+
     def __init__(self, others: list[Contender], device: torch.device) -> None:
         self.others, self.device = others, device
         self.turns: dict[str, list[float]] = {OURS: [], **{other.name: [] for other in others}}

@@ -16,10 +16,11 @@ from pipelines.data.names import storable
 from pipelines.data.options import PrepareOptions, options_hash
 from pipelines.data.sample_index import write_index
 from pipelines.data.shard_rows import Rows, equal_digests, in_chunks
-from pipelines.data.shards import shard_paths, write_durably
+from pipelines.data.shards import shard_paths
 from pipelines.data.sources.base import Source
 from pipelines.data.sources.folder import no_images
 from pipelines.data.splits import NO_SPLIT, assign_splits
+from pipelines.storage.durable import write_durably
 
 _PIECE_BYTES = 1 << 22
 _TRAIN, _MINIVAL, _VAL = range(len(SPLITS))

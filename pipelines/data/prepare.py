@@ -35,12 +35,13 @@ from pipelines.data.parallel import make_shards, workers_for
 from pipelines.data.processes import WorkerProcesses
 from pipelines.data.refusals import in_words, write_rejected
 from pipelines.data.shard_rows import Rows, read_rows
-from pipelines.data.shards import shard_paths, write_durably
+from pipelines.data.shards import shard_paths
 from pipelines.data.sources.base import Source
 from pipelines.data.sources.opening import canonical, open_source
 from pipelines.data.splits import NO_SPLIT
 from pipelines.data.summary import summarize
 from pipelines.errors import UserError
+from pipelines.storage.durable import flush, write_durably
 
 _SHARD_FORMAT = 4  # changes with what a shard's table holds
 _REMEDY = "mend them and type the same again, or add --skip-bad"
@@ -278,7 +279,7 @@ def _publish(partial: Path, out: Path, processes: int) -> None:
     if out.is_dir():
         out.rmdir()  # an empty directory the user made
     partial.rename(out)
-    _sync_directory(out.parent)
+    flush(out.parent)
     native_available()  # compiles the loader's decoder now, and not in every first worker at once
 
 
@@ -366,11 +367,3 @@ def _lock(partial: Path) -> Iterator[None]:
                 exit_code=1,
             ) from None
         yield
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

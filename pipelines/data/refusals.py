@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.data.manifest import REJECTED_NAME, Group
 from pipelines.data.names import printable, storable
-from pipelines.data.shards import write_durably
+from pipelines.storage.durable import write_durably
 
 Refusal = tuple[str, str]
 """(name of an image or class, reason)."""

@@ -6,17 +6,15 @@ shard is complete when its table is there, for that is renamed into place last.
 
 import hashlib
 import io
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from pipelines.data.encode import encode
 from pipelines.data.images import RejectedImageError
 from pipelines.data.names import storable
 from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.base import Mode, Sample, Unit
+from pipelines.storage.durable import write_durably
 
 if TYPE_CHECKING:
     import pyarrow
@@ -124,25 +122,3 @@ def write_shard(folder: Path, number: int, data: bytes | None, table: bytes) -> 
     for path, content in zip(shard_paths(folder, number), (data, table), strict=True):
         if content is not None:
             write_durably(path, [content])
-
-
-def write_durably(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write aside, fsync, rename: after it, `path` is whole or as it was before."""
-    with durable_file(path) as file:
-        for chunk in chunks:
-            file.write(chunk)
-
-
-@contextmanager
-def durable_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` when the block ends, whole, or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise

@@ -23,11 +23,12 @@ class Failure:
     Attributes:
         kind: `room`: the cluster had none for its workers. `disk`: one was full; `no disk`: one is
             and was waited for, or takes no writes. `bug` and `person`: it would come again.
-            `stall` and `machine`: what a restart is for.
+            `drained`: a machine is to be taken away, and the job has left it. `stall` and
+            `machine`: what a restart is for.
         text: in one line; empty where Ray's own error says it.
     """
 
-    kind: Literal["room", "disk", "no disk", "bug", "person", "stall", "machine"]
+    kind: Literal["room", "drained", "disk", "no disk", "bug", "person", "stall", "machine"]
     text: str = ""
 
 
@@ -35,6 +36,7 @@ def failure_of(error: Exception) -> Failure:
     """What a `TrainingFailedError` comes from."""
     from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 
+    from pipelines.train.draining import NodeDrained
     from pipelines.train.stall_callback import WorkerStalled
 
     controller = getattr(error, "controller_failure", None)
@@ -43,6 +45,8 @@ def failure_of(error: Exception) -> Failure:
     wrapped = [*getattr(error, "worker_failures", {}).values(), controller]
     causes = [_root(cause) for cause in wrapped if cause is not None]
     for cause in causes:
+        if isinstance(cause, NodeDrained):
+            return Failure("drained", str(cause))
         if isinstance(cause, DiskFull) or cannot_be_written(cause):
             return Failure("no disk", str(cause))
         if lacks_room(cause):

@@ -24,6 +24,7 @@ from pipelines.data.fetch import fetch
 from pipelines.data.loader import Loader, make_loader
 from pipelines.errors import UserError
 from pipelines.train.checkpoint import EpochSums, JobProgress
+from pipelines.train.draining import Departure, NodeDrained
 from pipelines.train.engine import make_engine, set_learning_rate, use_right_accelerator
 from pipelines.train.evaluate import evaluate_each
 from pipelines.train.life_signs import CHECKPOINT, DATA, EVALUATION, STEP, signs
@@ -99,6 +100,7 @@ class _Training:
             model.compile()  # in place: the names of the weights stay
         self.sandwich = make_sandwich(job, model)
         self.engine = make_engine(model, self.train, self.world_size)
+        self.departure = None if reporter.drained is None else Departure(reporter.drained)
         self.watch, self.gpu = Stopwatch(self.device), GpuMeter(self.device)
         settings = deciding_settings(job, manifest.splits["train"].sha256)
         self.saver = Saver(job, self.engine, self.ema, settings)
@@ -178,11 +180,14 @@ class _Training:
                     self._go_back(step, outcome)
             self.gpu.sample()
             signs.did(step + 1)
-            if self._is_checkpoint_due(step, index):
+            leaving = "" if self.departure is None else self.departure.after(step)
+            if self._may_save(index) and (leaving or self._is_checkpoint_due(step)):
                 write = partial(self.saver.write, self._progress(epoch, index + 1, meter.sums()))
                 signs.begin(CHECKPOINT)
                 self.reporter.save(epoch, index + 1, write, self.train.keep_checkpoints)
                 self.watch.lap("checkpoint")
+                if leaving:
+                    raise NodeDrained(f"{self.job.job_id}: {leaving} is to be taken away")
             signs.begin(DATA)
 
     def _train_step(self, images: Tensor, labels: Tensor, epoch: int, index: int) -> Outcome:
@@ -339,14 +344,15 @@ class _Training:
     def _device_seconds(self) -> float:
         return self.spent + self.world_size * (time.monotonic() - self.started)
 
-    def _is_checkpoint_due(self, step: int, index: int) -> bool:
-        every = self.train.checkpoint_every_steps
+    def _may_save(self, index: int) -> bool:
         return (
-            every is not None
-            and (step + 1) % every == 0
-            and index + 1 < self.steps_per_epoch  # the epoch's own comes after it is evaluated
+            index + 1 < self.steps_per_epoch  # the epoch's own comes after it is evaluated
             and self.bad.in_row == 0  # there must be something good to go back to
         )
+
+    def _is_checkpoint_due(self, step: int) -> bool:
+        every = self.train.checkpoint_every_steps
+        return every is not None and (step + 1) % every == 0
 
     def _progress(self, epoch: int, step: int = 0, sums: EpochSums | None = None) -> JobProgress:
         return self.saver.progress(

@@ -93,9 +93,15 @@ def run_trainer(job: TrainJob) -> None:
     """
     from ray.train import TrainingFailedError
 
+    from pipelines.train.ray_record import mend_record
+
     attempt, waits_since, full_since = 0, None, None
+    first = True  # a driver has just read what an earlier one had not heard
     while True:
         begun = time.monotonic()
+        if job.store is None:
+            mend_record(job.directory, heard=first)
+            first = False
         try:
             _make_trainer(job).fit()
             return
@@ -109,6 +115,9 @@ def run_trainer(job: TrainJob) -> None:
                 logger.warning("%s waits for room on the cluster", job.job_id)
                 continue
             waits_since = None
+            if failure.kind == "drained":
+                _tell(RESTARTED, f"{failure.text}: goes on elsewhere, from where it was")
+                continue
             if failure.kind == "disk":
                 full_since = full_since or begun
                 if time.monotonic() - full_since <= 60 * job.full_disk_minutes:

@@ -12,9 +12,11 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
+from pipelines.storage.durable import flush, flush_tree
 from pipelines.storage.room import MINUTES
 from pipelines.train.checkpoint import damage
 from pipelines.train.checkpoint_room import part_of_checkpoint
+from pipelines.train.draining import drained_nodes
 from pipelines.train.reports import add_report
 from pipelines.train.retention import (
     checkpoint_folders,
@@ -33,7 +35,13 @@ WriteCheckpoint = Callable[[Path], None]
 
 
 class Reporter(Protocol):
-    """What the training loop needs from the world around it."""
+    """What the training loop needs from the world around it.
+
+    Attributes:
+        drained: names the job's machines that are to be taken away; None where nobody would say.
+    """
+
+    drained: Callable[[], str] | None
 
     def newest_checkpoint(self) -> Path | None:
         """A local folder with the newest undamaged checkpoint, the same on all ranks."""
@@ -79,12 +87,14 @@ def _store(
     with part_of_checkpoint(write, directory, minutes) as own:
         dist.barrier()
         shutil.copytree(own, aside, dirs_exist_ok=True)
+        flush_tree(aside)
     dist.barrier()
     if is_first:
         if before is not None:
             before()
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
+        flush(directory)
     return final
 
 
@@ -96,6 +106,8 @@ class FolderReporter:
         rank: of this process.
         tell: given each report, on rank 0.
     """
+
+    drained: Callable[[], str] | None = None
 
     def __init__(
         self, directory: Path, rank: int, tell: Callable[[dict[str, Any]], None] | None = None
@@ -151,6 +163,7 @@ class RayReporter:
 
     def __init__(self, minutes: float = MINUTES) -> None:
         self._suffix, self._minutes = "", minutes
+        self.drained: Callable[[], str] | None = drained_nodes
 
     @property
     def _directory(self) -> Path:
@@ -190,11 +203,22 @@ class RayReporter:
                 metrics,
                 checkpoint=train.Checkpoint.from_directory(aside),
                 checkpoint_dir_name=name,
+                checkpoint_upload_fn=self._put,
             )
         dist.barrier()  # all ranks' files are there
         if dist.get_rank() == 0:
             keep_if_best(self._directory, self._directory / name)
             self._delete_superseded(keep)
+
+    def _put(self, checkpoint: Any, name: str) -> Any:
+        """Copies a rank's part to its place. Ray would not flush it, and delete those before."""
+        from ray import train
+
+        target = self._directory / name
+        shutil.copytree(checkpoint.path, target, dirs_exist_ok=True)
+        flush_tree(target)
+        flush(self._directory)
+        return type(checkpoint)(str(target), train.get_context().get_storage().storage_filesystem)
 
     def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
         """See `Reporter`."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from pipelines.storage.durable import flush, write_durably
 from pipelines.storage.store import ObjectStore
 
 REPORTS_NAME = "reports.jsonl"
@@ -14,10 +14,10 @@ REPORTS_NAME = "reports.jsonl"
 
 def add_report(directory: Path, metrics: dict[str, Any]) -> None:
     """Keeps an epoch's report; what came after that epoch before is forgotten."""
-    path = directory / REPORTS_NAME
-    aside = path.with_suffix(".new")
-    aside.write_text(_with_report(kept_reports(directory), metrics))
-    os.replace(aside, path)
+    write_durably(
+        directory / REPORTS_NAME, [_with_report(kept_reports(directory), metrics).encode()]
+    )
+    flush(directory)
 
 
 def add_report_to(store: ObjectStore, metrics: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from pipelines.storage.durable import flush_tree
 from pipelines.train.checkpoint import read_progress
 
 BEST_NAME = "best"
@@ -56,6 +57,7 @@ def keep_if_best(directory: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     shutil.copytree(folder, aside, copy_function=_link)
+    flush_tree(aside)
     if best.exists():
         os.replace(best, old)
     os.replace(aside, best)

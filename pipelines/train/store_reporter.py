@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipelines.storage.room import MINUTES
 from pipelines.storage.store import ObjectStore
 from pipelines.train.checkpoint import STATE_NAME, damage
 from pipelines.train.checkpoint_room import part_of_checkpoint
+from pipelines.train.draining import drained_nodes
 from pipelines.train.reporter import WriteCheckpoint, known_to_ray
 from pipelines.train.reports import add_report_to
 from pipelines.train.retention import BEST_NAME, SCORE, folder_name, is_within_epoch
@@ -36,6 +38,7 @@ class StoreReporter:
     def __init__(self, address: str, minutes: float = MINUTES) -> None:
         self._store = ObjectStore(address)
         self._suffix, self._minutes = "", minutes
+        self.drained: Callable[[], str] | None = drained_nodes
 
     def newest_checkpoint(self) -> Path | None:
         """See `Reporter`: a copy on this machine, which its processes share."""

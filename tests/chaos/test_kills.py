@@ -1,10 +1,15 @@
-"""`kill -9` on the driver at 20 random moments; the same command goes on as if nothing had been.
+"""`kill -9` on the driver at 50 random moments; the same command goes on as if nothing had been.
+
+Every other kill waits, from its moment on, for a write to the ledger, to a checkpoint or to
+MLflow's database, and falls into it. One amid a checkpoint kills all processes at once, as a power
+cut would: the driver alone writes none.
 
 Not part of `make test`: every kill costs a start of Ray. `make chaos` runs it. The place is kept
 where TOKENPOOL_CHAOS_DIR says, and a run that is told to take no more than
 TOKENPOOL_CHAOS_SECONDS is then gone on with by the next.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,7 +33,7 @@ from pipelines.track.front import build_front, history
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(7200)]
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
-KILLS = int(os.environ.get("TOKENPOOL_CHAOS_KILLS", "20"))
+KILLS = int(os.environ.get("TOKENPOOL_CHAOS_KILLS", "50"))
 SEED = int(os.environ.get("TOKENPOOL_CHAOS_SEED", "0"))
 SECONDS = float(os.environ.get("TOKENPOOL_CHAOS_SECONDS", "inf"))
 # A moment is drawn from this share of the time an undisturbed run takes, from the first
@@ -149,8 +154,9 @@ def test_killed_at_random_moments_the_search_ends_as_if_undisturbed(place, told)
         check(place, storage)
     assert outlived(families) == [], "processes outlived their driver"
     told("driver killed (SIGKILL) at a random moment", len(notes["kills"]))
-    stages = Counter(kill["stage"] for kill in notes["kills"])
-    sys.stdout.write(f"\nkilled {len(notes['kills'])} times, in {dict(stages)}\n")
+    for what in ("stage", "amid"):
+        counts = dict(Counter(kill[what] for kill in notes["kills"]))
+        sys.stdout.write(f"\nkilled {len(notes['kills'])} times: {counts}\n")
 
 
 def kill_once(place, storage):
@@ -163,7 +169,9 @@ def kill_once(place, storage):
     # Killed or complete: each session has its own moment.
     number = notes.setdefault("sessions", 0)
     notes["sessions"] += 1
-    moment = SHARE * notes["seconds"] * float(np.random.default_rng([SEED, number]).random())
+    generator = np.random.default_rng([SEED, number])
+    moment = SHARE * notes["seconds"] * float(generator.random())
+    amid = [None, "ledger", None, "checkpoint", None, "MLflow"][number % 6]
     ledger = place.ledger(storage)
     before = ledger.read_bytes() if ledger.exists() else b""
     driver = place.start(storage)
@@ -171,13 +179,22 @@ def kill_once(place, storage):
     begun, family = time.monotonic(), []
     while driver.poll() is None and time.monotonic() - begun < moment:
         time.sleep(min(0.05, moment))
+    writes, looked = WRITES[amid](place.root / storage), 0.0
+    while driver.poll() is None and not writes():
+        if amid == "checkpoint" and time.monotonic() - looked > 1:
+            family, looked = process.children(recursive=True), time.monotonic()
+    at = time.monotonic() - begun
     if driver.poll() is None:
-        family = process.children(recursive=True)
+        os.kill(driver.pid, signal.SIGSTOP)  # right there, and its children are still its own
+        kill_all(family)  # whoever writes the checkpoint is among them
+        family += process.children(recursive=True)
+        if amid == "checkpoint":
+            kill_all(family)
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
         after = ledger.read_bytes() if ledger.exists() else b""
         assert after.startswith(before[: before.rfind(b"\n") + 1]), "what was recorded is gone"
-        kill = {"session": number, "round": notes["rounds"], "at": round(moment, 2)}
+        kill = {"session": number, "round": notes["rounds"], "at": round(at, 2), "amid": amid}
         notes["kills"].append(kill | {"stage": place.stage(storage)})
     else:
         assert driver.returncode == 0, (place.root / f"{storage}.log").read_text()[-3000:]
@@ -185,6 +202,51 @@ def kill_once(place, storage):
     grew = [step.hypervolume for step in history("chaos", events)]
     assert grew == sorted(grew), "the hypervolume fell"
     return family
+
+
+def kill_all(processes):
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def at_once(root):
+    return lambda: True
+
+
+def to_the_ledger(root):
+    """Whether it has grown since; what is told of a record comes after it."""
+    path = root / "searches" / "chaos" / LEDGER_NAME
+
+    def size():
+        return path.stat().st_size if path.exists() else 0
+
+    before = size()
+    return lambda: size() != before
+
+
+def to_a_checkpoint(root):
+    """Whether there is one that was not there, whole or not."""
+    jobs = root / "searches" / "chaos" / "jobs"
+
+    def names():
+        return {str(path) for path in jobs.glob("*/epoch-*")}
+
+    before = names()
+    return lambda: not names() <= before
+
+
+def to_mlflow(root):
+    """Whether its database is amid a transaction."""
+    return (root / "mlflow.db-journal").exists
+
+
+WRITES = {
+    None: at_once,
+    "ledger": to_the_ledger,
+    "checkpoint": to_a_checkpoint,
+    "MLflow": to_mlflow,
+}
 
 
 def check(place, storage):

@@ -101,6 +101,8 @@ class ScorerPool:
                     if error.actor_init_failed:
                         raise
                     lost[slot] = f"it died: {short_reason(error)}"
+                    # Of a machine that is taken away, its work is innocent.
+                    failures[number] = failures.get(number, 0) - error.preempted
             for slot, why in lost.items():
                 _, number, task = running.pop(slot)
                 failures[number] = failures.get(number, 0) + 1

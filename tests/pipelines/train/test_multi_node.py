@@ -5,6 +5,7 @@ Slow: three Ray hosts and four workers share this machine's cores, and each job 
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -32,7 +33,9 @@ def config(folder, name):
         "model": {"patch_size": 8, "depth": 2},
         "width": {"width": 32, "heads": 2},
         "schedule": [8, 4],
-        "workers": {"num_workers": 4, "cpus_per_worker": 0.9},
+        "workers": {
+            "num_workers": 4, "cpus_per_worker": 0.9, "max_failures": 0 if name == "drained" else 3,
+        },
         "train": {
             "epochs": EPOCHS, "batch_size": 16, "lr": 1e-3, "warmup_epochs": 1, "ema_decay": 0.9,
             "drop_path": 0.1, "keep_checkpoints": 100,
@@ -101,6 +104,14 @@ class Run:
         names = [f"epoch-{epoch:04d}" for epoch in range(1, done + 1)]
         return {name: self.checkpoints()[name] for name in names}
 
+    def wait_for_line(self, pattern):
+        deadline = time.monotonic() + 120
+        while (found := re.search(f".*{pattern}.*", self.log.read_text())) is None:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            time.sleep(0.05)
+        return found[0]
+
     def is_under_way(self):
         return self.process.poll() is None and len(self.checkpoints()) < EPOCHS
 
@@ -156,6 +167,30 @@ class TestTwoHosts:
         hosts.kill(2)
         hosts.start_ray(2)
         goes_on(run, before, straight)
+
+    @pytest.mark.fault("host drained with notice (preemption)")
+    def test_a_host_that_is_taken_away_with_notice(self, hosts, folder, straight, told):
+        drain = hosts.drain(2, seconds=60)
+        run = Run(hosts, folder, "drained")
+        run.wait_for_epochs(2)
+        assert run.is_under_way()
+        begun = time.monotonic()
+        drain()
+        line = run.wait_for_line("drained: .* is to be taken away")
+        noticed = time.monotonic() - begun
+        (left,) = run.directory.glob("epoch-*-step-*")  # within an epoch, as no other is due
+        assert noticed < 50 and "goes on elsewhere, from where it was" in line
+        while run.workers(1):
+            assert time.monotonic() - begun < 50, "they did not leave"
+            time.sleep(0.1)
+        hosts.kill(2)
+        before = run.checkpoints()
+        hosts.start_ray(2)
+        run.finish()
+        # As if nothing had been, to the bit, with none of the failures that it may have: none.
+        assert run.result() == straight and "restart" not in run.log.read_text()
+        assert left.name in before and len(run.checkpoints()) == EPOCHS + 1
+        told("host drained with notice (preemption)", 0, steps_lost=0, seconds=noticed)
 
     @pytest.mark.fault("job killed with all its workers")
     def test_a_killed_job(self, hosts, folder, straight):
