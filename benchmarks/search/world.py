@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from pipelines.config import DataConfig, TrainConfig, deciding
 from pipelines.data.augment import DeviceAugment, normalize, step_generator
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
+from pipelines.search.records import MEASURE
 from pipelines.search.scorer import Scorer
 from pipelines.train.evaluate import evaluate
 from pipelines.train.init import init_from_scratch
@@ -173,16 +175,19 @@ class World:
         return self.finetune(candidate, seed).run_to(self.config.finetune.epochs)
 
     def score(self, width: int, schedule: tuple[int, ...]) -> tuple[float, float, float]:
-        """Top-1 and cross-entropy of a schedule on part of minival, untrained; and the seconds."""
+        """Top-1 and loss of a schedule on part of minival, untrained; and the seconds."""
 
         def ask() -> list[float]:
             scorer = self._scorer(width)
             begin = self.clock()
-            ((top1, loss),) = scorer.score(width, [schedule], self.config.method)
-            return [top1, loss, self.clock() - begin]
+            ((losses, right),) = scorer.image_scores(
+                width, [schedule], self.config.method, 0, scorer.num_images(), MEASURE
+            )
+            seconds = self.clock() - begin
+            return [float(right.mean()), float(losses.mean(dtype=np.float64)), seconds]
 
         top1, loss, seconds = self.cache.once(
-            ask, "score", width, self.heads[width], schedule, self.config.ours.images
+            ask, "score", MEASURE, width, self.heads[width], schedule, self.config.ours.images
         )
         return top1, loss, seconds
 
@@ -319,7 +324,7 @@ class World:
                 most_images=self.config.ours.images,
             )
             # Decoded before the clock runs: no contender pays for the reading of images.
-            scorer.score(width, [tuple(self.space.dense())], self.config.method)
+            scorer.minival()
             self._scorers[width] = scorer
         return self._scorers[width]
 

@@ -14,6 +14,15 @@ TrialStatus = Literal["pending", "running", "paused", "done", "stopped", "failed
 STAGES = ("base", "calibrate", "plan", "screen", "supernet", "rescreen", "finals", "publish")
 
 
+Measure = Literal["cross-entropy", "divergence", "beside dense"]
+"""What a loss without training is: cross-entropy with the labels, the divergence from the dense
+model, or the dense model's cross-entropy plus that divergence. The last is what cross-entropy comes
+to in the mean where the dense model is right as often as it says, and varies less."""
+
+MEASURE: Measure = "beside dense"
+"""What schedules are screened by in searches that begin now (`docs/search-efficiency.md`)."""
+
+
 @dataclass
 class BaseState:
     """A dense model of one width.
@@ -68,9 +77,10 @@ class PlannedCandidate:
 
 @dataclass
 class ScreenedSchedule:
-    """A schedule's score without training: top-1 (fraction) and cross-entropy on minival.
+    """A schedule's score without training on minival: top-1 (fraction) and loss (nats).
 
     Attributes:
+        loss: what `SearchState.measure` says.
         images: after how many of minival's it was dropped, as another was surely better at no more
             cost; its score is then estimated from them. None: it was scored on all.
     """

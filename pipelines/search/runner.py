@@ -33,6 +33,7 @@ from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.plan import check_method, dense_gmacs, make_space
 from pipelines.search.preflight import check_cluster
 from pipelines.search.recorder import Recorder
+from pipelines.search.records import MEASURE
 from pipelines.search.refresh import RESULTS, refresh, send
 from pipelines.search.stages.base import run_base
 from pipelines.search.stages.bounds import prepare_bounds
@@ -287,6 +288,7 @@ def _create(recorder: Recorder, config: SearchConfig, manifest: Manifest) -> Non
         config=config.resolved(),
         config_hash=config.config_hash(),
         num_classes=num_classes,
+        measure=MEASURE,
         data={name: split.sha256 for name, split in manifest.splits.items()},
         images={name: split.samples for name, split in manifest.splits.items()},
         source=manifest.source,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from pipelines.data.fetch import fetch
 from pipelines.data.loader import make_loader
 from pipelines.data.preprocessing import Preprocessing, data_preprocessing
 from pipelines.search.prefixes import run_schedules
+from pipelines.search.records import Measure
 from pipelines.storage.copies import local_path
 from pipelines.train.evaluate import evaluate
 from pipelines.train.life_signs import EVALUATION, signs
@@ -23,8 +24,6 @@ from pipelines.train.life_signs import EVALUATION, signs
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 # Of each image, its loss [n] float32 and whether it was told right [n] bool.
 ImageScores = tuple[NDArray[np.float32], NDArray[np.bool_]]
-# What a loss is: cross-entropy with the labels, or the divergence from the dense model.
-Measure = Literal["cross-entropy", "divergence"]
 Told = Callable[[int], None]
 _SHUFFLE_SEED = 0
 
@@ -138,12 +137,13 @@ class Scorer:
             method: of `tp.METHODS`.
             start: the first image in that order.
             stop: the one after the last.
-            measure: what the losses are; the divergence needs no labels, and varies less.
+            measure: what the losses are; the divergence needs no labels.
             told: called with the number of images after every schedule of a batch.
         """
-        if measure == "divergence":
+        if measure != "cross-entropy":
             found = self.beside_dense(width, schedules, method, start, stop, told)
-            return [(seen.divergence, seen.right) for seen in found]
+            dense = self._dense_losses(width, start, stop) if measure == "beside dense" else 0.0
+            return [(seen.divergence + dense, seen.right) for seen in found]
         images, labels = self._shuffled()
         stop = min(stop, len(labels))
         model = self._models[width]
@@ -282,6 +282,17 @@ class Scorer:
             ]
             self._dense[width] = torch.cat(parts if known is None else [known, *parts])
         return self._dense[width]
+
+    def _dense_losses(self, width: int, start: int, stop: int) -> NDArray[np.float32]:
+        """The dense model's cross-entropy on a part of minival, in its random order."""
+        _, labels = self._shuffled()
+        part = slice(start, min(stop, len(labels)))
+        losses: NDArray[np.float32] = (
+            F.nll_loss(self._dense_until(width, stop)[part], labels[part], reduction="none")
+            .cpu()
+            .numpy()
+        )
+        return losses
 
     def _shuffled(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Minival in random order; from then on its batches are views of it, held once."""

@@ -16,6 +16,7 @@ from pipelines.search.records import (
     AgreementState,
     BaseState,
     Calibration,
+    Measure,
     PlannedCandidate,
     ScreenedSchedule,
     TrialState,
@@ -54,6 +55,7 @@ class SearchState:
         data: split → sha256 of its beton.
         images: split → number of images; empty where an older program began the search.
         source: what the data was prepared from.
+        measure: what the losses of schedules that were screened are.
         screened: scored on the bases' weights.
         supernets: width → its supernet, told of as a base is.
         rescreened: scored on the supernets' weights.
@@ -78,6 +80,7 @@ class SearchState:
         default_factory=lambda: dict.fromkeys(STAGES, "pending")
     )
     num_classes: int = 0
+    measure: Measure = "cross-entropy"
     bases: list[BaseState] = field(default_factory=list)
     calibrations: dict[tuple[int, str], Calibration] = field(default_factory=dict)
     latency_tables: dict[tuple[int, str], LatencyTable] = field(default_factory=dict)
@@ -189,6 +192,7 @@ class SearchState:
         self.config = event["config"]
         self.config_hash = event["config_hash"]
         self.num_classes = event["num_classes"]
+        self.measure = event.get("measure", "cross-entropy")
         self.data = event.get("data", {})
         self.images, self.source = event.get("images", {}), event.get("source", "")
         self.bases = [BaseState(**base) for base in event["bases"]]

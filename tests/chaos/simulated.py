@@ -82,7 +82,7 @@ class Scorer:
         def divergence(width: int, schedules: list[Any], method: str, images: int) -> list[float]:
             return [0.1 * (48 - sum(s)) + drawn(width, s) for s in schedules]
 
-        def image_scores(width: int, schedules: list[Any], method: str, start: int, stop: int):
+        def image_scores(width: int, schedules: list[Any], method: str, start: int, stop: int, *_):
             return [
                 (
                     np.array(

@@ -99,9 +99,9 @@ def seeds(context: StageContext, space: ScheduleSpace) -> list[Candidate]:
 
 
 def as_scored(screened: Sequence[ScreenedSchedule]) -> list[Scored]:
-    """What was screened, for the evolution: the lower the cross-entropy the better.
+    """What was screened, for the evolution: the lower the loss the better.
 
-    Cross-entropy tells apart schedules whose top-1 is equal on a small minival.
+    It tells apart schedules whose top-1 is equal on a small minival.
     """
     return [
         Scored(Candidate(row.width, Schedule(row.schedule), row.gmacs, row.method), -row.loss)
@@ -125,7 +125,9 @@ def _evaluate(
     def submit(actor: Any, task: list[int]) -> Any:
         first = candidates[task[0]]
         schedules = [tuple(candidates[i].schedule) for i in task]
-        return actor.image_scores.remote(first.width, schedules, first.method, start, stop)
+        return actor.image_scores.remote(
+            first.width, schedules, first.method, start, stop, context.state.measure
+        )
 
     found: list[ImageScores] = []
     for scores in pool.map(submit, tasks):
