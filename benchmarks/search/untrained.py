@@ -53,6 +53,9 @@ class RealConfig(StrictModel):
 
     name: str = "real"
     data: Path | None = Field(default=None, description="Prepared; None for the clip arts.")
+    model: Path | None = Field(
+        default=None, description="Saved, dense, with the data's classes; None for the DINOv2 ViT."
+    )
     image_size: Positive = 112
     method: str = "leader"
     images: Positive = Field(default=128, description="Of minival, that schedules are chosen on.")
@@ -88,7 +91,7 @@ class RealWorld:
     def __post_init__(self) -> None:
         cache = downloads.cache_dir()
         data = prepared_set(cache, self.config.data, self.say)
-        path = model_for(cache, data, self.config.image_size, self.say)
+        path = self.config.model or model_for(cache, data, self.config.image_size, self.say)
         model = tp.load(path)
         self.spec = tp.vit_spec(model)
         where = DataConfig(path=data, image_size=self.config.image_size)
@@ -117,7 +120,7 @@ class RealWorld:
             max_gmacs=max(self.config.costs) * self.dense_gmacs,
         )
         self.name = f"{data.name}-{self.config.image_size}"
-        self._cache = Cache(self.directory / f"real-{self.name}.jsonl")
+        self._cache = Cache(self.directory / f"real-{path.name}-{self.name}.jsonl")
 
     @property
     def _dense_schedule(self) -> tp.Schedule:

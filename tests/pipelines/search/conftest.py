@@ -1,17 +1,10 @@
 """Digits, and a model that knows a little of them."""
 
 import pytest
-import torch
-import torch.nn.functional as F
+from small_models import train_small
 
 import tokenpool as tp
-from pipelines.data.augment import normalize
-from pipelines.data.loader import make_loader
-from pipelines.data.manifest import load_manifest
 from pipelines.data.prepare import prepare
-from pipelines.train.init import init_from_scratch
-
-MODEL = (32, 8, 32, 3, 2, 10)  # image, patch, width, depth, heads, classes
 
 
 @pytest.fixture(scope="session")
@@ -23,18 +16,4 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(digits, tmp_path_factory):
-    """A 16-token DeiT after four epochs."""
-    manifest = load_manifest(digits)
-    torch.manual_seed(0)
-    model = init_from_scratch(tp.build_vit(*MODEL))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    loader = make_loader(digits, "train", batch_size=64, train=True, image_size=32)
-    for epoch in range(4):
-        loader.set_epoch(epoch)
-        for images, labels in loader:
-            loss = F.cross_entropy(model(normalize(images, manifest.mean, manifest.std)), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    loader.close()
-    return tp.save(model.eval(), tmp_path_factory.mktemp("model") / "model")
+    return tp.save(train_small(digits), tmp_path_factory.mktemp("model") / "model")

@@ -77,6 +77,19 @@ def test_the_first_images_stand_for_all(scorer, digits):
     assert top1 == pytest.approx(right.mean()) and loss == pytest.approx(losses.mean(), abs=1e-4)
 
 
+def test_beside_dense_is_the_dense_loss_plus_what_a_schedule_adds(scorer, digits):
+    """So that widths compare as by their cross-entropy, and schedules by their divergence."""
+    dense, pooled = (16, 16, 16), (8, 4, 2)
+    total = scorer.num_images()
+    beside = scorer.image_scores(32, [dense, pooled], METHOD, 3, total, "beside dense")
+    own = scorer.image_scores(32, [dense], METHOD, 3, total)[0][0]
+    apart = scorer.image_scores(32, [pooled], METHOD, 3, total, "divergence")[0][0]
+    assert np.allclose(beside[0][0], own, atol=1e-5)
+    assert np.allclose(beside[1][0], own + apart, atol=1e-5)
+    entropy = scorer.image_scores(32, [pooled], METHOD, 3, total)[0][0]
+    assert np.std(beside[1][0] - own) < np.std(entropy - own)
+
+
 class Pool:
     """Ray's ActorPool with two actors, without Ray."""
 
