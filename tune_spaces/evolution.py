@@ -26,7 +26,7 @@ from tune_spaces.shapes import constant_number, shaped
 from tune_spaces.space import Arm, Candidate, ScheduleSpace
 from tune_spaces.surrogate import LEAST_PER_ARM, ScheduleSurrogate
 
-_ATTEMPTS_PER_CHILD = 50
+_ATTEMPTS_PER_CHILD, _FRUITLESS = 50, 200
 _RELIABLE = 0.6
 # Shapes of one parameter that a first generation has, in this order; None drops as many tokens at
 # each layer.
@@ -212,9 +212,10 @@ class _Breeder:
         """So many new ones, or as many as are found."""
         found: list[Candidate] = []
         arms = cycle(self._arms)
-        for attempt in range(count * _ATTEMPTS_PER_CHILD):
-            if len(found) == count:
-                break
+        attempt = last = 0
+        # Where nothing new came of so many attempts, a small space is all known.
+        while len(found) < count and attempt - last < _FRUITLESS:
+            attempt += 1
             arm = next(arms)
             low, high = self._space.cost_ranges[arm]
             # Spread over the range whatever was found there: one after the other of `count` parts.
@@ -224,6 +225,7 @@ class _Breeder:
             if child is not None and child.key not in self._known and self._space.contains(child):
                 self._known.add(child.key)
                 found.append(child)
+                last = attempt
         return found
 
     def _child(self, arm: Arm, target: float) -> Candidate | None:

@@ -110,17 +110,19 @@ class RealWorld:
 
         self._scorer, self._judge = scorer(self.config.images), scorer(self.config.judged_on)
         self.dense_gmacs = tp.vit_macs(self.spec, self._dense_schedule).gmacs
+        self.everything = self._space()
         # Below the least cost that is judged nothing is looked for; nor above the greatest.
-        self.space = ScheduleSpace(
-            self.spec.depth,
-            self.spec.patches,
-            [self.spec.width],
-            {self.config.method: lambda width, s: self.cost(s)},
+        self.space = self._space(
             min_gmacs=0.9 * min(self.config.costs) * self.dense_gmacs,
             max_gmacs=max(self.config.costs) * self.dense_gmacs,
         )
         self.name = f"{data.name}-{self.config.image_size}"
         self._cache = Cache(self.directory / f"real-{path.name}-{self.name}.jsonl")
+
+    def _space(self, **bounds: Any) -> ScheduleSpace:
+        costs = {self.config.method: lambda width, schedule: self.cost(schedule)}
+        spec = self.spec
+        return ScheduleSpace(spec.depth, spec.patches, [spec.width], costs, **bounds)
 
     @property
     def _dense_schedule(self) -> tp.Schedule:
@@ -251,12 +253,19 @@ def _simple(names: Sequence[str] | None, powers: Sequence[float]) -> Contender:
     return contender
 
 
-def _within(contender: Callable[[Any, int], Iterator[Step]]) -> Contender:
-    """A contender of the trained worlds, told what these are configured with."""
+def _as_trained(
+    contender: Callable[[Any, int], Iterator[Step]], *, bounded: bool = True
+) -> Contender:
+    """A contender of the trained worlds, told what these are configured with.
+
+    Args:
+        contender: to be told.
+        bounded: whether it keeps to the costs that are judged; Optuna's samplers cannot.
+    """
 
     def wrapped(world: RealWorld, seed: int) -> Iterator[Step]:
         facts = SimpleNamespace(
-            space=world.space,
+            space=world.space if bounded else world.everything,
             config=SimpleNamespace(least_rate=world.config.least_rate, min_tokens=1),
             evaluate=world.evaluate,
         )
@@ -270,8 +279,8 @@ CONTENDERS: dict[str, Contender] = {
     "constant rate": _simple(["constant rate"], [0.0]),
     "constant number": _simple(["constant number"], []),
     FAMILY: _simple(None, _POWERS),
-    "random schedules": _within(contenders.random_schedules),
-    "Optuna NSGA-II": _within(contenders.nsga2),
+    "random schedules": _as_trained(contenders.random_schedules),
+    "Optuna NSGA-II": _as_trained(contenders.nsga2, bounded=False),
 }
 """The first goes first: what it spends is the others' limit."""
 

@@ -16,6 +16,7 @@ from pipelines.search.decide import untrained
 from pipelines.search.race import Racer
 from pipelines.search.scorer import Scorer
 from pipelines.search.stages.screen import _evaluate
+from pipelines.search.state import SearchState
 from tokenpool import Schedule
 from tune_spaces.outlook import DenseModel, Prices
 from tune_spaces.policy import FrontPolicy, PolicySettings
@@ -109,6 +110,8 @@ class Actor:
 
 
 class Context:
+    state = SearchState("a", measure="cross-entropy")
+
     def check(self):
         """Nothing ends this search."""
 
