@@ -142,7 +142,7 @@ def pooling(
 
 def _in_onnx_runtime(model: nn.Module) -> Callable[[Tensor], object]:
     """The model exported and opened again."""
-    from pipelines.track.export_formats import open_format, write_format
+    from pipelines.export.export_formats import open_format, write_format
 
     with tempfile.TemporaryDirectory() as folder:
         write_format(model, _ONNX, Path(folder), {})

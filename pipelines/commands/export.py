@@ -10,10 +10,10 @@ import typer
 
 from pipelines.commands.front import AsJson, Storage
 from pipelines.errors import UserError
+from pipelines.results.explain import exportable
+from pipelines.results.front import build_front
 from pipelines.search.state import load_state
 from pipelines.storage.working import open_root
-from pipelines.track.explain import exportable
-from pipelines.track.front import build_front
 
 
 def export(
@@ -52,7 +52,7 @@ def export(
             raise UserError(f"{name} is one saved model: {model} is of no search")
         if data is None:
             raise UserError("say with --data which prepared data to check the export with")
-        from pipelines.track.export import OnnxForm, export_folder
+        from pipelines.export.export_model import OnnxForm, export_folder
 
         form = OnnxForm(precision, opset, ir_version)
         target = out or Path("exports") / f"{folder.resolve().name}-{kind}"
@@ -62,7 +62,10 @@ def export(
         if model is None:
             raise UserError(f"which model of search {name}? tokenpool front {name} lists them")
         exportable(build_front(state), model)
-        from pipelines.track.export import OnnxForm, export_point  # here: torch takes seconds
+        from pipelines.export.export_model import (  # here: torch takes seconds
+            OnnxForm,
+            export_point,
+        )
 
         form = OnnxForm(precision, opset, ir_version)
         target = out or Path("exports") / f"{name}-{model}-{kind}"

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pipelines.commands.remote import Address, Open, run_there
 from pipelines.errors import UserError
-from pipelines.remote import Address, Open, run_there
+from pipelines.results.front import build_front
+from pipelines.results.result_files import to_csv, to_json
+from pipelines.results.table import front_table
 from pipelines.search.state import load_state
 from pipelines.storage.working import open_root
-from pipelines.track import files
-from pipelines.track.front import build_front
-from pipelines.track.table import front_table
 
 _UNBOUNDED = 160
 
@@ -52,9 +52,9 @@ def front(
     found = build_front(load_state(open_root(storage), name))
     points = found.points if everything else found.on_front
     if as_json:
-        typer.echo(files.to_json(found, points))
+        typer.echo(to_json(found, points))
     elif as_csv:
-        typer.echo(files.to_csv(points), nl=False)
+        typer.echo(to_csv(points), nl=False)
     else:
         # In a pipe or a file there is no edge to fit.
         console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED)

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.front import Storage
-from pipelines.remote import Address, Open, Remote, one_line
+from pipelines.commands.remote import Address, Open, Remote, one_line
+from pipelines.results.ledger_text import story
 from pipelines.search.driver import driver_runs
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.refresh import refresh
 from pipelines.search.state import load_state
 from pipelines.storage.working import open_root
-from pipelines.track.story import story
 
 _LOOK_SECONDS = 1.0
 

@@ -9,10 +9,10 @@ import typer
 
 from pipelines.commands.front import AsJson, Name, Storage
 from pipelines.errors import UserError
+from pipelines.results import pick as choose
+from pipelines.results.front import Front, build_front
 from pipelines.search.state import load_state
 from pipelines.storage.working import open_root
-from pipelines.track import pick as choose
-from pipelines.track.front import Front, build_front
 
 
 def pick(

@@ -40,7 +40,7 @@ def plan(
     ] = None,
 ) -> None:
     """What a search would cost: stages, trials, device-hours, bytes. Starts and writes nothing."""
-    from pipelines.config_file import load_config
+    from pipelines.config.config_file import load_config
 
     loaded = load_config(config, overrides)
     # Imported only now: torch takes seconds that a wrong config need not wait for.
@@ -169,7 +169,7 @@ def _print(costs: Estimate, found: Probe | None, config: SearchConfig, where: st
     from rich.console import Console
     from rich.table import Table
 
-    from pipelines.track.status import duration
+    from pipelines.results.status import duration
 
     console = Console(highlight=False)
     table = Table(title=f"Plan of {costs.name}", title_justify="left", box=box.SIMPLE_HEAD)

@@ -9,15 +9,15 @@ import typer
 
 from pipelines.commands.front import Name, Storage
 from pipelines.errors import UserError
+from pipelines.results.explain import explain as explain_model
+from pipelines.results.front import build_front, history
+from pipelines.results.imported_fronts import import_front, load_outside
+from pipelines.results.page import split_sizes, write_page
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.refresh import send, send_outside
 from pipelines.search.state import load_state
 from pipelines.storage.working import open_root
-from pipelines.track.explain import explain as explain_model
-from pipelines.track.front import build_front, history
-from pipelines.track.outside import import_front, load_outside
-from pipelines.track.page import split_sizes, write_page
-from pipelines.track.store import tracking_store
+from pipelines.tracking.tracking_store import tracking_store
 
 track = typer.Typer(help="Keep MLflow in step with a search.", no_args_is_help=True)
 
@@ -74,7 +74,7 @@ def import_results(
 @track.command("rebuild")
 def rebuild_command(name: Name, storage: Storage = "runs") -> None:
     """Log a search to MLflow anew, from its ledger alone."""
-    from pipelines.track.upkeep import rebuild  # here, as MLflow takes seconds
+    from pipelines.tracking.upkeep import rebuild  # here, as MLflow takes seconds
 
     root = open_root(storage)
     load_state(root, name)
@@ -102,7 +102,7 @@ def register(
     if (Path(name) / "model.json").is_file():
         if data is None:
             raise UserError("say with --data which prepared data the model is for")
-        from pipelines.track.registry import register_folder  # here, as it takes seconds
+        from pipelines.tracking.registry import register_folder  # here, as it takes seconds
 
         one = register_folder(Path(name), data, store, as_name)
         shown = as_name or one.point_id
@@ -115,7 +115,7 @@ def register(
     if as_name is not None:
         raise UserError(f"--as {as_name}: a search's models have its name")
     state = load_state(root, name)
-    from pipelines.track.registry import register_published  # here, as it takes seconds
+    from pipelines.tracking.registry import register_published  # here, as it takes seconds
 
     for found in register_published(root, state, store, data=data):
         known = "" if found.new else " (known already)"

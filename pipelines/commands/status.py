@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.commands.front import AsJson, Storage
+from pipelines.commands.remote import Address, Open, run_there
 from pipelines.errors import UserError
-from pipelines.remote import Address, Open, run_there
+from pipelines.results.front import history
+from pipelines.results.status import search_status, status_text
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.state import load_state, search_names
 from pipelines.storage.working import open_root
-from pipelines.track.front import history
-from pipelines.track.status import search_status, status_text
 
 _REFRESH_SECONDS = 2.0
 

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.front import Name, Storage
+from pipelines.commands.remote import Address, Open, stop_there
 from pipelines.errors import UserError
-from pipelines.remote import Address, Open, stop_there
 from pipelines.search.budget import read_request, request_stop
 from pipelines.search.driver import driver_runs
 from pipelines.search.refresh import refresh

@@ -14,9 +14,15 @@ from pipelines.errors import UserError
 from pipelines.search.refresh import refresh
 from pipelines.search.state import load_state, search_names
 from pipelines.storage.working import open_root
-from pipelines.track.server import LOOPBACK, check_port, start_server, stop_server, url_host
-from pipelines.track.store import tracking_store
-from pipelines.track.upkeep import catch_up
+from pipelines.tracking.mlflow_server import (
+    LOOPBACK,
+    check_port,
+    start_server,
+    stop_server,
+    url_host,
+)
+from pipelines.tracking.tracking_store import tracking_store
+from pipelines.tracking.upkeep import catch_up
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.config.augmentation import PRESETS, AugmentConfig
 from pipelines.data import augment_ops as ops
-from pipelines.data.augment_config import PRESETS, AugmentConfig
 
 __all__ = ["PRESETS", "AugmentConfig", "DeviceAugment", "normalize", "step_generator"]
 

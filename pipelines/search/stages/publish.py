@@ -11,8 +11,15 @@ from pipelines.search.latency import measure_latency
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.scorer_pool import scorers
 from pipelines.search.stages.timed import timed_task
-from pipelines.track.front import build_front
-from pipelines.track.points import Training
+from pipelines.search.standing import (
+    Model,
+    cheapest_first,
+    front_ids,
+    is_finished,
+    model_groups,
+    model_id,
+)
+from pipelines.search.state import BaseState
 
 _VALIDATION = "val"
 Who = dict[str, object]
@@ -31,13 +38,14 @@ def publish_done(context: StageContext) -> None:
 
 
 def _validate(context: StageContext) -> None:
+    best = front_ids(context.state)
     todo = [
-        (_who(training), str(training.checkpoint))
-        for point in build_front(context.state).points
-        for training in point.trainings
-        if (point.on_front or point.kind != "final")
-        and training.finished
-        and training.top1_val is None
+        (_who(model), str(model.checkpoint))
+        for group in cheapest_first(model_groups(context.state))
+        for model in group
+        if (model_id(group[0]) in best or _is_compared_with(group[0]))
+        and is_finished(model)
+        and model.top1_val is None
     ]
     if not todo:
         return
@@ -60,10 +68,10 @@ def _time(context: StageContext) -> None:
     """One model after the other, as nothing else runs by now."""
     wanted = context.config.publish
     todo = [
-        (_who(training), str(training.checkpoint))
-        for point in build_front(context.state).points
-        if point.finished and not point.latency_ms
-        for training in [next(t for t in point.trainings if t.finished)]
+        (_who(model), str(model.checkpoint))
+        for group in cheapest_first(model_groups(context.state))
+        if not any(model.latency_ms for model in group)
+        for model in [model for model in group if is_finished(model)][:1]
     ]
     if not todo:
         return
@@ -90,8 +98,13 @@ def _time(context: StageContext) -> None:
             context.check()
 
 
-def _who(training: Training) -> Who:
+def _is_compared_with(model: Model) -> bool:
+    """Whether it is dense, or of a constant keep-rate."""
+    return isinstance(model, BaseState) or model.keep_rate is not None
+
+
+def _who(model: Model) -> Who:
     """How the ledger names a model."""
-    if training.run_id.startswith("dense-"):
-        return {"width": int(training.run_id.removeprefix("dense-"))}
-    return {"trial_id": training.run_id}
+    if isinstance(model, BaseState):
+        return {"width": model.width}
+    return {"trial_id": model.trial_id}
