@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ ALLOWED = {
 }
 # `tokenpool bench` alone calls the benchmarks.
 BENCH = [
-    ROOT / "pipelines" / "commands" / f"bench_{n}.py"
+    ROOT / "pipelines" / "commands" / f"bench_{n}_command.py"
     for n in ("loader", "pooling", "search", "train")
 ]
 # Inside pipelines/, from the bottom: a room imports those above it in this list alone, and rooms
@@ -88,10 +89,16 @@ def test_inner_rooms_import_only_what_lies_below():
     assert not wrong, "\n".join(sorted(wrong))
 
 
+def test_no_file_name_stands_twice_within_pipelines():
+    names = Counter(path.name for path in (ROOT / "pipelines").rglob("*.py"))
+    assert {name for name, count in names.items() if count > 1} <= {"__init__.py"}
+
+
 def test_the_operator_works_where_nothing_else_is_installed():
     """A schedule is pooled, counted and undone with every other package made unimportable."""
     code = f"""
 import sys
+from collections import Counter
 for name in {sorted(HEAVY | {"pyarrow", "moocore", "pydantic", "sklearn"})}:
     sys.modules[name] = None  # importing it raises
 import torch, tokenpool as tp

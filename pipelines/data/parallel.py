@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.data.options import PrepareOptions
 from pipelines.data.processes import WorkerDiedError, WorkerProcesses
 from pipelines.data.shards import make_shard, write_shard
-from pipelines.data.sources.base import Mode, Unit
+from pipelines.data.sources.source import Mode, Unit
 from pipelines.errors import UserError
 
 Task = tuple[int, Unit]

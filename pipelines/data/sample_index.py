@@ -11,7 +11,7 @@ from pipelines.data.manifest import INDEX_NAME, SPLITS
 from pipelines.data.names import storable
 from pipelines.data.shard_rows import Rows, coded, hexadecimal, read_shard
 from pipelines.data.shards import DIGEST_BYTES
-from pipelines.data.sources.base import Source
+from pipelines.data.sources.source import Source
 from pipelines.data.splits import NO_SPLIT
 from pipelines.storage.durable import durable_file
 

@@ -13,7 +13,7 @@ from pipelines.data.encode import encode
 from pipelines.data.images import RejectedImageError
 from pipelines.data.names import storable
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import Mode, Sample, Unit
+from pipelines.data.sources.source import Mode, Sample, Unit
 from pipelines.storage.durable import write_durably
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pipelines.data.manifest import SPLITS, Group, SplitSummary, Summary
 from pipelines.data.names import printable, storable
 from pipelines.data.refusals import Refusal, group_refusals
 from pipelines.data.shard_rows import Rows
-from pipelines.data.sources.base import LeftOut, Source
+from pipelines.data.sources.source import LeftOut, Source
 
 _MOST = 12  # groups shown of a kind
 

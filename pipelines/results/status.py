@@ -16,8 +16,8 @@ from pipelines.results.front import Progress, build_front
 from pipelines.results.last_steps import last_step_text, last_steps
 from pipelines.results.table import percent, slower_text
 from pipelines.search.agreement import agreement_text
-from pipelines.search.budget import budget_left, read_request
 from pipelines.search.driver import driver_runs
+from pipelines.search.halt import budget_left, read_request
 from pipelines.search.state import AgreementState, SearchState
 from tune_spaces.halving import rung_of
 

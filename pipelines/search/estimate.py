@@ -8,7 +8,7 @@ from functools import partial
 
 from pipelines.config import SearchConfig, WorkersConfig
 from pipelines.data.manifest import Manifest
-from pipelines.search.calibrate import probe_counts, probes
+from pipelines.search.calibration import probe_counts, probes
 from pipelines.search.plan import count_parameters, make_space
 from pipelines.search.probe import Probe, Range, Rates
 from tune_spaces.halving import rung_of

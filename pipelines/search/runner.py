@@ -21,29 +21,29 @@ from pipelines.console import Screen
 from pipelines.data.fetch import fetch
 from pipelines.data.manifest import Manifest, verify_beton
 from pipelines.errors import UserError
-from pipelines.search.budget import (
+from pipelines.search.given import check_given
+from pipelines.search.halt import (
     DeviceMeter,
     Halt,
     SearchEnded,
     ends_on_signals,
     withdraw_request,
 )
-from pipelines.search.given import check_given
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.plan import check_method, dense_gmacs, make_space
 from pipelines.search.preflight import check_cluster
 from pipelines.search.recorder import Recorder
 from pipelines.search.records import MEASURE
 from pipelines.search.refresh import refresh, send
-from pipelines.search.stages.base import run_base
+from pipelines.search.stages.base_stage import run_base
 from pipelines.search.stages.bounds import prepare_bounds
-from pipelines.search.stages.calibrate import run_calibrate
+from pipelines.search.stages.calibrate_stage import run_calibrate
 from pipelines.search.stages.context import StageContext
-from pipelines.search.stages.finals import run_finals
-from pipelines.search.stages.plan import run_plan
-from pipelines.search.stages.publish import publish_done, run_publish
-from pipelines.search.stages.screen import run_screen
-from pipelines.search.stages.supernet import run_rescreen, run_supernet
+from pipelines.search.stages.finals_stage import run_finals
+from pipelines.search.stages.plan_stage import run_plan
+from pipelines.search.stages.publish_stage import publish_done, run_publish
+from pipelines.search.stages.screen_stage import run_screen
+from pipelines.search.stages.supernet_stage import run_rescreen, run_supernet
 from pipelines.search.stages.timed import timed_gang
 from pipelines.search.state import BaseState, SearchState, fold
 from pipelines.search.stored_ledger import open_ledger

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from pipelines.search.budget import SearchEnded
+from pipelines.search.halt import SearchEnded
 from pipelines.tracking.mirror import LedgerMirror
 from pipelines.tracking.mlflow_errors import explain
 from pipelines.tracking.tracking_store import TrackingStore

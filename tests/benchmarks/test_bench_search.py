@@ -23,7 +23,7 @@ from benchmarks.search.report import (
 )
 from benchmarks.search.run import CONTENDERS, OURS, RANDOM, run
 from benchmarks.search.world import Point, Step, World
-from pipelines.commands.bench_search import bench_search
+from pipelines.commands.bench_search_command import bench_search
 from pipelines.config.config_file import load_as
 from pipelines.errors import UserError
 

@@ -32,7 +32,12 @@ from pipelines.search import runner
 from pipelines.search.decide import candidate_of, tell
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.plan import make_space
-from pipelines.search.stages import base, calibrate, finals, publish, screen, supernet
+from pipelines.search.stages import base_stage as base
+from pipelines.search.stages import calibrate_stage as calibrate
+from pipelines.search.stages import finals_stage as finals
+from pipelines.search.stages import publish_stage as publish
+from pipelines.search.stages import screen_stage as screen
+from pipelines.search.stages import supernet_stage as supernet
 from pipelines.search.state import SearchState, fold
 from pipelines.train.reports import add_report, kept_reports
 from pipelines.train.trials import _List

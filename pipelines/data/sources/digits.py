@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.data.sources.base import Sample, Source
+from pipelines.data.sources.source import Sample, Source
 
 SIDE = 32
 

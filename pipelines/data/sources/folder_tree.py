@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.data.layout import foreign
-from pipelines.data.sources.base import LeftOut, Tally
 from pipelines.data.sources.file_list import File, Files
+from pipelines.data.sources.source import LeftOut, Tally
 
 IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import Sample, Source
+from pipelines.data.sources.source import Sample, Source
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from pipelines.data.names import printable
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import LeftOut, Source
 from pipelines.data.sources.imagenet import is_ilsvrc_tar
+from pipelines.data.sources.source import LeftOut, Source
 from pipelines.data.sources.tar import refuse_compressed, tar_source
 from pipelines.data.sources.tar_members import COMPRESSED_ENDINGS
 from pipelines.errors import UserError

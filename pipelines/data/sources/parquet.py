@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from pipelines.data.class_choice import order_notes
 from pipelines.data.layout import Split
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import LeftOut, Source
 from pipelines.data.sources.parquet_columns import Columns, find_columns
 from pipelines.data.sources.parquet_files import ParquetListing, list_parquet, open_file, stamp_of
 from pipelines.data.sources.parquet_labels import FileLabels, LabelTable, join_labels, whole
@@ -23,6 +22,7 @@ from pipelines.data.sources.parquet_rows import (
 )
 from pipelines.data.sources.parquet_splits import column_splits, splits_of
 from pipelines.data.sources.shard_names import missing_shards, origin_of
+from pipelines.data.sources.source import LeftOut, Source
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.data.layout import foreign_path
-from pipelines.data.sources.base import LeftOut, Tally
 from pipelines.data.sources.folder_tree import Tree, scan
+from pipelines.data.sources.source import LeftOut, Tally
 from pipelines.errors import UserError
 from pipelines.storage.address import is_address, open_filesystem
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.data.sources.base import Sample
 from pipelines.data.sources.parquet_columns import is_binary, is_list
 from pipelines.data.sources.parquet_files import open_file, reason_of
 from pipelines.data.sources.parquet_labels import LabelTable
+from pipelines.data.sources.source import Sample
 from pipelines.errors import UserError
 from pipelines.storage.address import is_address
 

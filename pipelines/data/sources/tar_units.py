@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.data.shard_rows import in_chunks
-from pipelines.data.sources.base import Sample
 from pipelines.data.sources.file_list import MadeWhenAsked
+from pipelines.data.sources.source import Sample
 from pipelines.data.sources.tar_members import Member
 
 _SMALLEST_UNIT = 32

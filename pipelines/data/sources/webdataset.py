@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from pipelines.data.layout import foreign_path
-from pipelines.data.sources.base import Tally
 from pipelines.data.sources.folder_tree import IMAGE_SUFFIXES
+from pipelines.data.sources.source import Tally
 from pipelines.data.sources.tar_members import Member, scan
 from pipelines.errors import UserError
 

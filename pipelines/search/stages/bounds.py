@@ -5,7 +5,7 @@ from __future__ import annotations
 import ray
 
 from pipelines.errors import UserError
-from pipelines.search.calibrate import probe_counts
+from pipelines.search.calibration import probe_counts
 from pipelines.search.latency import measure_table
 from pipelines.search.plan import is_plain, make_space, vit_spec
 from pipelines.search.stages.context import StageContext

@@ -12,7 +12,7 @@ from cluster.session import Cluster, ClusterError
 from pipelines.config import SearchConfig, WorkersConfig
 from pipelines.console import Screen
 from pipelines.errors import UserError
-from pipelines.search.budget import DeviceMeter, Halt
+from pipelines.search.halt import DeviceMeter, Halt
 from pipelines.search.ledger import LEDGER_NAME, Event, read_events
 from pipelines.search.plan import make_space
 from pipelines.search.recorder import Recorder

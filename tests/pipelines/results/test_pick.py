@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipelines.commands.front import front as front_command
-from pipelines.commands.pick import pick as pick_command
+from pipelines.commands.front_command import front as front_command
+from pipelines.commands.pick_command import pick as pick_command
 from pipelines.errors import UserError
 from pipelines.results import pick
 from pipelines.results.front import Front, build_front

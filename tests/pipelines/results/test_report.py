@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipelines.commands import report as commands
+from pipelines.commands import report_command as commands
 from pipelines.errors import UserError
 from pipelines.results.explain import explain
 from pipelines.results.imported_fronts import import_front, load_outside

@@ -11,11 +11,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipelines.commands.status import status as status_command
+from pipelines.commands.status_command import status as status_command
 from pipelines.errors import UserError
 from pipelines.results.status import duration, sparkline
-from pipelines.search.budget import request_stop
 from pipelines.search.driver import driver_runs
+from pipelines.search.halt import request_stop
 from pipelines.search.ledger import Ledger
 from pipelines.train.last_signs import LastSign, write_last_signs
 

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 import tokenpool as tp
-from pipelines.commands.search import carry_out
+from pipelines.commands.search_command import carry_out
 from pipelines.config import SearchConfig
 from pipelines.console import Screen
 from pipelines.errors import UserError

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.config import BudgetConfig, config_hash
-from pipelines.search.budget import (
+from pipelines.search.halt import (
     DeviceMeter,
     Halt,
     SearchEnded,
@@ -25,9 +25,9 @@ from pipelines.search.budget import (
 )
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
 from pipelines.search.recorder import Recorder
-from pipelines.search.stages.base import has_learned
+from pipelines.search.stages.base_stage import has_learned
 from pipelines.search.stages.context import StageContext
-from pipelines.search.stages.finals import _within_budget
+from pipelines.search.stages.finals_stage import _within_budget
 from pipelines.search.state import SearchState, TrialState, fold, search_names
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tokenpool as tp
-from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
+from pipelines.search.calibration import damage_table, plan, probe_counts, probes
 from tune_spaces.space import ScheduleSpace
 
 DEPTH, PATCHES = 4, 16

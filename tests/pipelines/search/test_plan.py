@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.commands.plan import size
+from pipelines.commands.plan_command import size
 from pipelines.config import SearchConfig
 from pipelines.data.manifest import Manifest
 from pipelines.data.prepare import prepare

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import tokenpool as tp
-from pipelines.search.calibrate import probes
+from pipelines.search.calibration import probes
 from pipelines.search.prefixes import run_schedules, shared_work
 from tokenpool.cost import block_macs
 

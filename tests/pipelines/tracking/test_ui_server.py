@@ -9,7 +9,7 @@ import pytest
 
 from cluster.security.doors import listeners
 from cluster.security.report import check_mlflow
-from pipelines.commands.ui import ui
+from pipelines.commands.ui_command import ui
 from pipelines.errors import UserError
 from pipelines.tracking.mlflow_server import check_port, start_server, stop_server
 from pipelines.tracking.tracking_store import TrackingStore, tracking_store

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.front import Name, Storage
+from pipelines.commands.front_command import Name, Storage
 from pipelines.errors import UserError
 from pipelines.results.explain import explain as explain_model
 from pipelines.results.front import build_front, history

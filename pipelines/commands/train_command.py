@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.remote import Open, refuse_open_cluster
-from pipelines.commands.search import INTERRUPTED
+from pipelines.commands.search_command import INTERRUPTED
 
 
 def train(

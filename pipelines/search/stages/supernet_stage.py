@@ -9,7 +9,7 @@ from pipelines.search.decide import policy_of
 from pipelines.search.plan import supernet_job, supernet_job_id
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.context import StageContext
-from pipelines.search.stages.screen import best_of, score
+from pipelines.search.stages.screen_stage import best_of, score
 from pipelines.search.state import SearchState
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.trials import TrialRequest, run_trials, unheard_reports

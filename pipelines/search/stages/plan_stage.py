@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.search.calibrate import damage_table, plan
+from pipelines.search.calibration import damage_table, plan
 from pipelines.search.plan import vit_spec
 from pipelines.search.stages.context import StageContext
 

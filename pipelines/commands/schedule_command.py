@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 from rich.table import Table
 
-from pipelines.commands.analyze import open_batches
+from pipelines.commands.analyze_command import open_batches
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.front import Name, Storage
+from pipelines.commands.front_command import Name, Storage
 from pipelines.commands.remote import Address, Open, stop_there
 from pipelines.errors import UserError
-from pipelines.search.budget import read_request, request_stop
 from pipelines.search.driver import driver_runs
+from pipelines.search.halt import read_request, request_stop
 from pipelines.search.refresh import refresh
 from pipelines.search.state import SearchState, load_state
 from pipelines.storage.working import open_root

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.commands.folders import check_new_folder
-from pipelines.commands.search import INTERRUPTED
+from pipelines.commands.search_command import INTERRUPTED
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:

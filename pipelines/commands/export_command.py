@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.front import AsJson, Storage
+from pipelines.commands.front_command import AsJson, Storage
 from pipelines.errors import UserError
 from pipelines.results.explain import exportable
 from pipelines.results.front import build_front

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.front import AsJson, Storage
+from pipelines.commands.front_command import AsJson, Storage
 from pipelines.commands.remote import Address, Open, run_there
 from pipelines.errors import UserError
 from pipelines.results.front import history

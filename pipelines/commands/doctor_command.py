@@ -15,7 +15,7 @@ from rich.table import Table
 from cluster.doctor import run_checks
 from cluster.security.checks import Check
 from cluster.security.secrecy import redactor
-from pipelines.commands.front import AsJson, Storage
+from pipelines.commands.front_command import AsJson, Storage
 from pipelines.errors import UserError
 from pipelines.storage.store import StoreError
 from pipelines.storage.working import open_root, store_of

@@ -7,13 +7,13 @@ from typing import Any
 from pipelines.console import Bar
 from pipelines.errors import UserError
 from pipelines.search.agreement import Agreement, Final, agreement, agreement_text
-from pipelines.search.budget import SearchEnded
+from pipelines.search.halt import SearchEnded
 from pipelines.search.plan import final_job
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.companions import companions
 from pipelines.search.stages.context import StageContext
-from pipelines.search.stages.screen import base_policy, score
-from pipelines.search.stages.supernet import supernet_policy
+from pipelines.search.stages.screen_stage import base_policy, score
+from pipelines.search.stages.supernet_stage import supernet_policy
 from pipelines.search.state import SearchState, TrialState, Weights
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.trials import Jobs, TrialRequest, run_trials, unheard_reports

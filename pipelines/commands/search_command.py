@@ -13,7 +13,7 @@ from pipelines.commands.remote import Open, refuse_open_cluster
 if TYPE_CHECKING:
     from pipelines.config import SearchConfig
     from pipelines.console import Screen
-    from pipelines.search.budget import SearchEnded
+    from pipelines.search.halt import SearchEnded
     from pipelines.search.state import SearchState
 
 INTERRUPTED = 130  # what shells give a command that Ctrl-C ended

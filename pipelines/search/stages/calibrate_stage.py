@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from pipelines.search.calibrate import probe_counts, probes
+from pipelines.search.calibration import probe_counts, probes
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.scorer_pool import scorers
 

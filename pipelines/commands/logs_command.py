@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.front import Storage
+from pipelines.commands.front_command import Storage
 from pipelines.commands.remote import Address, Open, Remote, one_line
 from pipelines.results.ledger_text import story
 from pipelines.search.driver import driver_runs
