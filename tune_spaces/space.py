@@ -5,6 +5,8 @@ nothing has to be repaired afterwards. The cost of a candidate is known without 
 in as a function, so that the space does not care how MACs are counted.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

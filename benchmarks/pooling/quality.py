@@ -6,6 +6,8 @@ rows and as Markdown tables under `benchmarks/results/`. The split is fixed; the
 trained on.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import math

@@ -5,6 +5,8 @@ that a run in several sittings (`--minutes`) has one curve; at the end the model
 the validation split, which training never sees.
 """
 
+from __future__ import annotations
+
 import json
 import signal
 from pathlib import Path

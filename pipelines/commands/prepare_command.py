@@ -1,5 +1,7 @@
 """`tokenpool prepare`: options in, a progress bar, and what was made out."""
 
+from __future__ import annotations
+
 import json
 import sys
 import time
@@ -252,14 +254,14 @@ class _Progress:
     Shown only once there is work. What an earlier run finished does not count towards the rate.
     """
 
-    def __init__(self, console: "Console") -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
         self._bar = _bar(console) if console.is_terminal else None
         self._task: TaskID | None = None
         self._begun: tuple[float, int] | None = None
         self._said = 0.0
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> _Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -293,7 +295,7 @@ class _Progress:
         )
 
 
-def _bar(console: "Console") -> "Progress":
+def _bar(console: Console) -> Progress:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

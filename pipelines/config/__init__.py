@@ -1,5 +1,7 @@
 """The typed configuration of a search or a training run, and its hash."""
 
+from __future__ import annotations
+
 from pipelines.config.augmentation import AugmentConfig
 from pipelines.config.budget import BudgetConfig
 from pipelines.config.common import DataConfig, ModelConfig, Positive, RunConfig, StrictModel

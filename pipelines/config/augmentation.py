@@ -1,5 +1,7 @@
 """What is done to training batches, as configuration; reading it needs no torch."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -51,7 +53,7 @@ class AugmentConfig(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _scale_rises(self) -> "AugmentConfig":
+    def _scale_rises(self) -> AugmentConfig:
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale {self.scale} must be rising and positive")
         return self

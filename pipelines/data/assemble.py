@@ -1,5 +1,7 @@
 """Finished shards put together: betons, index and manifest, in a directory not yet visible."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections import deque

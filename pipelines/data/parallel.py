@@ -1,5 +1,7 @@
 """Shards made by all cores, or by a Ray cluster; one result after the other, as they finish."""
 
+from __future__ import annotations
+
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext

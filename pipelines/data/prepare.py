@@ -1,5 +1,7 @@
 """`prepare`: from a source to a finished directory of betons, resumable, complete or absent."""
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import hashlib

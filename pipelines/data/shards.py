@@ -4,6 +4,8 @@ Shards are what a killed run resumes from, and what processes or Ray workers mak
 shard is complete when its table is there, for that is renamed into place last.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 from pathlib import Path
@@ -28,7 +30,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def schema() -> "pyarrow.Schema":
+def schema() -> pyarrow.Schema:
     """The columns of a shard's table; `error` is empty for good rows, other columns count then."""
     import pyarrow as pa
 

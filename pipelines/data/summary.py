@@ -1,5 +1,7 @@
 """What became of a source, for a person to check at a glance; the same lies in the manifest."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 import numpy as np

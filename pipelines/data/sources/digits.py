@@ -1,5 +1,7 @@
 """The 1,797 handwritten digits that come with scikit-learn, brought to 32 px RGB."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 

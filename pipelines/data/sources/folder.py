@@ -1,5 +1,7 @@
 """A directory of class folders: `train/CLASS/…` and `val/CLASS/…`, `CLASS/…` alone, and kin."""
 
+from __future__ import annotations
+
 import hashlib
 import shlex
 from collections.abc import Iterator, Sequence

@@ -3,6 +3,8 @@
 Only names and where the images lie count, never how many there are.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -6,6 +6,8 @@ an order of its own that is not that of the class names: they mean nothing witho
 tars of the training images have them.
 """
 
+from __future__ import annotations
+
 import csv
 import io
 import re

@@ -1,5 +1,7 @@
 """Images beside a table of labels: a CSV or JSON Lines file that names each image and its class."""
 
+from __future__ import annotations
+
 import codecs
 import csv
 import json

@@ -1,5 +1,7 @@
 """Parquet shards, as the hubs publish them and as other tools write them, made into a source."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -234,18 +236,18 @@ def _column_notes(files: list[_File]) -> list[str]:
     ]
 
 
-def _columns_in_parts(reader: "pq.ParquetFile", name: str) -> Iterator["pa.Array"]:
+def _columns_in_parts(reader: pq.ParquetFile, name: str) -> Iterator[pa.Array]:
     for batch in reader.iter_batches(_SCAN_ROWS, columns=[name]):
         yield plain(batch.column(name))
 
 
-def _cells(reader: "pq.ParquetFile", name: str) -> Iterator[Any]:
+def _cells(reader: pq.ParquetFile, name: str) -> Iterator[Any]:
     for column in _columns_in_parts(reader, name):
         for cell in column:
             yield value_of(cell)
 
 
-def _values(reader: "pq.ParquetFile", name: str) -> Iterator[Any]:
+def _values(reader: pq.ParquetFile, name: str) -> Iterator[Any]:
     """The different values of a column, some of them more than once."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -257,7 +259,7 @@ def _values(reader: "pq.ParquetFile", name: str) -> Iterator[Any]:
             yield value_of(cell)
 
 
-def _largest(reader: "pq.ParquetFile", name: str) -> int:
+def _largest(reader: pq.ParquetFile, name: str) -> int:
     """The largest whole number in a column, -1 if there is none above."""
     import pyarrow as pa
     import pyarrow.compute as pc

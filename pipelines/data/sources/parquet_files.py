@@ -1,5 +1,7 @@
 """Parquet files at an address: listed, opened, told from what is left out."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +84,7 @@ def list_parquet(address: str, tree: Tree | None = None) -> ParquetListing:
     return ParquetListing(path, files, left_out.told())
 
 
-def open_file(address: str, path: str) -> "pa.NativeFile":
+def open_file(address: str, path: str) -> pa.NativeFile:
     """Open a file of a listing; local names may be any bytes.
 
     Raises:

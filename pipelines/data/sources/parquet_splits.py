@@ -1,5 +1,7 @@
 """Which split each Parquet file or row belongs to: by its path, by options, by a column."""
 
+from __future__ import annotations
+
 import posixpath
 from collections import Counter
 from collections.abc import Mapping

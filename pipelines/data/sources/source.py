@@ -1,5 +1,7 @@
 """What a source is: classes, and picklable units that yield samples in a fixed order."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol

@@ -6,6 +6,8 @@ the name of a tar may tell a split (`train-0001.tar`), and that of a tar which h
 folders is their class (`n01440764.tar`).
 """
 
+from __future__ import annotations
+
 import os
 import shlex
 from collections.abc import Iterator

@@ -4,6 +4,8 @@ A key is a path up to the first dot of the file's name, as the format has it; wh
 dots (`img.0001.jpg`), the image and the label that share all but the ending belong together.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
