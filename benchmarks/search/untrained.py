@@ -27,7 +27,7 @@ from benchmarks.search.world import Point, Step
 from pipelines.config import DataConfig, Positive, StrictModel
 from pipelines.data.manifest import load_manifest
 from pipelines.data.preprocessing import preprocessing_of
-from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
+from pipelines.search.calibration import damage_table, plan, probe_counts, probes
 from pipelines.search.prefixes import shared_work
 from pipelines.search.race import BLOCK, Racer
 from pipelines.search.scorer import ImageScores, Scorer
