@@ -47,7 +47,7 @@ def plan(
     from pipelines.data.manifest import load_manifest
     from pipelines.search.estimate import estimate
     from pipelines.search.given import check_given
-    from pipelines.search.plan import check_method, make_space
+    from pipelines.search.search_space import check_method, make_space
 
     for method in loaded.space.all_methods:
         check_method(method)

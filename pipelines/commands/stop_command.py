@@ -14,6 +14,7 @@ from pipelines.errors import UserError
 from pipelines.search.driver import driver_runs
 from pipelines.search.halt import read_request, request_stop
 from pipelines.search.refresh import refresh
+from pipelines.search.standing import model_id
 from pipelines.search.state import SearchState, load_state
 from pipelines.storage.working import open_root
 
@@ -63,7 +64,7 @@ def stop(
 
 
 def _running(state: SearchState) -> str:
-    models = {f"dense-{base.width}": base for base in state.bases} | dict(state.trials)
+    models = {model_id(base): base for base in state.bases} | dict(state.trials)
     return ", ".join(
         f"{name} is in epoch {int(model.reports[-1]['epoch']) + 1}"
         for name, model in models.items()

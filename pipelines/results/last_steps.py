@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipelines.search.job_specs import base_job_id, supernet_job_id
 from pipelines.search.state import SearchState
 from pipelines.train.last_signs import LastSign, read_last_signs
 
@@ -18,8 +19,8 @@ def last_steps(state: SearchState, directory: Path) -> list[dict[str, Any]]:
         directory: its folder.
     """
     over = {name for name, trial in state.trials.items() if trial.status not in _AT_WORK}
-    over |= {f"base-w{base.width}" for base in state.bases if base.status not in _AT_WORK}
-    over |= {f"supernet-w{w}" for w, net in state.supernets.items() if net.status not in _AT_WORK}
+    over |= {base_job_id(base.width) for base in state.bases if base.status not in _AT_WORK}
+    over |= {supernet_job_id(w) for w, net in state.supernets.items() if net.status not in _AT_WORK}
     found = []
     for folder in sorted((directory / "jobs").glob("*/")):
         # What an earlier driver's workers left behind says nothing of this one's.

@@ -18,6 +18,7 @@ from pipelines.results.table import percent, slower_text
 from pipelines.search.agreement import agreement_text
 from pipelines.search.driver import driver_runs
 from pipelines.search.halt import budget_left, read_request
+from pipelines.search.standing import model_id
 from pipelines.search.state import AgreementState, SearchState
 from tune_spaces.halving import rung_of
 
@@ -35,7 +36,7 @@ def search_status(
     front = build_front(state)
     runs = driver_runs(directory)
     epochs = state.config.get("finals", {}).get("train", {}).get("epochs")
-    models = {f"dense-{base.width}": base for base in state.bases} | dict(state.trials)
+    models = {model_id(base): base for base in state.bases} | dict(state.trials)
     supernets = {f"supernet-{width}": net for width, net in state.supernets.items()}
     running = [
         {

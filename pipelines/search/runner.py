@@ -30,11 +30,11 @@ from pipelines.search.halt import (
     withdraw_request,
 )
 from pipelines.search.ledger import LEDGER_NAME, read_events
-from pipelines.search.plan import check_method, dense_gmacs, make_space
 from pipelines.search.preflight import check_cluster
 from pipelines.search.recorder import Recorder
 from pipelines.search.records import MEASURE
 from pipelines.search.refresh import refresh, send
+from pipelines.search.search_space import check_method, dense_gmacs, make_space
 from pipelines.search.stages.base_stage import run_base
 from pipelines.search.stages.bounds import prepare_bounds
 from pipelines.search.stages.calibrate_stage import run_calibrate

@@ -31,7 +31,7 @@ from pipelines.search import ledger as ledgers
 from pipelines.search import runner
 from pipelines.search.decide import candidate_of, tell
 from pipelines.search.ledger import LEDGER_NAME, read_events
-from pipelines.search.plan import make_space
+from pipelines.search.search_space import make_space
 from pipelines.search.stages import base_stage as base
 from pipelines.search.stages import calibrate_stage as calibrate
 from pipelines.search.stages import finals_stage as finals

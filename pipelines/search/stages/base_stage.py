@@ -11,8 +11,8 @@ import ray
 from pipelines.config import SearchWidthConfig
 from pipelines.console import Bar
 from pipelines.errors import UserError
+from pipelines.search.job_specs import base_job, base_job_id
 from pipelines.search.loaded_base import save_loaded_noted
-from pipelines.search.plan import base_job, base_job_id
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.context import StageContext, TrialWatch
 from pipelines.search.stages.scorer_pool import scorers

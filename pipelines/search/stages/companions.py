@@ -7,7 +7,7 @@ from typing import Any
 
 import tokenpool as tp
 from pipelines.config import SearchConfig
-from pipelines.search.plan import vit_spec
+from pipelines.search.search_space import vit_spec
 from pipelines.search.standing import front_ids
 from pipelines.search.state import SearchState, TrialState
 

@@ -8,7 +8,7 @@ from pipelines.console import Bar
 from pipelines.errors import UserError
 from pipelines.search.agreement import Agreement, Final, agreement, agreement_text
 from pipelines.search.halt import SearchEnded
-from pipelines.search.plan import final_job
+from pipelines.search.job_specs import final_job
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.companions import companions
 from pipelines.search.stages.context import StageContext

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.search.calibration import damage_table, plan
-from pipelines.search.plan import vit_spec
+from pipelines.search.search_space import vit_spec
 from pipelines.search.stages.context import StageContext
 
 

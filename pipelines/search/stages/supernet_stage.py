@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.console import Bar
 from pipelines.search.decide import policy_of
-from pipelines.search.plan import supernet_job, supernet_job_id
+from pipelines.search.job_specs import supernet_job, supernet_job_id
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.screen_stage import best_of, score

@@ -19,7 +19,7 @@ from pipelines.config import SearchConfig, TrainRunConfig
 from pipelines.config.config_file import load_config
 from pipelines.errors import UserError
 from pipelines.search.given import check_given, named_places, needed
-from pipelines.search.plan import base_job
+from pipelines.search.job_specs import base_job
 from tests.thinning import fast
 
 PRESET = Path(__file__).parents[3] / "tune_spaces/presets/digits.yaml"

@@ -11,8 +11,8 @@ from pipelines.commands.search_command import carry_out
 from pipelines.config import SearchConfig
 from pipelines.config.config_file import load_config
 from pipelines.console import Screen
+from pipelines.search.job_specs import supernet_job
 from pipelines.search.ledger import LEDGER_NAME, read_events
-from pipelines.search.plan import supernet_job
 from pipelines.search.stages.supernet_stage import near_front
 from pipelines.search.state import (
     BaseState,
