@@ -45,8 +45,8 @@ def plan(
     loaded = load_config(config, overrides)
     # Imported only now: torch takes seconds that a wrong config need not wait for.
     from pipelines.data.manifest import load_manifest
+    from pipelines.search.check_inputs import check_given
     from pipelines.search.estimate import estimate
-    from pipelines.search.given import check_given
     from pipelines.search.search_space import check_method, make_space
 
     for method in loaded.space.all_methods:

@@ -17,7 +17,7 @@ from cluster.security.doors import FLAG
 from pipelines.config import SearchConfig
 from pipelines.console import program
 from pipelines.errors import UserError
-from pipelines.search.given import check_weights, named_places
+from pipelines.search.check_inputs import check_weights, named_places
 
 CONFIG_FILE = "search.yaml"
 STOPPED_BY_HAND = 130  # what shells give a command that Ctrl-C ended

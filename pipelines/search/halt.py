@@ -17,7 +17,7 @@ from typing import Any
 from pipelines.config import BudgetConfig
 from pipelines.search.refresh import STOP_NAME
 from pipelines.search.state import SearchState
-from pipelines.search.steady_time import steady_time
+from pipelines.search.steady_clock import steady_time
 from pipelines.storage.working import search_store
 
 _LOOK_SECONDS = 0.5

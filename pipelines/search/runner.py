@@ -21,7 +21,7 @@ from pipelines.console import Screen
 from pipelines.data.fetch import fetch
 from pipelines.data.manifest import Manifest, verify_beton
 from pipelines.errors import UserError
-from pipelines.search.given import check_given
+from pipelines.search.check_inputs import check_given
 from pipelines.search.halt import (
     DeviceMeter,
     Halt,

@@ -18,7 +18,7 @@ from pipelines.commands.remote import _check_paths
 from pipelines.config import SearchConfig, TrainRunConfig
 from pipelines.config.config_file import load_config
 from pipelines.errors import UserError
-from pipelines.search.given import check_given, named_places, needed
+from pipelines.search.check_inputs import check_given, named_places, needed
 from pipelines.search.job_specs import base_job
 from tests.thinning import fast
 

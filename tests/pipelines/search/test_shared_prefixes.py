@@ -6,7 +6,7 @@ import torch
 
 import tokenpool as tp
 from pipelines.search.calibration import probes
-from pipelines.search.prefixes import run_schedules, shared_work
+from pipelines.search.shared_prefixes import run_schedules, shared_work
 from tokenpool.cost import block_macs
 
 DEPTH, COUNTS = 3, (4, 9, 16)
