@@ -30,8 +30,8 @@ from pipelines.config import DataConfig, TrainConfig, deciding
 from pipelines.data.augment import DeviceAugment, normalize, step_generator
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
-from pipelines.search.records import MEASURE
 from pipelines.search.scorer import Scorer
+from pipelines.search.state_records import MEASURE
 from pipelines.train.evaluate import evaluate
 from pipelines.train.init import init_from_scratch
 from pipelines.train.losses import training_loss

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.results.page import OutsideFront, OutsidePoint
-from pipelines.storage.atomic import write_text
+from pipelines.storage.durable import write_text
 
 _FOLDER = "outside"
 

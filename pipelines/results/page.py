@@ -21,7 +21,7 @@ from pipelines.results.matched import matched
 from pipelines.results.points import error
 from pipelines.results.table import compact_schedule, percent, slower_text
 from pipelines.search.state import SearchState
-from pipelines.storage.atomic import write_text
+from pipelines.storage.durable import write_text
 
 _NO_SAMPLES: Mapping[str, int] = MappingProxyType({})
 

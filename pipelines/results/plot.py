@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pipelines.results.front import Front, Point
 from pipelines.results.page import OutsideFront
 from pipelines.results.points import error
-from pipelines.storage.atomic import write_atomic
+from pipelines.storage.durable import write_atomic
 
 # Okabe and Ito's palette: told apart without colour vision; shapes differ as well.
 POOLED, DENSE, CONSTANT, OTHER = "#0072B2", "#D55E00", "#9A6700", "#8A8A8A"

@@ -14,7 +14,7 @@ from pipelines.results.imported_fronts import load_outside
 from pipelines.results.page import split_sizes, write_page
 from pipelines.search.ledger import Event
 from pipelines.search.state import SearchState
-from pipelines.storage.atomic import write_atomic, write_text
+from pipelines.storage.durable import write_atomic, write_text
 
 # In the order in which they are written: where the last is, the others are.
 RESULTS = ("results.parquet", "front.csv", "front.png", "front.html")

@@ -32,7 +32,6 @@ from pipelines.search.halt import (
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.preflight import check_cluster
 from pipelines.search.recorder import Recorder
-from pipelines.search.records import MEASURE
 from pipelines.search.refresh import refresh, send
 from pipelines.search.search_space import check_method, dense_gmacs, make_space
 from pipelines.search.stages.base_stage import run_base
@@ -46,10 +45,11 @@ from pipelines.search.stages.screen_stage import run_screen
 from pipelines.search.stages.supernet_stage import run_rescreen, run_supernet
 from pipelines.search.stages.timed import timed_gang
 from pipelines.search.state import BaseState, SearchState, fold
+from pipelines.search.state_records import MEASURE
 from pipelines.search.stored_ledger import open_ledger
 from pipelines.search.system_metrics import SystemSampler
 from pipelines.storage.address import without_options
-from pipelines.storage.atomic import write_text
+from pipelines.storage.durable import write_text
 from pipelines.storage.room import DiskFull, UntilRoom
 from pipelines.storage.working import open_root, search_store
 from pipelines.train.ray_job import gang_of

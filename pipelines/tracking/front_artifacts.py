@@ -15,7 +15,7 @@ from pipelines.results.result_files import write_results
 from pipelines.results.table import compact_schedule, with_spread
 from pipelines.search.ledger import Event
 from pipelines.search.state import SearchState
-from pipelines.storage.atomic import write_text
+from pipelines.storage.durable import write_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.search.ledger import LEDGER_NAME, Event, parse_line
-from pipelines.storage.atomic import write_text
+from pipelines.storage.durable import write_text
 from pipelines.tracking.front_artifacts import send_front
 from pipelines.tracking.front_view import front_view_url
 from pipelines.tracking.mlflow_runs import SearchRuns

@@ -15,7 +15,7 @@ from pipelines.results.front import build_front, history
 from pipelines.results.result_files import to_csv, to_json, write_parquet
 from pipelines.results.table import compact_schedule, front_table
 from pipelines.search.state import SearchState, fold
-from pipelines.storage.atomic import write_text
+from pipelines.storage.durable import write_text
 
 
 def test_the_front_by_hand(state: SearchState) -> None:
