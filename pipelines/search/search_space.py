@@ -11,7 +11,8 @@ from pipelines.errors import UserError
 from pipelines.search.job_specs import base_job, copy_of_checkpoint, model_spec
 from pipelines.search.latency_table import LatencyTable
 from pipelines.train.outline import outline
-from tune_spaces.space import Cost, Limit, ScheduleSpace
+from tune_spaces.limits import Cost, Limit
+from tune_spaces.space import ScheduleSpace
 
 
 def check_method(method: str) -> None:
