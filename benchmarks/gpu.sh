@@ -142,7 +142,7 @@ tests() {
 
 training() {
     local out=$1 python=$2
-    local bench='import typer; from pipelines.commands.bench_train import bench_train as b; typer.run(b)'
+    local bench='import typer; from pipelines.commands.bench_train_command import bench_train as b; typer.run(b)'
     # DeiT-S, and DeiT's recipe but for the augmentation in the second: it shows the loop alone.
     local common=(--gpu --workers 1 --width 384 --heads 6 --batch-size 256 --rounds 5 --steps 20
         --loader-threads 12 --threads 4 --precision bf16 --compile)

@@ -5,6 +5,8 @@ Triton's interpreter (set TRITON_INTERPRET=1). Exits with 1 where assignments di
 ties. Sizes that the file has already are not measured again.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import statistics

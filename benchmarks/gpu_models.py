@@ -6,6 +6,8 @@ inference; `--train` a step with AdamW. Rows that the file has already are not m
 these can run at once, which takes minutes off a lease.
 """
 
+from __future__ import annotations
+
 import argparse
 import copy
 import json

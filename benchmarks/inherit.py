@@ -21,7 +21,7 @@ from cluster.session import ray_session
 from pipelines.config import SearchConfig, WidthConfig
 from pipelines.console import use_own_scripts
 from pipelines.data.manifest import load_manifest
-from pipelines.search.plan import base_job
+from pipelines.search.job_specs import base_job
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.spec import TrainJob
 from pipelines.train.trials import TrialRequest, run_trials

@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.machine import hardware
+from pipelines.results.front import build_front
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.state import load_state
-from pipelines.track.front import build_front
 
 PACKAGES = ("torch", "timm", "ray", "deepspeed", "ffcv", "mlflow", "numpy")
 

@@ -11,27 +11,27 @@ import typer
 
 from cluster.proxies import go_direct
 from cluster.security.secrecy import guard_process, redactor, show_traceback
-from pipelines.commands import report as reports
-from pipelines.commands import schedule
-from pipelines.commands.analyze import analyze
-from pipelines.commands.bench_loader import bench_loader
-from pipelines.commands.bench_pooling import pooling
-from pipelines.commands.bench_search import bench_search
-from pipelines.commands.bench_train import bench_train
-from pipelines.commands.doctor import doctor
-from pipelines.commands.export import export
-from pipelines.commands.front import front
-from pipelines.commands.logs import logs
-from pipelines.commands.pick import pick
-from pipelines.commands.plan import plan
-from pipelines.commands.prepare import prepare
-from pipelines.commands.search import search
-from pipelines.commands.squeeze import squeeze
-from pipelines.commands.status import status
-from pipelines.commands.stop import stop
-from pipelines.commands.submit import submit
-from pipelines.commands.train import train
-from pipelines.commands.ui import ui
+from pipelines.commands import report_command as reports
+from pipelines.commands import schedule_command
+from pipelines.commands.analyze_command import analyze
+from pipelines.commands.bench_loader_command import bench_loader
+from pipelines.commands.bench_pooling_command import pooling
+from pipelines.commands.bench_search_command import bench_search
+from pipelines.commands.bench_train_command import bench_train
+from pipelines.commands.doctor_command import doctor
+from pipelines.commands.export_command import export
+from pipelines.commands.front_command import front
+from pipelines.commands.logs_command import logs
+from pipelines.commands.pick_command import pick
+from pipelines.commands.plan_command import plan
+from pipelines.commands.prepare_command import prepare
+from pipelines.commands.search_command import search
+from pipelines.commands.squeeze_command import squeeze
+from pipelines.commands.status_command import status
+from pipelines.commands.stop_command import stop
+from pipelines.commands.submit_command import submit
+from pipelines.commands.train_command import train
+from pipelines.commands.ui_command import ui
 from pipelines.console import use_own_scripts
 from pipelines.data.names import printable
 from pipelines.errors import UserError
@@ -63,7 +63,7 @@ app.command("import", rich_help_panel=_RESULT)(reports.import_results)
 app.add_typer(reports.track, name="track", rich_help_panel=_RESULT)
 app.command(rich_help_panel=_MODEL)(squeeze)
 app.command(rich_help_panel=_MODEL)(analyze)
-app.add_typer(schedule.app, name="schedule", rich_help_panel=_MODEL)
+app.add_typer(schedule_command.app, name="schedule", rich_help_panel=_MODEL)
 app.command(rich_help_panel=_MACHINE)(doctor)
 app.add_typer(bench, name="bench", rich_help_panel=_MACHINE)
 

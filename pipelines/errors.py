@@ -1,5 +1,7 @@
 """The one exception that reaches a user as a single line."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """Something the user can put right: the message names the thing and the remedy.

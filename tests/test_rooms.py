@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,20 +20,38 @@ ALLOWED = {
 }
 # `tokenpool bench` alone calls the benchmarks.
 BENCH = [
-    ROOT / "pipelines" / "commands" / f"bench_{n}.py"
+    ROOT / "pipelines" / "commands" / f"bench_{n}_command.py"
     for n in ("loader", "pooling", "search", "train")
 ]
+# Inside pipelines/, from the bottom: a room imports those above it in this list alone, and rooms
+# in one line do not import each other. errors, streams and console are everybody's.
+FLOORS = [
+    ("storage",),
+    ("config",),
+    ("data",),
+    ("train",),
+    ("search",),
+    ("results", "squeeze"),
+    ("export", "tracking"),
+    ("commands",),
+    ("cli",),
+]
+EVERYBODYS = {"errors", "streams", "console"}
+
+
+def modules(path):
+    """Dotted names of all that a file imports, wherever in it; `from a import b` gives a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports by dots"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def imported(path):
     """Top-level names of all modules a file imports, wherever in it."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names.add((node.module or "").split(".")[0])
-    return names
+    return {name.split(".")[0] for name in modules(path)}
 
 
 @pytest.mark.parametrize("room", sorted(ALLOWED))
@@ -46,10 +65,40 @@ def test_a_room_imports_only_what_it_may(room):
         assert not foreign, f"{path.relative_to(ROOT)} imports {', '.join(sorted(foreign))}"
 
 
+def inner_rooms():
+    """(room, file, room it imports), of all files of pipelines/."""
+    top = ROOT / "pipelines"
+    for path in top.rglob("*.py"):
+        room = path.relative_to(top).parts[0].removesuffix(".py")
+        for name in modules(path):
+            package, _, rest = name.partition(".")
+            if package == "pipelines" and room != "__init__":
+                yield room, path.relative_to(ROOT), rest.split(".")[0]
+
+
+def test_inner_rooms_import_only_what_lies_below():
+    """So there is no cycle either. What is in no list is a room that somebody has to place."""
+    below = {room: {r for f in FLOORS[:i] for r in f} for i, f in enumerate(FLOORS) for room in f}
+    seen = list(inner_rooms())
+    assert {room for room, _, _ in seen} | EVERYBODYS == below.keys() | EVERYBODYS
+    wrong = {
+        f"{path} imports {target}"
+        for room, path, target in seen
+        if target not in EVERYBODYS | {room} | below.get(room, set())
+    }
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_no_file_name_stands_twice_within_pipelines():
+    names = Counter(path.name for path in (ROOT / "pipelines").rglob("*.py"))
+    assert {name for name, count in names.items() if count > 1} <= {"__init__.py"}
+
+
 def test_the_operator_works_where_nothing_else_is_installed():
     """A schedule is pooled, counted and undone with every other package made unimportable."""
     code = f"""
 import sys
+from collections import Counter
 for name in {sorted(HEAVY | {"pyarrow", "moocore", "pydantic", "sklearn"})}:
     sys.modules[name] = None  # importing it raises
 import torch, tokenpool as tp

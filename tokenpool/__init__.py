@@ -3,6 +3,8 @@
 Needs torch, timm, numpy and safetensors only. `import tokenpool as tp`.
 """
 
+from __future__ import annotations
+
 from tokenpool.clustering import Clustering, kmeans, kmedoids, reconstruction_error
 from tokenpool.cost import MacReport, VitSpec, macs, vit_macs, vit_spec
 from tokenpool.inherit import inherit_width

@@ -4,6 +4,8 @@ All but `paired_errors` are taken on the dense form of a model: a pooled one is 
 were not, and given back as it was.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -6,6 +6,8 @@ describe (a convolutional stem, the rotary families) is built by its timm name a
 the model came from `timm.create_model`.
 """
 
+from __future__ import annotations
+
 import inspect
 import json
 import math

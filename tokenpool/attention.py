@@ -5,6 +5,8 @@ stands for, so that weights, state-dict keys and the user's hooks stay what they
 the view away restores the model.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

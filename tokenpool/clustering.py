@@ -7,6 +7,8 @@ accumulated in fp32 (fp64 for fp64 input) whatever autocast says. Nothing here i
 but the final gather or mean: the assignment is a constant for the gradient.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch

@@ -7,6 +7,8 @@ Clustering is what the method says it multiplies. Bias, norms and softmax are no
 papers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache

@@ -1,5 +1,7 @@
 """Dense features of a pooled model: timm's intermediate maps with every patch in its place."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

@@ -6,6 +6,8 @@ read from a channel, head or unit, with the gain of the norm before them. Inheri
 is the identity.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

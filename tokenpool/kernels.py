@@ -10,6 +10,8 @@ The width C is met once, in the Gram matrix (N²·C multiply-accumulates for eit
 iteration then costs O(N²) additions, whatever k.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -5,6 +5,8 @@ another MLP, a convolutional stem) is run on tensors without values under PyTorc
 counter.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import torch

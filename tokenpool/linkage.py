@@ -9,6 +9,8 @@ The heights found so far bound the height at which k clusters are left, and clus
 neighbour below it are done with: the distances left to look at are soon a small part of all.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch

@@ -4,6 +4,8 @@ So a config, a ledger or a table names everything that decides how tokens are po
 and whatever passes a method on passes its options on too.
 """
 
+from __future__ import annotations
+
 from functools import lru_cache
 from typing import Any
 

@@ -1,5 +1,7 @@
 """ViTs of any width, as timm models."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer

@@ -1,5 +1,7 @@
 """The options every pooling method shares; the defaults are the paper's."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -80,7 +82,7 @@ class PoolOptions:
             raise ValueError(f"iterations is {self.iterations!r} but must be a whole number >= 0")
 
     @classmethod
-    def of(cls, **values: Any) -> "PoolOptions":
+    def of(cls, **values: Any) -> PoolOptions:
         """Options from keywords; an unknown one is a ValueError that lists those there are."""
         known = [field.name for field in fields(cls)]
         for name in values:
@@ -88,7 +90,7 @@ class PoolOptions:
                 raise ValueError(f"there is no pooling option {name!r}: use {', '.join(known)}")
         return cls(**values)
 
-    def with_(self, **values: Any) -> "PoolOptions":
+    def with_(self, **values: Any) -> PoolOptions:
         """A changed copy."""
         return replace(self, **values)
 

@@ -1,5 +1,7 @@
 """Where a model's patches come from: one interface to timm's kinds of patch embedding."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 from timm.models.naflexvit import NaFlexVit

@@ -1,5 +1,7 @@
 """Plots of the analyses, as PNG files; the one module of the room that uses matplotlib."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

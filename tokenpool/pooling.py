@@ -1,5 +1,7 @@
 """`pool`: a timm ViT into its pooled form and back."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

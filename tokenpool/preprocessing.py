@@ -3,6 +3,8 @@
 timm's `model.pretrained_cfg` is where both stand; `timm.data.resolve_model_data_config` reads it.
 """
 
+from __future__ import annotations
+
 import json
 import math
 from typing import Any

@@ -6,6 +6,8 @@ medoid keeps its own, a mean has the mean of its members' (whose angles are the 
 each block makes sines and cosines of them by its own frequencies. Prefix tokens have no position.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

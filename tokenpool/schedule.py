@@ -1,5 +1,7 @@
 """The schedule: how many patch tokens are left after each transformer block."""
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Iterable
 from typing import SupportsIndex
@@ -20,7 +22,7 @@ class Schedule(tuple[int, ...]):
 
     __slots__ = ()
 
-    def __new__(cls, counts: Iterable[SupportsIndex]) -> "Schedule":
+    def __new__(cls, counts: Iterable[SupportsIndex]) -> Schedule:
         """Check the counts and freeze them."""
         checked: list[int] = []
         for layer, count in enumerate(counts, start=1):
@@ -43,7 +45,7 @@ class Schedule(tuple[int, ...]):
         return super().__new__(cls, checked)
 
     @classmethod
-    def parse(cls, text: str) -> "Schedule":
+    def parse(cls, text: str) -> Schedule:
         """Read a schedule written as "49,40,33"."""
         counts: list[int] = []
         for layer, part in enumerate(text.split(","), start=1):
@@ -57,12 +59,12 @@ class Schedule(tuple[int, ...]):
         return cls(counts)
 
     @classmethod
-    def dense(cls, depth: int, patches: int) -> "Schedule":
+    def dense(cls, depth: int, patches: int) -> Schedule:
         """The schedule of the unpooled model: every block keeps all `patches` tokens."""
         return cls([patches] * depth)
 
     @classmethod
-    def constant_rate(cls, depth: int, patches: int, rate: float) -> "Schedule":
+    def constant_rate(cls, depth: int, patches: int, rate: float) -> Schedule:
         """Keep the share `rate` (0 < rate ≤ 1) of the tokens after every block.
 
         Layer l keeps `patches · rate^l`, rounded, at least 1: computed from `patches` and not from

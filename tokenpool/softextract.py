@@ -6,6 +6,8 @@ rounded down, at least 1, made non-increasing (PoWER-BERT, arXiv 2001.08950, sec
 `shared/paper.md`). One run per λ gives one schedule.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -6,6 +6,8 @@ directory is written aside and renamed into place, so that it is there whole or 
 all; `load` refuses weights that are not those the JSON names.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os

@@ -9,6 +9,8 @@ than k keeps them all, and padding fills the rest.
     tokens, padding = pooled(x, src_key_padding_mask=padding)   # [B, 16, C], [B, 16]
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Which token went where: traces of pooled models, and un-pooling by them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field

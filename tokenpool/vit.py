@@ -1,5 +1,7 @@
 """The pooled form of timm's ViT block, as a view of the original (see `tokenpool.attention`)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

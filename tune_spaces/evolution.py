@@ -7,7 +7,7 @@ all children are as dear as the bound allows, and only their shapes are searched
 
 A child begins as its parent does. From some layer on it drops other shares, in which its parent's
 and another's are mixed and moved: far at first and little at the end. Schedules that begin alike
-are cheap to score together (`pipelines/search/prefixes.py`).
+are cheap to score together (`pipelines/search/shared_prefixes.py`).
 """
 
 from __future__ import annotations

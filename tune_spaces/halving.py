@@ -4,6 +4,8 @@ A single-metric scheduler compares everyone with everyone, and so stops every ch
 it is less accurate than every dear one. Here a trial is compared at its own cost.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

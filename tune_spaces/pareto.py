@@ -5,6 +5,8 @@ so `(gmacs, top1)` or `(gmacs, latency_ms, top1)`. Costs are minimised, the last
 maximised. Functions that make sense for other mixtures take `maximise`, one flag per column.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import moocore

@@ -5,17 +5,17 @@ nothing has to be repaired afterwards. The cost of a candidate is known without 
 in as a function, so that the space does not care how MACs are counted.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenpool import Schedule
-
-Cost = Callable[[int, Schedule], float]
-"""`cost(width, schedule)` in GMACs; must not fall when a layer keeps more tokens."""
+from tune_spaces.limits import Cost, Limit
 
 Arm = tuple[int, str]
 """A width and a method."""
@@ -24,31 +24,6 @@ _BISECTIONS = 16
 _CLOSE = 0.998
 _ATTEMPTS = 32
 _LEAST_DROP = 1e-3
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A hard upper bound on something other than GMACs, known or predicted before training.
-
-    Attributes:
-        name: What is bounded, for messages: "latency_ms", "parameters".
-        measure: The quantity for a width with a schedule; must not fall with more tokens. Where
-            it depends on the method, a function for each, by name.
-        maximum: The most that is allowed.
-    """
-
-    name: str
-    measure: Cost | Mapping[str, Cost]
-    maximum: float
-
-    def of(self, width: int, schedule: Schedule, method: str = "") -> float:
-        """The quantity."""
-        measure = self.measure[method] if isinstance(self.measure, Mapping) else self.measure
-        return float(measure(width, schedule))
-
-    def allows(self, width: int, schedule: Schedule, method: str = "") -> bool:
-        """Whether the bound is kept."""
-        return self.of(width, schedule, method) <= self.maximum
 
 
 @dataclass(frozen=True)
@@ -146,8 +121,6 @@ class ScheduleSpace:
         self.widths = tuple(sorted({width for width, _ in self.cost_ranges}))
         self.methods = tuple(m for m in self._costs if any(arm[1] == m for arm in self.cost_ranges))
 
-    # ------------------------------------------------------------------ facts
-
     def cost(self, width: int, schedule: Schedule, method: str | None = None) -> float:
         """GMACs of a width with a schedule; without a method, by the first one."""
         return float(self._costs[self.methods[0] if method is None else method](width, schedule))
@@ -223,8 +196,6 @@ class ScheduleSpace:
         """The schedule on the grid nearest to an encoding; positive entries count as 0."""
         rates = np.minimum(np.asarray(encoded, dtype=np.float64), 0.0)
         return Schedule(self._snap(self.patches * np.exp(np.cumsum(rates))).tolist())
-
-    # --------------------------------------------------------------- sampling
 
     def sample(
         self,
@@ -332,8 +303,6 @@ class ScheduleSpace:
                 break
         return best
 
-    # --------------------------------------------------------------- variation
-
     def mutate(
         self,
         rng: np.random.Generator,
@@ -385,8 +354,6 @@ class ScheduleSpace:
         moved = counts.copy()
         moved[layer] = rng.choice(options)
         return moved
-
-    # ----------------------------------------------------------------- helpers
 
     def _snap(self, counts: NDArray[np.float64]) -> NDArray[np.int64]:
         """Nearest levels; a half goes up. Monotone, so it keeps an order that is there."""

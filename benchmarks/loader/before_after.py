@@ -9,6 +9,8 @@ second of CPU time, which others on the machine change little. Medians, and the 
 turns' ratios.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shutil

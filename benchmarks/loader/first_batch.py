@@ -5,6 +5,8 @@ it is after `prepare`, ours on a machine that has to compile its decoder first (
 betons' sha256), and FFCV's own loader, which compiles every time.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import statistics

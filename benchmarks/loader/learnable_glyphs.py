@@ -5,6 +5,8 @@ writes its minival accuracy per epoch. The default set should land between 90 an
 methods cannot be told apart, below it nothing is learned.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import time

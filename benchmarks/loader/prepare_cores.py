@@ -12,6 +12,8 @@ are given: `efficiency` as it was, and `efficiency_of_time_left`, in which what 
 cores is not held against the run with all workers, nor in favour of it what one worker waited.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shutil

@@ -9,6 +9,8 @@ the driver and of the largest worker. What grows with the number of images is in
 growth per image between the smallest and the largest size is taken on to a million.
 """
 
+from __future__ import annotations
+
 import io
 import json
 import os
@@ -116,7 +118,7 @@ def measure(form: str, images: int, classes: int, workers: int, scratch: Path) -
     }
 
 
-def peaks(process: "subprocess.Popen[bytes]") -> tuple[int, int]:
+def peaks(process: subprocess.Popen[bytes]) -> tuple[int, int]:
     """Peak resident bytes of a process and of the largest one below it, as the kernel counts."""
     top, driver, worker = psutil.Process(process.pid), 0, 0
     while process.poll() is None:

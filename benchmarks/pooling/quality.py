@@ -6,6 +6,8 @@ rows and as Markdown tables under `benchmarks/results/`. The split is fixed; the
 trained on.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import math
@@ -61,7 +63,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def validation(data: Path) -> tuple[Tensor, Tensor]:
     """The validation images of a prepared data set, normalised, and labels."""
     # Here: what trains its own models needs torch and timm alone.
-    from pipelines.commands.analyze import open_batches
+    from pipelines.commands.analyze_command import open_batches
 
     batches = list(open_batches(data, "val", 32, 100, 2**62))
     return torch.cat([x for x, _ in batches]).contiguous(), torch.cat([y for _, y in batches])

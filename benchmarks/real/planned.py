@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import tokenpool as tp
-from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
+from pipelines.search.calibration import damage_table, plan, probe_counts, probes
 from pipelines.search.scorer import Scorer
 from tune_spaces.space import ScheduleSpace
 

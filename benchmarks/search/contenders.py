@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 import tokenpool as tp
-from benchmarks.search.world import Step, World
+from benchmarks.search.steps import Step
+from benchmarks.search.world import World
 from tune_spaces.space import Candidate
 
 Contender = Callable[[World, int], Iterator[Step]]

@@ -20,9 +20,9 @@ from typing import Annotated
 import typer
 
 from benchmarks.machine import command_line, hardware
+from pipelines.results.front import Point, build_front
+from pipelines.results.matched import matched
 from pipelines.search.state import load_state
-from pipelines.track.front import Point, build_front
-from pipelines.track.matched import matched
 
 
 def main(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.search.world import Finetuning, Step, World
-from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
+from benchmarks.search.finetuning import Finetuning
+from benchmarks.search.steps import Step
+from benchmarks.search.world import World
+from pipelines.search.calibration import damage_table, plan, probe_counts, probes
 from tune_spaces.halving import rung_of
 from tune_spaces.outlook import DenseModel, Prices, Untrained
 from tune_spaces.policy import FrontPolicy, PolicySettings, Score, Train

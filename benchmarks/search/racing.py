@@ -22,7 +22,7 @@ import numpy as np
 import tokenpool as tp
 from benchmarks.machine import hardware
 from pipelines.config import DataConfig
-from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
+from pipelines.search.calibration import damage_table, plan, probe_counts, probes
 from pipelines.search.decide import untrained
 from pipelines.search.race import BLOCK, Racer, images_seen
 from pipelines.search.scorer import Scorer

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from benchmarks.search.run import OURS, RANDOM, Traces
-from benchmarks.search.world import Point, Step
+from benchmarks.search.steps import Point, Step
 from tune_spaces.pareto import non_dominated, normalised_hypervolume
 
 Array = NDArray[np.float64]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from benchmarks.search import contenders
 from benchmarks.search.contenders import Contender
 from benchmarks.search.ours import ours
-from benchmarks.search.world import Step, World
+from benchmarks.search.steps import Step
+from benchmarks.search.world import World
 
 OURS, RANDOM = "ours", "random schedules"
 CONTENDERS: dict[str, Contender] = {

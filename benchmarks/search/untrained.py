@@ -23,14 +23,14 @@ from benchmarks.real import downloads
 from benchmarks.real.setting import model_for, prepared_set
 from benchmarks.search import contenders
 from benchmarks.search.cache import Cache
-from benchmarks.search.world import Point, Step
+from benchmarks.search.steps import Point, Step
 from pipelines.config import DataConfig, Positive, StrictModel
 from pipelines.data.manifest import load_manifest
 from pipelines.data.preprocessing import preprocessing_of
-from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
-from pipelines.search.prefixes import shared_work
+from pipelines.search.calibration import damage_table, plan, probe_counts, probes
 from pipelines.search.race import BLOCK, Racer
 from pipelines.search.scorer import ImageScores, Scorer
+from pipelines.search.shared_prefixes import shared_work
 from pipelines.search.state import ScreenedSchedule
 from tokenpool.cost import block_macs
 from tune_spaces.outlook import DenseModel, Prices, Untrained

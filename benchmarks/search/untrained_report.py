@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import hardware
 from benchmarks.real.bootstrap import ratio_interval
+from benchmarks.search.steps import Point
 from benchmarks.search.untrained import CONTENDERS, OURS, RealConfig, RealWorld, Say, found_by
-from benchmarks.search.world import Point
 from pipelines.errors import UserError
 
 __all__ = ["bench_real"]

@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,14 @@ from torch import Tensor, nn
 import tokenpool as tp
 from benchmarks.search.cache import Cache
 from benchmarks.search.config import BenchConfig
+from benchmarks.search.finetuning import Finetuning
+from benchmarks.search.steps import Point, Step
 from pipelines.config import DataConfig, TrainConfig, deciding
 from pipelines.data.augment import DeviceAugment, normalize, step_generator
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
-from pipelines.search.records import MEASURE
 from pipelines.search.scorer import Scorer
+from pipelines.search.state_records import MEASURE
 from pipelines.train.evaluate import evaluate
 from pipelines.train.init import init_from_scratch
 from pipelines.train.losses import training_loss
@@ -38,31 +39,6 @@ from pipelines.train.optim import learning_rate, make_optimizer
 from tune_spaces.space import Candidate, ScheduleSpace
 
 Split = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Point:
-    """A trained model that was measured.
-
-    Attributes:
-        top1: on minival, a fraction.
-        epoch: of its fine-tuning; a model that was stopped at a rung counts as well.
-    """
-
-    width: int
-    schedule: tuple[int, ...]
-    gmacs: float
-    top1: float
-    epoch: int = 0
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a contender did: the device seconds it took, and the model that came of it, if any."""
-
-    seconds: float
-    kind: str
-    point: Point | None = None
 
 
 class World:
@@ -151,15 +127,15 @@ class World:
             )
         ).to(self.device)
         seconds = 0.0
-        for epoch, taken in self._train(model, self.config.base, 0, None):
+        for epoch, taken in self.train(model, self.config.base, 0, None):
             seconds += taken
             if epoch % 4 == 0 or epoch == self.config.base.epochs:
-                top1 = self._measure(model, "minival")
+                top1 = self.measure(model, "minival")
                 self._say(f"base of width {width}: epoch {epoch}, top-1 {top1:.2%}, {seconds:.0f}s")
         row = {
             "seconds": seconds,
-            "top1": self._measure(model, "minival"),
-            "top1_val": self._measure(model, "val"),
+            "top1": self.measure(model, "minival"),
+            "top1_val": self.measure(model, "val"),
         }
         self.cache.put(row, "base", width, self.heads[width])
         tp.save(model, folder)
@@ -259,7 +235,7 @@ class World:
             self._splits[name] = images, labels
         return self._splits[name]
 
-    def _train(
+    def train(
         self, model: nn.Module, train: TrainConfig, seed: int, images_per_epoch: int | None
     ) -> Iterator[tuple[int, float]]:
         """Trains; yields each epoch and its device seconds."""
@@ -304,7 +280,8 @@ class World:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def _measure(self, model: nn.Module, split: str) -> float:
+    def measure(self, model: nn.Module, split: str) -> float:
+        """Top-1 on a split."""
         images, labels = self.split(split)
         size = self.config.batch_size
         batches = zip(images.split(size), labels.split(size), strict=True)
@@ -340,78 +317,6 @@ class World:
             classes=self.num_classes,
             heads=self.heads[width],
         )
-
-
-class Finetuning:
-    """One evaluation, epoch by epoch; what it did before a kill is not computed again.
-
-    Args:
-        world: where it takes place.
-        candidate: what is trained.
-        seed: of the order of the images, the same for every contender.
-    """
-
-    def __init__(self, world: World, candidate: Candidate, seed: int) -> None:
-        self._world, self._candidate, self._seed = world, candidate, seed
-        self._epoch = 0
-        self._model: nn.Module | None = None
-        self._epochs: Iterator[tuple[int, float]] | None = None
-        self._trained = 0
-
-    def run_to(self, epoch: int) -> Step:
-        """Trains up to an epoch and measures there; charges what was not charged yet."""
-        row = self._known(epoch) or self._compute(epoch)
-        seconds = sum(self._train_seconds(e) for e in range(self._epoch + 1, epoch + 1))
-        self._epoch = epoch
-        candidate = self._candidate
-        point = Point(
-            candidate.width, tuple(candidate.schedule), candidate.gmacs, row["top1"], epoch
-        )
-        return Step(seconds + row["seconds"], "finetune", point)
-
-    def val_top1(self, epoch: int) -> float:
-        """The model's top-1 on val, not charged: for the report, no contender sees it."""
-        key = self._key("val", epoch)
-        found = self._world.cache.get(*key)
-        if found is None:
-            model = self._train_to(epoch)
-            found = self._world.cache.put(self._world._measure(model, "val"), *key)
-        return float(found)
-
-    def _key(self, what: str, epoch: int) -> tuple[Any, ...]:
-        width, schedule = self._candidate.width, tuple(self._candidate.schedule)
-        return (what, width, self._world.heads[width], schedule, self._seed, epoch)
-
-    def _known(self, epoch: int) -> dict[str, Any] | None:
-        known: dict[str, Any] | None = self._world.cache.get(*self._key("measured", epoch))
-        return known
-
-    def _train_seconds(self, epoch: int) -> float:
-        seconds: float = self._world.cache.get(*self._key("trained", epoch))
-        return seconds
-
-    def _compute(self, epoch: int) -> dict[str, Any]:
-        model, world = self._train_to(epoch), self._world
-        begin = world.clock()
-        row: dict[str, Any] = {"top1": world._measure(model, "minival")}
-        row["seconds"] = world.clock() - begin
-        return dict(world.cache.put(row, *self._key("measured", epoch)))
-
-    def _train_to(self, epoch: int) -> nn.Module:
-        world = self._world
-        if self._model is None or self._epochs is None or self._trained > epoch:
-            model = copy.deepcopy(world.base(self._candidate.width))
-            self._model = tp.pool(model, self._candidate.schedule, world.config.method)
-            self._epochs = world._train(
-                self._model, world.config.finetune, self._seed + 1, world.config.finetune_images
-            )
-            self._trained = 0
-        while self._trained < epoch:
-            self._trained, seconds = next(self._epochs)
-            key = self._key("trained", self._trained)
-            if world.cache.get(*key) is None:
-                world.cache.put(seconds, *key)
-        return self._model
 
 
 def _order(total: int, seed: int, start: int, count: int) -> Tensor:

@@ -5,6 +5,8 @@ would: the first fills the caches, the medians of the others count. Each process
 points of the way, through hooks that this script puts around the job's own functions.
 """
 
+from __future__ import annotations
+
 import json
 import statistics
 import tempfile

@@ -156,7 +156,7 @@ class _Turns:
 
 def job_for(spec: BenchSpec, scratch: Path) -> TrainJob:
     """The training job that is measured."""
-    from pipelines.data.augment_config import PRESETS
+    from pipelines.config.augmentation import PRESETS
 
     return job_of(
         TrainRunConfig.model_validate(

@@ -1,5 +1,8 @@
 """The typed configuration of a search or a training run, and its hash."""
 
+from __future__ import annotations
+
+from pipelines.config.augmentation import AugmentConfig
 from pipelines.config.budget import BudgetConfig
 from pipelines.config.common import DataConfig, ModelConfig, Positive, RunConfig, StrictModel
 from pipelines.config.identity import config_hash, deciding, differences
@@ -23,7 +26,6 @@ from pipelines.config.training import (
     WorkersConfig,
     check_sandwich,
 )
-from pipelines.data.augment_config import AugmentConfig
 
 __all__ = [
     "AugmentConfig",

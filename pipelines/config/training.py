@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.config.augmentation import AugmentConfig
 from pipelines.config.common import Positive, RunConfig, StrictModel, Weights
 from pipelines.config.space import WidthConfig
-from pipelines.data.augment_config import AugmentConfig
 
 
 class DistillConfig(StrictModel):

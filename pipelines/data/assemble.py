@@ -1,5 +1,7 @@
 """Finished shards put together: betons, index and manifest, in a directory not yet visible."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections import deque
@@ -17,8 +19,8 @@ from pipelines.data.options import PrepareOptions, options_hash
 from pipelines.data.sample_index import write_index
 from pipelines.data.shard_rows import Rows, equal_digests, in_chunks
 from pipelines.data.shards import shard_paths
-from pipelines.data.sources.base import Source
 from pipelines.data.sources.folder import no_images
+from pipelines.data.sources.source import Source
 from pipelines.data.splits import NO_SPLIT, assign_splits
 from pipelines.storage.durable import write_durably
 

@@ -8,6 +8,8 @@ random states and loop over samples, so only timm's target encoding is used; tes
 against torchvision and timm.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.config.augmentation import PRESETS, AugmentConfig
 from pipelines.data import augment_ops as ops
-from pipelines.data.augment_config import PRESETS, AugmentConfig
 
 __all__ = ["PRESETS", "AugmentConfig", "DeviceAugment", "normalize", "step_generator"]
 
@@ -135,7 +137,7 @@ class DeviceAugment:
         c = self.config
         return bool(c.rotate or c.translate or c.shear or c.scale != (1, 1) or c.rand_augment_ops)
 
-    def _matrices(self, draw: "_Draw") -> Tensor:
+    def _matrices(self, draw: _Draw) -> Tensor:
         c = self.config
         log_low, log_high = math.log(c.scale[0]), math.log(c.scale[1])
         matrices = ops.affine_matrices(
@@ -150,7 +152,7 @@ class DeviceAugment:
             matrices = _compose(matrices, self._rand_augment_matrix(draw))
         return matrices
 
-    def _rand_augment_matrix(self, draw: "_Draw") -> Tensor:
+    def _rand_augment_matrix(self, draw: _Draw) -> Tensor:
         """One of rotation, two shears and two shifts per sample, full strength, either way."""
         which = (draw.uniform() * 5).long()
         strength = self.config.rand_augment_magnitude / 10
@@ -169,13 +171,13 @@ class DeviceAugment:
             shift_y=only(4, _RAND_AUGMENT_SHIFT),
         )
 
-    def _erase(self, images: Tensor, draw: "_Draw") -> Tensor:
+    def _erase(self, images: Tensor, draw: _Draw) -> Tensor:
         boxes = ops.erase_boxes(draw.uniform(4), images.shape)
         mask = ops.boxes_mask(*boxes, images.shape)
         mask &= (draw.uniform() < self.config.erase).view(-1, 1, 1, 1)
         return torch.where(mask, draw.normal(images.shape), images)
 
-    def _mix(self, images: Tensor, labels: Tensor, draw: "_Draw") -> tuple[Tensor, Tensor]:
+    def _mix(self, images: Tensor, labels: Tensor, draw: _Draw) -> tuple[Tensor, Tensor]:
         """Mix each sample with its mirror image in the batch, by Mixup or CutMix."""
         from timm.data.mixup import one_hot
 

@@ -3,6 +3,8 @@
 Images are [B, 3, H, W] float in 0..1; a mask [B] bool says which samples an operation touches.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch

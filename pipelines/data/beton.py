@@ -6,6 +6,8 @@ tests hold them against FFCV's. A file is: header, one descriptor per field, one
 sample, data pages, allocation table. The fields are always `image` (RGB) and `label` (int).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain

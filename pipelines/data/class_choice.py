@@ -1,5 +1,7 @@
 """Which classes a user chose, by count or by name, and what to say of the names of all."""
 
+from __future__ import annotations
+
 import unicodedata
 from collections.abc import Sequence
 

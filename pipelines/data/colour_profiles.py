@@ -4,6 +4,8 @@ Display P3 from telephones, Adobe RGB from cameras, inks from print shops: the s
 other colours there. Little CMS converts them, as it does for Pillow's and libvips's users.
 """
 
+from __future__ import annotations
+
 import io
 from dataclasses import dataclass
 from functools import lru_cache
@@ -75,7 +77,7 @@ def _name(opened: Any) -> str:
     return "".join(c for c in name if c.isprintable() and c not in ",;")[:_SHOWN]
 
 
-def to_srgb(image: "PilImage", profile: bytes) -> tuple["PilImage", str, str]:
+def to_srgb(image: PilImage, profile: bytes) -> tuple[PilImage, str, str]:
     """Convert an image's colours.
 
     Args:

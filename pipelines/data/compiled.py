@@ -5,6 +5,8 @@ second, and kept in the user's cache directory. Called through ctypes it runs wi
 training loop that keeps Python busy does not slow the decoding threads down.
 """
 
+from __future__ import annotations
+
 import ctypes
 import hashlib
 import os

@@ -4,6 +4,8 @@ Both fill rows of a batch from a beton's bytes on given boxes and flips. The sec
 FFCV cannot be built, and is what the first is tested against.
 """
 
+from __future__ import annotations
+
 import io
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
@@ -119,7 +121,7 @@ class TorchvisionDecoder:
         self._data = np.memmap(table.path, np.uint8, mode="r").view(np.ndarray)
         Image.MAX_IMAGE_PIXELS = None  # `prepare` let in what is here, with its own limit
 
-    def image(self, sample: int) -> "PilImage":
+    def image(self, sample: int) -> PilImage:
         """A stored image as Pillow decodes it.
 
         Raises:

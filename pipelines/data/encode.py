@@ -1,5 +1,7 @@
 """From a source's bytes to what a beton stores: checked, upright, sRGB, resized."""
 
+from __future__ import annotations
+
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -92,7 +94,7 @@ def encode(data: bytes | np.ndarray, options: PrepareOptions, *, as_jpg: bool) -
     return _encoded(blob, MODE_JPG if as_jpg else MODE_RAW, pixels, notes)
 
 
-def _is_plain(image: "PilImage", notes: Notes) -> bool:
+def _is_plain(image: PilImage, notes: Notes) -> bool:
     """Whether a JPEG's own pixels are what a viewer shows: upright, and sRGB or near it."""
     if image.mode not in ("RGB", "L") or orientation(image) != 1:
         return False
@@ -121,11 +123,11 @@ def _is_black(counts: np.ndarray, deep: bool) -> bool:
     return not counts[:, _BLACK:].any()
 
 
-def _target(image: "PilImage", options: PrepareOptions) -> tuple[int, int] | None:
+def _target(image: PilImage, options: PrepareOptions) -> tuple[int, int] | None:
     return target_size(image.size, options.resolution, options.resolution_side)
 
 
-def _check_jpeg(data: bytes, image: "PilImage") -> WholeJpeg:
+def _check_jpeg(data: bytes, image: PilImage) -> WholeJpeg:
     try:
         cmyk, several = image.mode == "CMYK", image.format == "MPO"
         return check_whole(data, image.width, image.height, cmyk=cmyk, several=several)
@@ -135,7 +137,7 @@ def _check_jpeg(data: bytes, image: "PilImage") -> WholeJpeg:
         raise RejectedImageError(f"cannot be decoded: {error}") from None
 
 
-def _jpeg(image: "PilImage", quality: int) -> bytes:
+def _jpeg(image: PilImage, quality: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -3,6 +3,8 @@
 `docs/data.md` shows these tables; a file is told by its first bytes, never by its name.
 """
 
+from __future__ import annotations
+
 READ = {
     "JPEG": "baseline, progressive and arithmetic, grey, RGB, CMYK; an MPO's first picture",
     "PNG": "1 to 16 bits, palettes, transparency; an APNG's default picture",

@@ -4,6 +4,8 @@ Drawing apart from decoding makes crops a function of seed, epoch and step alone
 decoders be held against each other on the same boxes.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,6 +3,8 @@
 What comes out is what Pillow and libvips show; `file_kinds.PIXELS` says it kind by kind.
 """
 
+from __future__ import annotations
+
 import io
 import os
 import re
@@ -47,7 +49,7 @@ class Notes:
     deep: bool = False  # it had more than 8 bits per sample
 
 
-def open_image(data: bytes, max_pixels: int) -> "PilImage":
+def open_image(data: bytes, max_pixels: int) -> PilImage:
     """Read an image's header and check its size, before any pixel is decoded.
 
     Raises:
@@ -98,7 +100,7 @@ def _says_no_size(data: bytes) -> bool:
     return False
 
 
-def orientation(image: "PilImage") -> int:
+def orientation(image: PilImage) -> int:
     """EXIF's orientation, 1 (upright) to 8."""
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
@@ -107,7 +109,7 @@ def orientation(image: "PilImage") -> int:
         return 1  # broken EXIF is no reason to refuse the pixels, and says nothing to obey
 
 
-def to_rgb(image: "PilImage", notes: Notes) -> "PilImage":
+def to_rgb(image: PilImage, notes: Notes) -> PilImage:
     """Decode, convert to 8-bit sRGB on white and turn upright.
 
     Args:
@@ -161,7 +163,7 @@ def _no_words_from_libtiff() -> Iterator[None]:
         os.close(nothing)
 
 
-def _upright(turn: int) -> "Transpose":
+def _upright(turn: int) -> Transpose:
     from PIL.Image import Transpose
 
     return {
@@ -175,7 +177,7 @@ def _upright(turn: int) -> "Transpose":
     }[turn]
 
 
-def _bits(image: "PilImage") -> int:
+def _bits(image: PilImage) -> int:
     """Bits per sample in the file, before it is decoded."""
     tiles: Any = getattr(image, "tile", ())
     if image.format == "PNG" and tiles:
@@ -186,11 +188,11 @@ def _bits(image: "PilImage") -> int:
     return 16 if image.mode.startswith("I") else 8
 
 
-def _tags(image: "PilImage") -> Any:
+def _tags(image: PilImage) -> Any:
     return image.tag_v2  # type: ignore[attr-defined]
 
 
-def _refuse_strange_tiff(image: "PilImage") -> None:
+def _refuse_strange_tiff(image: PilImage) -> None:
     if image.format != "TIFF":
         return
     tags = _tags(image)
@@ -203,7 +205,7 @@ def _refuse_strange_tiff(image: "PilImage") -> None:
         raise RejectedImageError("signed 8-bit pixels: shift them to 0..255 before")
 
 
-def _refuse_damaged_png(image: "PilImage") -> None:
+def _refuse_damaged_png(image: PilImage) -> None:
     """Check the checksums that Pillow passes over: a flipped bit changes pixels in silence."""
     if image.format != "PNG":
         return
@@ -217,12 +219,12 @@ def _refuse_damaged_png(image: "PilImage") -> None:
         at = end + 4
 
 
-def _has_odd_gamma(image: "PilImage") -> bool:
+def _has_odd_gamma(image: PilImage) -> bool:
     gamma = image.info.get("gamma")
     return gamma is not None and "srgb" not in image.info and abs(gamma - 1 / 2.2) > 0.05
 
 
-def _to_8_bits(image: "PilImage", bits: int, notes: Notes) -> "PilImage":
+def _to_8_bits(image: PilImage, bits: int, notes: Notes) -> PilImage:
     """L, LA, RGB, RGBA or CMYK of 8 bits from any mode; colours and alpha as they were."""
     from PIL import Image
 
@@ -258,7 +260,7 @@ def _to_8_bits(image: "PilImage", bits: int, notes: Notes) -> "PilImage":
     return image if target == mode else image.convert(target)
 
 
-def _to_rgb_on_white(image: "PilImage", notes: Notes) -> "PilImage":
+def _to_rgb_on_white(image: PilImage, notes: Notes) -> PilImage:
     from PIL import Image
 
     if image.mode in ("LA", "RGBA"):

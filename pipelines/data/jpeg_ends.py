@@ -6,6 +6,8 @@ marker is put where the last scan's bytes end: if its decoder then still lacks b
 missing; if not, all are there, and the file is kept without a second loss.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 

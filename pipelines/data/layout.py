@@ -4,6 +4,8 @@ Pure functions of names; nothing here looks at a disk. Folders of images, Parque
 shards are read by the same rules, which follow torchvision, timm and `datasets`.
 """
 
+from __future__ import annotations
+
 import re
 from collections import defaultdict
 from collections.abc import Iterable

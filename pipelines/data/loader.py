@@ -1,5 +1,7 @@
 """Batches of decoded images from a prepared directory, for one rank of a training job."""
 
+from __future__ import annotations
+
 import logging
 import sys
 from collections import deque
@@ -274,7 +276,7 @@ class _BetonLoader:
 
     def _start(
         self, plan: tuple[np.ndarray, np.ndarray, np.ndarray]
-    ) -> "tuple[torch.Tensor, torch.Tensor, list[Future[None]]]":
+    ) -> tuple[torch.Tensor, torch.Tensor, list[Future[None]]]:
         import torch
 
         if self._pool is None:

@@ -1,5 +1,7 @@
 """What a prepared data directory holds, and the proof that its files are the ones prepared."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os

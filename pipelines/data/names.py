@@ -1,5 +1,7 @@
 """Names as people have them: bytes that are no text, control characters, other alphabets."""
 
+from __future__ import annotations
+
 
 def storable(name: str) -> str:
     r"""A name that every file format takes: bytes that are not UTF-8 become `\xe9`."""

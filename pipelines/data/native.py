@@ -5,6 +5,8 @@ compilation in every process, because what it compiles holds ctypes addresses an
 cached on disk. The library itself is loaded in milliseconds.
 """
 
+from __future__ import annotations
+
 import ctypes
 import importlib.util
 from functools import cache

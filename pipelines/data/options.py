@@ -1,5 +1,7 @@
 """What a user may choose about preparing data."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os

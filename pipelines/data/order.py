@@ -1,5 +1,7 @@
 """Which samples make up which batch on which rank: pure functions of seed and epoch."""
 
+from __future__ import annotations
+
 import numpy as np
 
 

@@ -1,5 +1,7 @@
 """Shards made by all cores, or by a Ray cluster; one result after the other, as they finish."""
 
+from __future__ import annotations
+
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -9,7 +11,7 @@ from pathlib import Path
 from pipelines.data.options import PrepareOptions
 from pipelines.data.processes import WorkerDiedError, WorkerProcesses
 from pipelines.data.shards import make_shard, write_shard
-from pipelines.data.sources.base import Mode, Unit
+from pipelines.data.sources.source import Mode, Unit
 from pipelines.errors import UserError
 
 Task = tuple[int, Unit]

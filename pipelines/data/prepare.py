@@ -1,5 +1,7 @@
 """`prepare`: from a source to a finished directory of betons, resumable, complete or absent."""
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import hashlib
@@ -36,8 +38,8 @@ from pipelines.data.processes import WorkerProcesses
 from pipelines.data.refusals import in_words, write_rejected
 from pipelines.data.shard_rows import Rows, read_rows
 from pipelines.data.shards import shard_paths
-from pipelines.data.sources.base import Source
 from pipelines.data.sources.opening import canonical, open_source
+from pipelines.data.sources.source import Source
 from pipelines.data.splits import NO_SPLIT
 from pipelines.data.summary import summarize
 from pipelines.errors import UserError

@@ -9,6 +9,8 @@ torch), and a child may start out deadlocked on their locks.
 Nothing outlives the caller: the kernel kills the server with it, and the workers with the server.
 """
 
+from __future__ import annotations
+
 import ctypes
 import gc
 import importlib

@@ -1,5 +1,7 @@
 """Refused images: listed in full in a file, and grouped by reason for people to read."""
 
+from __future__ import annotations
+
 import csv
 import io
 import re

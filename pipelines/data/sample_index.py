@@ -1,5 +1,7 @@
 """`index.parquet`: what became of every image, written from the shards' tables some at a time."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +13,7 @@ from pipelines.data.manifest import INDEX_NAME, SPLITS
 from pipelines.data.names import storable
 from pipelines.data.shard_rows import Rows, coded, hexadecimal, read_shard
 from pipelines.data.shards import DIGEST_BYTES
-from pipelines.data.sources.base import Source
+from pipelines.data.sources.source import Source
 from pipelines.data.splits import NO_SPLIT
 from pipelines.storage.durable import durable_file
 
@@ -90,7 +92,7 @@ def _shard_groups(starts: np.ndarray) -> Iterator[tuple[int, int]]:
 
 def _read_texts(
     rows: Rows, splits: np.ndarray, shards: range, sums: np.ndarray
-) -> tuple["pa.Array", "pa.Array"]:
+) -> tuple[pa.Array, pa.Array]:
     """(names, digests) of the good rows of some shards; adds to `sums` of the training pixels."""
     import pyarrow as pa
 

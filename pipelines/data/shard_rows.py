@@ -4,6 +4,8 @@ Held is what decides where an image goes; names, digests and sums of pixels stay
 are read from there, shard by shard, where they are needed.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -77,7 +79,7 @@ class Rows:
         return found
 
 
-def read_shard(folder: Path, number: int, columns: list[str]) -> "pa.Table":
+def read_shard(folder: Path, number: int, columns: list[str]) -> pa.Table:
     """Some columns of a shard's table, each in one piece."""
     import pyarrow.parquet as pq
 
@@ -117,12 +119,12 @@ def read_rows(folder: Path, num_shards: int) -> Rows:
     return Rows(folder, np.array(starts), columns, {name: list(codes[name]) for name in codes})
 
 
-def _digests(column: "pa.Array") -> memoryview:
+def _digests(column: pa.Array) -> memoryview:
     start = column.offset * DIGEST_BYTES
     return memoryview(column.buffers()[1])[start : start + len(column) * DIGEST_BYTES]
 
 
-def _coded(column: "pa.Array", known: dict[str, int]) -> np.ndarray:
+def _coded(column: pa.Array, known: dict[str, int]) -> np.ndarray:
     """The positions of texts among all that are known, to which new ones are added."""
     encoded = column.dictionary_encode()
     codes = [known.setdefault(text, len(known)) for text in encoded.dictionary.to_pylist()]
@@ -145,7 +147,7 @@ def in_chunks(*columns: np.ndarray) -> Iterator[tuple[int, ...]]:
         yield from zip(*(c[start : start + _CHUNK].tolist() for c in columns), strict=True)
 
 
-def hexadecimal(digests: "pa.Array") -> "pa.Array":
+def hexadecimal(digests: pa.Array) -> pa.Array:
     """The digests [N] as text."""
     import pyarrow as pa
 
@@ -155,7 +157,7 @@ def hexadecimal(digests: "pa.Array") -> "pa.Array":
     return pa.Array.from_buffers(pa.string(), len(digests), buffers)
 
 
-def coded(codes: np.ndarray, texts: "pa.Array") -> "pa.Array":
+def coded(codes: np.ndarray, texts: pa.Array) -> pa.Array:
     """Texts by their positions [N] among all of them."""
     import pyarrow as pa
 

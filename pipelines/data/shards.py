@@ -4,6 +4,8 @@ Shards are what a killed run resumes from, and what processes or Ray workers mak
 shard is complete when its table is there, for that is renamed into place last.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 from pathlib import Path
@@ -13,7 +15,7 @@ from pipelines.data.encode import encode
 from pipelines.data.images import RejectedImageError
 from pipelines.data.names import storable
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import Mode, Sample, Unit
+from pipelines.data.sources.source import Mode, Sample, Unit
 from pipelines.storage.durable import write_durably
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def schema() -> "pyarrow.Schema":
+def schema() -> pyarrow.Schema:
     """The columns of a shard's table; `error` is empty for good rows, other columns count then."""
     import pyarrow as pa
 

@@ -1,5 +1,7 @@
 """Who goes into train, minival and val: pure functions of labels and seed."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from pipelines.data.manifest import SPLITS

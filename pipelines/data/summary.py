@@ -1,5 +1,7 @@
 """What became of a source, for a person to check at a glance; the same lies in the manifest."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,7 +10,7 @@ from pipelines.data.manifest import SPLITS, Group, SplitSummary, Summary
 from pipelines.data.names import printable, storable
 from pipelines.data.refusals import Refusal, group_refusals
 from pipelines.data.shard_rows import Rows
-from pipelines.data.sources.base import LeftOut, Source
+from pipelines.data.sources.source import LeftOut, Source
 
 _MOST = 12  # groups shown of a kind
 

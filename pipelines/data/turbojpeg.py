@@ -4,6 +4,8 @@ Pillow ignores libjpeg's warnings, FFCV ignores its decoder's result; a broken p
 a half-grey or stale sample. The library is there wherever FFCV is, which links to it.
 """
 
+from __future__ import annotations
+
 import ctypes
 import threading
 from functools import cache

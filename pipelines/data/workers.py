@@ -5,6 +5,8 @@ epoch is left early. Here a dead thread is noticed within a second, an exception
 thread that waits for the result, and closing joins what was started.
 """
 
+from __future__ import annotations
+
 import atexit
 import queue
 import threading
@@ -15,7 +17,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
 _POLL_SECONDS = 0.5
-_open_pools: "weakref.WeakSet[WorkerPool]" = weakref.WeakSet()
+_open_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
 
 class LoaderError(RuntimeError):
@@ -55,13 +57,13 @@ class WorkerPool:
             # Held across the wait for the next task, these would keep a whole batch alive.
             del task, future, call
 
-    def submit(self, call: Callable[[], None]) -> "Future[None]":
+    def submit(self, call: Callable[[], None]) -> Future[None]:
         """Queue one call."""
         future: Future[None] = Future()
         self._tasks.put((future, call))
         return future
 
-    def wait(self, future: "Future[None]") -> None:
+    def wait(self, future: Future[None]) -> None:
         """Wait for one call.
 
         Raises:

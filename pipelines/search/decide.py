@@ -7,8 +7,8 @@ from typing import Any
 
 from pipelines.config import SearchConfig
 from pipelines.search.ledger import Event
-from pipelines.search.records import ScreenedSchedule
 from pipelines.search.state import SearchState, Weights
+from pipelines.search.state_records import ScreenedSchedule
 from tokenpool import Schedule
 from tune_spaces.halving import rung_of
 from tune_spaces.outlook import DenseModel, Prices, Untrained

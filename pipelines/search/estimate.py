@@ -8,9 +8,9 @@ from functools import partial
 
 from pipelines.config import SearchConfig, WorkersConfig
 from pipelines.data.manifest import Manifest
-from pipelines.search.calibrate import probe_counts, probes
-from pipelines.search.plan import count_parameters, make_space
+from pipelines.search.calibration import probe_counts, probes
 from pipelines.search.probe import Probe, Range, Rates
+from pipelines.search.search_space import count_parameters, make_space
 from tune_spaces.halving import rung_of
 
 # Weights and AdamW's two moments in fp32 in DeepSpeed's file, the scored model beside it.

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from cluster.security.secrecy import redactor
 from pipelines.errors import UserError
-from pipelines.search.steady_time import steady_time
+from pipelines.search.steady_clock import steady_time
 from pipelines.storage.room import DiskFull, lacks_room, shortage
 
 LEDGER_NAME = "ledger.jsonl"

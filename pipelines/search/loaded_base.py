@@ -13,7 +13,7 @@ import tokenpool as tp
 from pipelines.data.fetch import fetch
 from pipelines.data.manifest import MANIFEST_NAME
 from pipelines.errors import UserError
-from pipelines.search.plan import LOADED
+from pipelines.search.job_specs import LOADED
 from pipelines.storage.copies import local_path
 from pipelines.storage.store import ObjectStore
 from pipelines.train.hub import is_named

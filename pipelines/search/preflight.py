@@ -11,7 +11,7 @@ from cluster.preflight import check_nodes
 from pipelines.config import SearchConfig
 from pipelines.console import Screen
 from pipelines.data.manifest import MANIFEST_NAME, Manifest
-from pipelines.search.given import needed
+from pipelines.search.check_inputs import needed
 from pipelines.storage.address import without_options
 from pipelines.storage.store import ObjectStore, StoreError
 from pipelines.storage.working import cache_root

@@ -14,7 +14,8 @@ from pipelines.config import SearchConfig, TrainConfig, WorkersConfig
 from pipelines.data.augment import DeviceAugment, normalize, step_generator
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import Manifest, load_manifest
-from pipelines.search.plan import base_job, make_space
+from pipelines.search.job_specs import base_job
+from pipelines.search.search_space import make_space
 from pipelines.train.losses import training_loss
 from pipelines.train.model import build_model
 from pipelines.train.optim import make_optimizer

@@ -20,15 +20,6 @@ from pipelines.storage.working import search_store, store_of
 
 STOP_NAME = "stop.json"
 OUTSIDE_FOLDER = "outside"
-# What a search leaves for people; checkpoints and the ledger are there already.
-RESULTS = (
-    "config.yaml",
-    "results.parquet",
-    "front.csv",
-    "front.png",
-    "front.html",
-    "report.html",
-)
 
 
 def refresh(directory: Path) -> None:

@@ -1,15 +1,15 @@
-"""A whole search, from its configuration to the published front."""
+"""A whole search, from its configuration to the published front's models."""
 
 from __future__ import annotations
 
 import secrets
-import shlex
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import yaml
 from pydantic import ValidationError
@@ -17,53 +17,43 @@ from ray.exceptions import RayError
 
 from cluster.session import ClusterError, ray_session
 from pipelines.config import BudgetConfig, SearchConfig, deciding, differences
-from pipelines.console import Screen, program
+from pipelines.console import Screen
 from pipelines.data.fetch import fetch
 from pipelines.data.manifest import Manifest, verify_beton
 from pipelines.errors import UserError
-from pipelines.search.budget import (
+from pipelines.search.check_inputs import check_given
+from pipelines.search.halt import (
     DeviceMeter,
     Halt,
     SearchEnded,
     ends_on_signals,
     withdraw_request,
 )
-from pipelines.search.given import check_given
 from pipelines.search.ledger import LEDGER_NAME, read_events
-from pipelines.search.plan import check_method, dense_gmacs, make_space
 from pipelines.search.preflight import check_cluster
 from pipelines.search.recorder import Recorder
-from pipelines.search.records import MEASURE
-from pipelines.search.refresh import RESULTS, refresh, send
-from pipelines.search.stages.base import run_base
+from pipelines.search.refresh import refresh, send
+from pipelines.search.search_space import check_method, dense_gmacs, make_space
+from pipelines.search.stages.base_stage import run_base
 from pipelines.search.stages.bounds import prepare_bounds
-from pipelines.search.stages.calibrate import run_calibrate
+from pipelines.search.stages.calibrate_stage import run_calibrate
 from pipelines.search.stages.context import StageContext
-from pipelines.search.stages.finals import run_finals
-from pipelines.search.stages.plan import run_plan
-from pipelines.search.stages.publish import publish_done, run_publish
-from pipelines.search.stages.screen import run_screen
-from pipelines.search.stages.supernet import run_rescreen, run_supernet
+from pipelines.search.stages.finals_stage import run_finals
+from pipelines.search.stages.plan_stage import run_plan
+from pipelines.search.stages.publish_stage import publish_done, run_publish
+from pipelines.search.stages.screen_stage import run_screen
+from pipelines.search.stages.supernet_stage import run_rescreen, run_supernet
 from pipelines.search.stages.timed import timed_gang
 from pipelines.search.state import BaseState, SearchState, fold
+from pipelines.search.state_records import MEASURE
 from pipelines.search.stored_ledger import open_ledger
+from pipelines.search.system_metrics import SystemSampler
 from pipelines.storage.address import without_options
+from pipelines.storage.durable import write_text
 from pipelines.storage.room import DiskFull, UntilRoom
 from pipelines.storage.working import open_root, search_store
-from pipelines.track import files
-from pipelines.track.front import build_front, history
-from pipelines.track.mlflow_errors import first_line
-from pipelines.track.mlflow_tracker import MlflowTracker
-from pipelines.track.outside import load_outside
-from pipelines.track.page import split_sizes, write_page
-from pipelines.track.plot import write_png
-from pipelines.track.store import tracking_store
-from pipelines.track.system import SystemSampler
-from pipelines.track.table import front_table
 from pipelines.train.ray_job import gang_of
 from pipelines.train.trials import short_reason
-
-LAST_RESULT = "front.html"
 
 _STAGES: tuple[tuple[str, str, Callable[[StageContext], None]], ...] = (
     ("base", "base models: one dense model per width", run_base),
@@ -77,16 +67,47 @@ _STAGES: tuple[tuple[str, str, Callable[[StageContext], None]], ...] = (
 )
 
 
+class Follower(Protocol):
+    """Somebody who reads the ledger as it grows."""
+
+    def notify(self) -> None:
+        """The ledger has grown; costs nothing."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a search.
+
+    Attributes:
+        state: The search as it stands.
+        ran: Whether anything was left to do.
+        ended: Why it has ended before all is done, if it has.
+    """
+
+    state: SearchState
+    ran: bool
+    ended: SearchEnded | None = None
+
+
 def run_search(
-    config: SearchConfig, screen: Screen, address: str | None = None
-) -> SearchEnded | None:
-    """Runs a search, or what is left of it, and shows its front.
+    config: SearchConfig,
+    screen: Screen,
+    *,
+    follow: Callable[[], AbstractContextManager[Follower]],
+    write: Callable[[SearchState, Path], None],
+    address: str | None = None,
+) -> Outcome:
+    """Runs a search, or what is left of it.
 
     It also returns when the search has ended in order before all is done, because its budget is
-    reached or somebody stopped it; what is done then is shown, and the ledger says why.
+    reached or somebody stopped it; the ledger says why.
 
-    Returns:
-        Why it has ended before all is done, if it has.
+    Args:
+        config: The search.
+        screen: What is done is shown there.
+        follow: Makes what is told of the ledger's growth for as long as stages run.
+        write: Writes the results into the search's folder, while nobody else may work on it.
+        address: Of a running Ray cluster; None for a local one.
 
     Raises:
         UserError: the data is missing or altered, the search exists with another config,
@@ -102,10 +123,7 @@ def run_search(
         _check_same(state, config)
     if state.complete:
         screen.say(f"Search {config.name} is complete: nothing is left to run.")
-        if not (directory / LAST_RESULT).exists():  # killed before they were written
-            write_results(state, directory)
-        show_front(state, config.storage, screen)
-        return None
+        return Outcome(state, ran=False)
     store = search_store(directory)
     if store is not None:
         store.check_writable(f".check-{secrets.token_hex(8)}")
@@ -119,9 +137,8 @@ def run_search(
     used_up = _used_up(config, state)
     if used_up is not None:
         if not state.exists:
-            raise UserError(f"{used_up}: {_how_to_go_on(used_up)}")
-        _show_ended(state, config.storage, used_up, screen)
-        return used_up
+            raise UserError(f"{used_up}: {how_to_go_on(used_up)}")
+        return Outcome(state, ran=False, ended=used_up)
     with open_ledger(directory, screen.say) as ledger:
         # Read again: only what is read under the lock is sure to be the whole of it.
         state = fold(config.name, read_events(directory / LEDGER_NAME), directory)
@@ -130,28 +147,21 @@ def run_search(
         if state.exists:
             done = [name for name, status in state.stages.items() if status == "done"]
             screen.say(f"Resuming search {config.name} (done: {', '.join(done) or 'nothing yet'}).")
-        ended = _run_stages(config, manifest, recorder, screen, address)
+        ended = _run_stages(config, manifest, recorder, screen, follow, address)
         try:
-            write_results(state, directory)
+            write(state, directory)
         except UserError as error:
             if ended is None:
                 raise
             screen.say(str(error), style="yellow")  # why it has ended is said below
         withdraw_request(directory)
-    if ended is not None:
-        _show_ended(state, config.storage, ended, screen)
-        return ended
-    _register(state, config, screen)
-    show_front(state, config.storage, screen)
-    return None
+    return Outcome(state, ran=True, ended=ended)
 
 
-def _shown(config: SearchConfig) -> str:
-    return f"{_folder(config.storage)}/searches/{config.name}"
-
-
-def _folder(storage: Path | str) -> str:
-    return str(storage) if isinstance(storage, Path) else without_options(storage)
+def shown_folder(storage: Path | str, name: str) -> str:
+    """A search's folder as people may read it."""
+    root = str(storage) if isinstance(storage, Path) else without_options(storage)
+    return f"{root}/searches/{name}"
 
 
 def _used_up(config: SearchConfig, state: SearchState) -> SearchEnded | None:
@@ -171,14 +181,8 @@ def _used_up(config: SearchConfig, state: SearchState) -> SearchEnded | None:
     return None
 
 
-def _show_ended(
-    state: SearchState, storage: Path | str, ended: SearchEnded, screen: Screen
-) -> None:
-    show_front(state, storage, screen)
-    screen.say(f"search {state.name} has ended: {ended}; {_how_to_go_on(ended)}", style="yellow")
-
-
-def _how_to_go_on(ended: SearchEnded) -> str:
+def how_to_go_on(ended: SearchEnded) -> str:
+    """What to do after a search has ended in order."""
     if ended.why != "budget":
         return "type the same command to go on"
     return f"raise {str(ended).split()[0]} with --set and type the command again to go on"
@@ -189,12 +193,13 @@ def _run_stages(
     manifest: Manifest,
     recorder: Recorder,
     screen: Screen,
+    follow: Callable[[], AbstractContextManager[Follower]],
     address: str | None,
 ) -> SearchEnded | None:
     """Runs what is left; returns why it ended before all was done, if it did."""
     try:
         with (
-            MlflowTracker(config.directory, tracking_store(config.root)) as tracker,
+            follow() as follower,
             ray_session(address) as cluster,
         ):
             meter = DeviceMeter()
@@ -210,7 +215,7 @@ def _run_stages(
                 f"config {config.config_hash()}, ledger {config.directory / LEDGER_NAME}",
                 style="dim",
             )
-            recorder.notify = tracker.notify
+            recorder.notify = follower.notify
             recorder.until_room = UntilRoom(
                 partial(screen.say, style="yellow"),
                 lambda: halt.ended is not None,
@@ -294,7 +299,7 @@ def _create(recorder: Recorder, config: SearchConfig, manifest: Manifest) -> Non
         source=manifest.source,
         bases=[asdict(base) for base in bases],
     )
-    files.write_text(config.directory / "config.yaml", yaml.safe_dump(config.resolved()))
+    write_text(config.directory / "config.yaml", yaml.safe_dump(config.resolved()))
     send(config.directory, "config.yaml")
 
 
@@ -315,9 +320,10 @@ def _check_same(state: SearchState, config: SearchConfig) -> None:
     if not changed:
         return
     more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    recorded_as = f"{shown_folder(config.storage, config.name)}/config.yaml"
     raise UserError(
         f"search {config.name} exists with another config ({changed[0]}{more}): "
-        f"choose a new name with --set name=…, or go back to {_shown(config)}/config.yaml"
+        f"choose a new name with --set name=…, or go back to {recorded_as}"
     )
 
 
@@ -329,50 +335,3 @@ def _check_same_data(state: SearchState, config: SearchConfig, manifest: Manifes
                 f"{config.data.path}/{split.file} is not what search {config.name} began with: "
                 "bring that data back, or choose a new name with --set name=…"
             )
-
-
-def write_results(state: SearchState, directory: Path) -> None:
-    """The search's results beside its ledger, wherever that is: Parquet, CSV, picture and page."""
-    front = build_front(state)
-    files.write_parquet(front.points, directory / "results.parquet")
-    files.write_text(directory / "front.csv", files.to_csv(front.on_front))
-    others, samples = load_outside(directory), split_sizes(state)
-    write_png(front, directory / "front.png", others, samples=samples)
-    write_page(
-        front,
-        directory / LAST_RESULT,
-        history(state.name, read_events(directory / LEDGER_NAME)),
-        others,
-        samples=samples,
-    )
-    send(directory, *RESULTS)
-
-
-def _register(state: SearchState, config: SearchConfig, screen: Screen) -> None:
-    """Puts the published models into MLflow's registry; a search is complete without it too."""
-    from pipelines.track.registry import register_published  # here, as it takes seconds
-
-    try:
-        found = register_published(config.root, state, tracking_store(config.root))
-    except Exception as error:  # whatever MLflow, its database or its server throws
-        screen.say(
-            f"not in MLflow's model registry ({first_line(error)}): `{program()} register "
-            f"{state.name}` puts the front there",
-            style="yellow",
-        )
-        return
-    screen.say(f"{len(found)} models in MLflow's registry, the knee as models:/{state.name}@knee")
-
-
-def show_front(state: SearchState, storage: Path | str, screen: Screen) -> None:
-    """Prints the front and what to type next."""
-    front = build_front(state)
-    screen.console.print(front_table(front, width=screen.console.width))
-    option = "" if storage == Path("runs") else f" --storage {shlex.quote(str(storage))}"
-    screen.say(f"picture and page: {_folder(storage)}/searches/{state.name}/front.png, front.html")
-    screen.say("next:")
-    for words, what in (
-        (f"ui{option}", "browse the runs in MLflow"),
-        (f"pick {state.name} --knee{option}", "choose a model"),
-    ):
-        screen.say(f"  {program()} {words:<{30 + len(option)}} {what}")

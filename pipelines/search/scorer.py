@@ -15,8 +15,8 @@ from pipelines.config import DataConfig
 from pipelines.data.fetch import fetch
 from pipelines.data.loader import make_loader
 from pipelines.data.preprocessing import Preprocessing, data_preprocessing
-from pipelines.search.prefixes import run_schedules
-from pipelines.search.records import Measure
+from pipelines.search.shared_prefixes import run_schedules
+from pipelines.search.state_records import Measure
 from pipelines.storage.copies import local_path
 from pipelines.train.evaluate import evaluate
 from pipelines.train.life_signs import EVALUATION, signs

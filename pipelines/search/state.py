@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pipelines.errors import UserError
 from pipelines.search.latency_table import LatencyTable
 from pipelines.search.ledger import LEDGER_NAME, Event, read_events
-from pipelines.search.records import (
+from pipelines.search.refresh import names_in_store, refresh
+from pipelines.search.state_records import (
     STAGES,
     AgreementState,
     BaseState,
@@ -23,7 +24,6 @@ from pipelines.search.records import (
     TrialStatus,
     Weights,
 )
-from pipelines.search.refresh import names_in_store, refresh
 from pipelines.storage.address import is_address, join
 from pipelines.storage.working import search_store, store_of
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import tokenpool as tp
 from pipelines.errors import UserError
-from pipelines.search.plan import check_method
+from pipelines.search.search_space import check_method
 from tokenpool.architecture import describe
 from tokenpool.preprocessing import written_config
 

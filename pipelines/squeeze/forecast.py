@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 import tokenpool as tp
-from pipelines.search.prefixes import shared_work
+from pipelines.search.shared_prefixes import shared_work
 from tokenpool.cost import block_macs
 from tune_spaces.image_halving import See
 from tune_spaces.space import Candidate

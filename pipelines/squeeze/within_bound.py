@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import tokenpool as tp
 from pipelines.console import Screen, ShareBar
 from pipelines.errors import UserError
-from pipelines.search.calibrate import damage_table, plan, probe_counts, probes
+from pipelines.search.calibration import damage_table, plan, probe_counts, probes
 from pipelines.search.scorer import Scorer
 from pipelines.squeeze.answers import Answers, Question, Seen, fingerprint
 from pipelines.squeeze.forecast import Work, in_words

@@ -14,7 +14,7 @@ import tokenpool as tp
 from pipelines.errors import UserError
 from pipelines.storage.copies import local_path
 from pipelines.train.hub import is_named, is_sharded, pretrained
-from pipelines.train.said_of_models import check_named, config_said, timm_arguments, timm_name
+from pipelines.train.model_metadata import check_named, config_said, timm_arguments, timm_name
 from pipelines.train.state_dicts import read_json, read_state_dict
 from pipelines.train.weights import Source, fit
 from tokenpool.architecture import describe

@@ -27,7 +27,8 @@ from pipelines.train.losses import training_loss
 from pipelines.train.spec import TrainJob
 from pipelines.train.update import LossOf
 from tune_spaces.evolution import spread_over_cost
-from tune_spaces.space import Candidate, Cost, ScheduleSpace
+from tune_spaces.limits import Cost
+from tune_spaces.space import Candidate, ScheduleSpace
 
 # images [b, 3, H, W] → logits [b, classes]
 LogitsOf = Callable[[Tensor], Tensor]

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from pipelines.errors import UserError
-from pipelines.train.other_names import in_timms_names, said_by_transformers
+from pipelines.train.foreign_weight_names import in_timms_names, said_by_transformers
 from pipelines.train.weight_files import first_line, read_file, read_folder
 
 # Averaged weights: better than the plain ones beside them, and what their scripts report.

@@ -19,8 +19,8 @@ from pipelines.errors import UserError
 from pipelines.storage.address import is_address
 from pipelines.storage.copies import local_path
 from pipelines.train.hub import is_named, pretrained
+from pipelines.train.model_metadata import assumed, compare, config_said, said_architecture
 from pipelines.train.positions import fit_positions
-from pipelines.train.said_of_models import assumed, compare, config_said, said_architecture
 from pipelines.train.state_dicts import read_state_dict
 from tokenpool.architecture import describe
 from tokenpool.patches import patches_of

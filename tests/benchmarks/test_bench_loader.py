@@ -17,9 +17,8 @@ def test_the_command_measures_all_contenders_and_writes_the_file(tmp_path):
     out = tmp_path / "loader.json"
     # In a process of its own: once FFCV's loader has started numba's threads, a process that forks
     # afterwards, as other tests do, may hang when it ends.
-    code = (
-        "import typer; from pipelines.commands.bench_loader import bench_loader as f; typer.run(f)"
-    )
+    code = "import typer; from pipelines.commands.bench_loader_command import bench_loader as f; "
+    code += "typer.run(f)"
     options = ["--cores", "1", "--images", "130", "--turns", "1", "--json", "--out", str(out)]
     command = [sys.executable, "-c", code, *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=500)

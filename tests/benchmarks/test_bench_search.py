@@ -22,9 +22,10 @@ from benchmarks.search.report import (
     table,
 )
 from benchmarks.search.run import CONTENDERS, OURS, RANDOM, run
-from benchmarks.search.world import Point, Step, World
-from pipelines.commands.bench_search import bench_search
-from pipelines.config_file import load_as
+from benchmarks.search.steps import Point, Step
+from benchmarks.search.world import World
+from pipelines.commands.bench_search_command import bench_search
+from pipelines.config.config_file import load_as
 from pipelines.errors import UserError
 
 TINY = {
@@ -174,7 +175,7 @@ def test_an_evaluation_is_the_same_for_all_and_is_charged_again(config, cache, m
     (candidate,) = world.space.sample(np.random.default_rng(5))
     whole = world.evaluate(candidate, 0)
     monkeypatch.setattr(
-        worlds.World, "_train", lambda *_: pytest.fail("trained what was known already")
+        worlds.World, "train", lambda *_: pytest.fail("trained what was known already")
     )
     again = make_world(config, cache)
     run_ = again.finetune(candidate, 0)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import tokenpool as tp
 from benchmarks.pooling import pooled_speed
-from pipelines.commands.bench_pooling import pooling
+from pipelines.commands.bench_pooling_command import pooling
 from pipelines.errors import UserError
 
 

@@ -63,7 +63,7 @@ def stick_scorer(module):
     module.run_schedules = run_schedules
 
 
-HARM = {"pipelines.data.loader": stick_loader, "pipelines.search.prefixes": stick_scorer}
+HARM = {"pipelines.data.loader": stick_loader, "pipelines.search.shared_prefixes": stick_scorer}
 
 
 class Hook(importlib.abc.MetaPathFinder):

@@ -26,14 +26,19 @@ from cluster.session import Cluster
 from pipelines.config import SearchConfig
 from pipelines.console import Screen
 from pipelines.data.prepare import prepare
+from pipelines.results.front import build_front, history
 from pipelines.search import ledger as ledgers
 from pipelines.search import runner
 from pipelines.search.decide import candidate_of, tell
 from pipelines.search.ledger import LEDGER_NAME, read_events
-from pipelines.search.plan import make_space
-from pipelines.search.stages import base, calibrate, finals, publish, screen, supernet
+from pipelines.search.search_space import make_space
+from pipelines.search.stages import base_stage as base
+from pipelines.search.stages import calibrate_stage as calibrate
+from pipelines.search.stages import finals_stage as finals
+from pipelines.search.stages import publish_stage as publish
+from pipelines.search.stages import screen_stage as screen
+from pipelines.search.stages import supernet_stage as supernet
 from pipelines.search.state import SearchState, fold
-from pipelines.track.front import build_front, history
 from pipelines.train.reports import add_report, kept_reports
 from pipelines.train.trials import _List
 from tune_spaces.policy import Score, Train
@@ -159,12 +164,7 @@ def pretend() -> None:
     cluster = Cluster("here", 64.0, 0.0, 1)
     runner.ray_session = lambda *_, **__: nullcontext(cluster)  # type: ignore[assignment]
     # What only looks on, and costs more than all the rest.
-    looking = SimpleNamespace(notify=lambda: None)
-    runner.MlflowTracker = lambda *_: nullcontext(looking)  # type: ignore[assignment,misc]
     runner.SystemSampler = lambda *_: nullcontext()  # type: ignore[assignment,misc]
-    runner.write_results = lambda *_: None
-    runner.show_front = lambda *_: None
-    runner._register = lambda *_: None
 
 
 def session(storage: Path, changes: dict[str, Any], crash: tuple[int, str] | None) -> bool:
@@ -185,7 +185,12 @@ def session(storage: Path, changes: dict[str, Any], crash: tuple[int, str] | Non
         values = CONFIG | {"storage": str(storage)} | changes
         values["data"] = {**CONFIG["data"], "path": str(storage.parent / "data")}
         with open(os.devnull, "w") as nowhere:
-            runner.run_search(SearchConfig.model_validate(values), Screen(Console(file=nowhere)))
+            runner.run_search(
+                SearchConfig.model_validate(values),
+                Screen(Console(file=nowhere)),
+                follow=lambda: nullcontext(SimpleNamespace(notify=lambda: None)),
+                write=lambda *_: None,
+            )
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:

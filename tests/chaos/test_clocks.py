@@ -3,7 +3,7 @@
 import time
 
 from pipelines.config import BudgetConfig
-from pipelines.search.budget import DeviceMeter, Halt
+from pipelines.search.halt import DeviceMeter, Halt
 from pipelines.search.ledger import Ledger, read_events
 from pipelines.search.state import SearchState, fold
 

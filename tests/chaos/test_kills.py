@@ -26,9 +26,9 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from pipelines.results.front import build_front, history
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.state import STAGES, fold, load_state
-from pipelines.track.front import build_front, history
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(7200)]
 

@@ -17,9 +17,9 @@ from ray.core.generated import gcs_service_pb2
 from cluster.jobs import Job, JobApi, without_rays_lines
 from cluster.package import pack
 from cluster.probe import AddressError, ClusterError, check_gcs, dashboard_url, job_server, resolve
-from pipelines.config_file import load_config
+from pipelines.commands.remote import Remote
+from pipelines.config.config_file import load_config
 from pipelines.errors import UserError
-from pipelines.remote import Remote
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 
@@ -162,7 +162,7 @@ def test_the_packed_program_runs_by_itself_from_its_own_folder(tmp_path):
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
     ).stdout.split()
     assert all(Path(path).is_relative_to(folder) for path in found)
-    assert (folder / "pipelines/track/assets/page.html").is_file()
+    assert (folder / "pipelines/results/assets/page.html").is_file()
     assert (folder / "tune_spaces/presets/digits.yaml").is_file()
 
 

@@ -18,9 +18,9 @@ import requests
 from cluster.jobs import JobApi
 from cluster.probe import job_server
 from cluster.proxies import direct_hosts, for_workers, go_direct, go_direct_if_here, host_of
-from pipelines.track.mlflow_runs import SearchRuns
-from pipelines.track.server import _answers
-from pipelines.track.store import TrackingStore
+from pipelines.tracking.mlflow_runs import SearchRuns
+from pipelines.tracking.mlflow_server import _answers
+from pipelines.tracking.tracking_store import TrackingStore
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 DEAD = "http://127.0.0.1:9"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ledgers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,6 @@ from pipelines.streams import as_utf8, readable
 from tests.thinning import fast
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
-LEDGERS = Path(__file__).parent / "track"
 # The script's three, and their neighbours: the Windows and Mac ones lack other characters, KOI8
 # and Shift-JIS have Greek or arrows of their own, and the last is not even a superset of ASCII.
 ENCODINGS = ("latin-1", "ascii", "cp437", "cp1252", "mac-roman", "koi8-r", "shift-jis", "utf-16")
@@ -33,11 +33,6 @@ COMMANDS = (
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A search with a name beyond ASCII, under a folder with bytes that are no UTF-8."""
-    sys.path.insert(0, str(LEDGERS))
-    try:
-        import ledgers
-    finally:
-        sys.path.remove(str(LEDGERS))
     root = tmp_path_factory.mktemp("streams") / os.fsdecode(b"gr\xfcn \xe2\x98\x85")
     ledgers.write_ledger(root / "runs", "größe", ledgers.events())
     return root

@@ -8,8 +8,8 @@ import typer
 from typer.testing import CliRunner
 
 import tokenpool as tp
-from pipelines.commands.analyze import analyze
-from pipelines.commands.schedule import app as schedule_app
+from pipelines.commands.analyze_command import analyze
+from pipelines.commands.schedule_command import app as schedule_app
 from pipelines.data.options import PrepareOptions
 from pipelines.data.prepare import prepare
 from pipelines.errors import UserError

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_spaces.space import Candidate, Limit, ScheduleSpace
+from tune_spaces.limits import Limit
+from tune_spaces.space import Candidate, ScheduleSpace
 
 PATCHES = 64
 

@@ -5,6 +5,8 @@ runs where this says no; results are the same, assignments to the last token. Tr
 the first call on such a device, and a machine without it never notices.
 """
 
+from __future__ import annotations
+
 import importlib
 import importlib.util
 import os

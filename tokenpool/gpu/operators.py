@@ -4,6 +4,8 @@ Imported only where `tokenpool.gpu.usable` says so. Nothing here waits for the d
 allocated depends on shapes alone, so that CUDA graphs can hold it.
 """
 
+from __future__ import annotations
+
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 

@@ -2,6 +2,8 @@
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
+from __future__ import annotations
+
 import triton
 import triton.language as tl
 

@@ -7,6 +7,8 @@ cache), with a barrier between.
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
+from __future__ import annotations
+
 import triton
 import triton.language as tl
 

@@ -1,5 +1,7 @@
 """One strategy per pooling method, by name."""
 
+from __future__ import annotations
+
 from tokenpool.methods.agglomerative import ATC, Agglomerative
 from tokenpool.methods.base import METHODS, PoolingMethod, method, register_method
 from tokenpool.methods.clusters import KMeans, KMedoids

@@ -1,5 +1,7 @@
 """Agglomerative clustering: by Ward's linkage, and as ATC publishes it."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

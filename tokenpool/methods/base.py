@@ -1,5 +1,7 @@
 """What a pooling method is: one strategy object without state, chosen by name."""
 
+from __future__ import annotations
+
 from typing import NamedTuple, Protocol
 
 from torch import Tensor

@@ -1,5 +1,7 @@
 """K-Means and K-Medoids, plain and weighted by significance: the paper's own methods."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

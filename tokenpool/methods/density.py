@@ -1,5 +1,7 @@
 """Density-peak clustering, as TCFormer merges tokens."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

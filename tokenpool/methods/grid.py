@@ -1,5 +1,7 @@
 """Uniform downsampling of the token grid: what a strided pooling or convolution would keep."""
 
+from __future__ import annotations
+
 import torch
 
 from tokenpool.methods.base import Grid, Pooled, Reducer, TokenSet

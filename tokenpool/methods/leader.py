@@ -1,5 +1,7 @@
 """Leader clustering with a given number of clusters: the default method."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,5 +1,7 @@
 """Token merging that protects the tokens least like the others: PiToMe."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -3,6 +3,8 @@
 Means and medoids are those of the original tokens, where it is known how many each stands for.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

@@ -1,5 +1,7 @@
 """Methods that keep some tokens and drop the others."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

@@ -1,5 +1,7 @@
 """Token merging by bipartite soft matching."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 

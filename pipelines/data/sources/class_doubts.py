@@ -1,5 +1,7 @@
 """Folders that lie where classes do and may be something else: parts, domains, image folders."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 

@@ -1,11 +1,13 @@
 """The 1,797 handwritten digits that come with scikit-learn, brought to 32 px RGB."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.data.sources.base import Sample, Source
+from pipelines.data.sources.source import Sample, Source
 
 SIDE = 32
 

@@ -1,5 +1,7 @@
 """Lists of very many files, in columns: as Python objects a million would take half a gigabyte."""
 
+from __future__ import annotations
+
 import os
 from array import array
 from collections.abc import Sequence

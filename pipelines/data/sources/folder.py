@@ -1,5 +1,7 @@
 """A directory of class folders: `train/CLASS/…` and `val/CLASS/…`, `CLASS/…` alone, and kin."""
 
+from __future__ import annotations
+
 import hashlib
 import shlex
 from collections.abc import Iterator, Sequence
@@ -8,7 +10,6 @@ from pathlib import Path
 
 from pipelines.data.class_choice import chosen_classes, order_notes
 from pipelines.data.names import printable
-from pipelines.data.sources.base import LeftOut, Sample, Source
 from pipelines.data.sources.class_doubts import nested_notes
 from pipelines.data.sources.file_list import Labelled, LabelledFiles, MadeWhenAsked
 from pipelines.data.sources.folder_layout import (
@@ -19,6 +20,7 @@ from pipelines.data.sources.folder_layout import (
 from pipelines.data.sources.folder_tree import Folder, Tree, scan
 from pipelines.data.sources.folder_words import labels_option, shown
 from pipelines.data.sources.imagenet import label_flat_val, label_if_flat
+from pipelines.data.sources.source import LeftOut, Sample, Source
 from pipelines.errors import UserError
 
 _UNIT = 256

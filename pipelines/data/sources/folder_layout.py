@@ -3,16 +3,18 @@
 Only names and where the images lie count, never how many there are.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.data.layout import Split, split_of_folder, splits_of_folders
 from pipelines.data.names import printable
-from pipelines.data.sources.base import LeftOut
 from pipelines.data.sources.class_doubts import refuse_doubtful
 from pipelines.data.sources.folder_tree import Folder, class_root, wrapped
 from pipelines.data.sources.folder_words import argument, joined, labels_option, shown
+from pipelines.data.sources.source import LeftOut
 from pipelines.errors import UserError
 
 LAYOUTS = {

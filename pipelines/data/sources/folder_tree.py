@@ -1,5 +1,7 @@
 """What lies below a directory, found in one walk: folders, images, shards, and what is neither."""
 
+from __future__ import annotations
+
 import os
 import re
 import stat
@@ -8,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.data.layout import foreign
-from pipelines.data.sources.base import LeftOut, Tally
 from pipelines.data.sources.file_list import File, Files
+from pipelines.data.sources.source import LeftOut, Tally
 
 IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif",
@@ -37,15 +39,15 @@ class Folder:
     """
 
     path: str
-    parent: "Folder | None" = None
-    folders: dict[str, "Folder"] = field(default_factory=dict)
+    parent: Folder | None = None
+    folders: dict[str, Folder] = field(default_factory=dict)
     images: Files | list[File] = field(default_factory=Files)
     num_images: int = 0
     identity: tuple[int, int] = (0, 0)
     links: int = 0
 
     @property
-    def holding(self) -> dict[str, "Folder"]:
+    def holding(self) -> dict[str, Folder]:
         """The folders in it, by name, that hold an image somewhere, sorted."""
         return {
             name: self.folders[name]
@@ -53,7 +55,7 @@ class Folder:
             if self.folders[name].num_images
         }
 
-    def walk(self) -> Iterator["Folder"]:
+    def walk(self) -> Iterator[Folder]:
         """It and all folders below."""
         waiting = [self]
         while waiting:

@@ -1,5 +1,7 @@
 """Folders and tables as messages name them."""
 
+from __future__ import annotations
+
 import shlex
 from collections.abc import Iterable, Sequence
 

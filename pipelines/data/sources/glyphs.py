@@ -5,6 +5,8 @@ so the same bytes come out whatever the number of workers; other versions of Pil
 draw an edge pixel differently.
 """
 
+from __future__ import annotations
+
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import Sample, Source
+from pipelines.data.sources.source import Sample, Source
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -154,7 +156,7 @@ def _background(size: int, clutter: float, rng: np.random.Generator) -> tuple[np
 
 
 def _scatter(
-    image: "PilImage", label: int, parameters: GlyphParameters, rng: np.random.Generator
+    image: PilImage, label: int, parameters: GlyphParameters, rng: np.random.Generator
 ) -> None:
     """Stray strokes, and characters too small to be meant, in colours near the background's."""
     from PIL import ImageDraw
@@ -172,7 +174,7 @@ def _scatter(
         image.paste(_near(image, x, y, rng), (x - mask.width // 2, y - mask.height // 2), mask)
 
 
-def _near(image: "PilImage", x: int, y: int, rng: np.random.Generator) -> tuple[int, int, int]:
+def _near(image: PilImage, x: int, y: int, rng: np.random.Generator) -> tuple[int, int, int]:
     pixel = np.asarray(image.getpixel((x, y)), np.float64)
     shifted = np.clip(pixel + rng.uniform(-70, 70) + rng.uniform(-25, 25, 3), 0, 255)
     red, green, blue = (int(value) for value in shifted)
@@ -180,7 +182,7 @@ def _near(image: "PilImage", x: int, y: int, rng: np.random.Generator) -> tuple[
 
 
 @lru_cache(maxsize=256)
-def _font(name: str, pixels: int) -> "FreeTypeFont":
+def _font(name: str, pixels: int) -> FreeTypeFont:
     from PIL import ImageFont
 
     # The basic engine: Raqm's presence differs between machines, and so would the bytes.
@@ -200,7 +202,7 @@ def _font_folder() -> str:
     return f"{next(iter(spec.submodule_search_locations))}/mpl-data/fonts/ttf"
 
 
-def _glyph_mask(character: str, font: str, height: float, angle: float) -> "PilImage":
+def _glyph_mask(character: str, font: str, height: float, angle: float) -> PilImage:
     """A cropped [h, w] coverage mask of one character, its em `height` pixels, rotated."""
     from PIL import Image, ImageDraw
 

@@ -6,6 +6,8 @@ an order of its own that is not that of the class names: they mean nothing witho
 tars of the training images have them.
 """
 
+from __future__ import annotations
+
 import csv
 import io
 import re
@@ -17,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.layout import only_holds, split_of_folder
-from pipelines.data.sources.base import Tally
 from pipelines.data.sources.file_list import Files
 from pipelines.data.sources.folder_tree import Folder, Tree
 from pipelines.data.sources.folder_words import shown
+from pipelines.data.sources.source import Tally
 from pipelines.errors import UserError
 
 SOLUTION = "LOC_val_solution.csv"

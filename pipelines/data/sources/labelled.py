@@ -1,5 +1,7 @@
 """Images beside a table of labels: a CSV or JSON Lines file that names each image and its class."""
 
+from __future__ import annotations
+
 import codecs
 import csv
 import json
@@ -13,10 +15,10 @@ from pipelines.data.class_choice import chosen_classes, order_notes
 from pipelines.data.layout import Split, split_of_folder
 from pipelines.data.names import printable
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import Source, Tally
 from pipelines.data.sources.file_list import Labelled
 from pipelines.data.sources.folder import FolderUnits, folder_at
 from pipelines.data.sources.folder_tree import IMAGE_SUFFIXES, Tree
+from pipelines.data.sources.source import Source, Tally
 from pipelines.errors import UserError
 
 IMAGE_COLUMNS = (

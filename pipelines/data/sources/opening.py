@@ -1,12 +1,14 @@
 """What kind of source a name or path is, and the source itself."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.data.names import printable
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import LeftOut, Source
 from pipelines.data.sources.imagenet import is_ilsvrc_tar
+from pipelines.data.sources.source import LeftOut, Source
 from pipelines.data.sources.tar import refuse_compressed, tar_source
 from pipelines.data.sources.tar_members import COMPRESSED_ENDINGS
 from pipelines.errors import UserError
@@ -102,7 +104,7 @@ def _directory(root: Path, options: PrepareOptions) -> Source:
     return source
 
 
-def _refuse_empty(root: Path, tree: "Tree") -> None:
+def _refuse_empty(root: Path, tree: Tree) -> None:
     """Raises UserError that says what else is there."""
     found = [f"{name}: {why}" for name, why in tree.problems[:3]]
     found += [f"{entry.count} {entry.reason}, as {entry.first}" for entry in tree.left_out[:3]]
@@ -114,7 +116,7 @@ def _refuse_empty(root: Path, tree: "Tree") -> None:
     )
 
 
-def _kind(tree: "Tree", root: Path, options: PrepareOptions) -> str:
+def _kind(tree: Tree, root: Path, options: PrepareOptions) -> str:
     """Raises UserError where images in class folders, Parquet files and tars lie together."""
     named = (options.train_from or "", options.val_from or "")
     if any(name.lower().endswith(".tar") for name in named):
@@ -133,7 +135,7 @@ def _kind(tree: "Tree", root: Path, options: PrepareOptions) -> str:
     return next(iter(found), "folder")
 
 
-def _parquet(address: str, options: PrepareOptions, tree: "Tree | None" = None) -> Source:
+def _parquet(address: str, options: PrepareOptions, tree: Tree | None = None) -> Source:
     from pipelines.data.sources.parquet import list_parquet, parquet_source
 
     listing = list_parquet(address, tree)

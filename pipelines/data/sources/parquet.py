@@ -1,5 +1,7 @@
 """Parquet shards, as the hubs publish them and as other tools write them, made into a source."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -8,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from pipelines.data.class_choice import order_notes
 from pipelines.data.layout import Split
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import LeftOut, Source
 from pipelines.data.sources.parquet_columns import Columns, find_columns
 from pipelines.data.sources.parquet_files import ParquetListing, list_parquet, open_file, stamp_of
 from pipelines.data.sources.parquet_labels import FileLabels, LabelTable, join_labels, whole
@@ -23,6 +24,7 @@ from pipelines.data.sources.parquet_rows import (
 )
 from pipelines.data.sources.parquet_splits import column_splits, splits_of
 from pipelines.data.sources.shard_names import missing_shards, origin_of
+from pipelines.data.sources.source import LeftOut, Source
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
@@ -234,18 +236,18 @@ def _column_notes(files: list[_File]) -> list[str]:
     ]
 
 
-def _columns_in_parts(reader: "pq.ParquetFile", name: str) -> Iterator["pa.Array"]:
+def _columns_in_parts(reader: pq.ParquetFile, name: str) -> Iterator[pa.Array]:
     for batch in reader.iter_batches(_SCAN_ROWS, columns=[name]):
         yield plain(batch.column(name))
 
 
-def _cells(reader: "pq.ParquetFile", name: str) -> Iterator[Any]:
+def _cells(reader: pq.ParquetFile, name: str) -> Iterator[Any]:
     for column in _columns_in_parts(reader, name):
         for cell in column:
             yield value_of(cell)
 
 
-def _values(reader: "pq.ParquetFile", name: str) -> Iterator[Any]:
+def _values(reader: pq.ParquetFile, name: str) -> Iterator[Any]:
     """The different values of a column, some of them more than once."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -257,7 +259,7 @@ def _values(reader: "pq.ParquetFile", name: str) -> Iterator[Any]:
             yield value_of(cell)
 
 
-def _largest(reader: "pq.ParquetFile", name: str) -> int:
+def _largest(reader: pq.ParquetFile, name: str) -> int:
     """The largest whole number in a column, -1 if there is none above."""
     import pyarrow as pa
     import pyarrow.compute as pc

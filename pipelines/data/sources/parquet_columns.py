@@ -1,5 +1,7 @@
 """Which columns of a Parquet file hold images, labels and splits, and what may stand in them."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,7 +59,7 @@ class Columns:
     paths_only: bool
 
 
-def find_columns(schema: "pa.Schema", options: PrepareOptions, file: str) -> Columns:
+def find_columns(schema: pa.Schema, options: PrepareOptions, file: str) -> Columns:
     """Choose the columns by option, by the hub's metadata, by name; nothing is guessed.
 
     Raises:
@@ -80,7 +82,7 @@ def find_columns(schema: "pa.Schema", options: PrepareOptions, file: str) -> Col
     )
 
 
-def hub_features(schema: "pa.Schema") -> Features:
+def hub_features(schema: pa.Schema) -> Features:
     """What the metadata that hub data sets carry says of each column; empty without it."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -111,7 +113,7 @@ def class_names(feature: dict[str, Any], file: str) -> dict[int, str] | None:
     return None
 
 
-def storage_type(kind: "pa.DataType") -> "pa.DataType":
+def storage_type(kind: pa.DataType) -> pa.DataType:
     """A type without what is wrapped around it: extension types and dictionaries."""
     import pyarrow as pa
 
@@ -124,7 +126,7 @@ def storage_type(kind: "pa.DataType") -> "pa.DataType":
             return kind
 
 
-def label_kind(kind: "pa.DataType") -> LabelKind | None:
+def label_kind(kind: pa.DataType) -> LabelKind | None:
     """How a type can say a class, or None."""
     import pyarrow as pa
 
@@ -136,7 +138,7 @@ def label_kind(kind: "pa.DataType") -> LabelKind | None:
     return "text" if is_text(kind) else None
 
 
-def image_kind(kind: "pa.DataType") -> Literal["bytes", "list", "path"] | None:
+def image_kind(kind: pa.DataType) -> Literal["bytes", "list", "path"] | None:
     """How a type can hold an image, looking into a struct, or None."""
     import pyarrow as pa
 
@@ -154,34 +156,34 @@ def image_kind(kind: "pa.DataType") -> Literal["bytes", "list", "path"] | None:
     return "path" if is_text(kind) else None
 
 
-def is_text(kind: "pa.DataType") -> bool:
+def is_text(kind: pa.DataType) -> bool:
     """Whether values are text."""
     return _is_any(kind, "string", "large_string", "string_view")
 
 
-def is_binary(kind: "pa.DataType") -> bool:
+def is_binary(kind: pa.DataType) -> bool:
     """Whether values are bytes."""
     return _is_any(kind, "binary", "large_binary", "binary_view", "fixed_size_binary")
 
 
-def is_list(kind: "pa.DataType") -> bool:
+def is_list(kind: pa.DataType) -> bool:
     """Whether values are lists of one kind or another."""
     return _is_any(kind, "list", "large_list", "list_view", "large_list_view", "fixed_size_list")
 
 
-def _is_any(kind: "pa.DataType", *names: str) -> bool:
+def _is_any(kind: pa.DataType, *names: str) -> bool:
     import pyarrow as pa
 
     return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
-def _is_byte(kind: "pa.DataType") -> bool:
+def _is_byte(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     return pa.types.is_uint8(kind.value_type) or pa.types.is_int8(kind.value_type)
 
 
-def _field_kind(struct: "pa.StructType", name: str) -> Literal["bytes", "list", "path"] | None:
+def _field_kind(struct: pa.StructType, name: str) -> Literal["bytes", "list", "path"] | None:
     import pyarrow as pa
 
     at = struct.get_field_index(name)
@@ -191,19 +193,19 @@ def _field_kind(struct: "pa.StructType", name: str) -> Literal["bytes", "list", 
     return None if pa.types.is_struct(kind) else image_kind(kind)
 
 
-def _type_of(schema: "pa.Schema", name: str) -> "pa.DataType":
+def _type_of(schema: pa.Schema, name: str) -> pa.DataType:
     return schema.field(schema.get_all_field_indices(name)[0]).type
 
 
-def _takes_image(kind: "pa.DataType") -> bool:
+def _takes_image(kind: pa.DataType) -> bool:
     return image_kind(kind) is not None
 
 
-def _takes_label(kind: "pa.DataType") -> bool:
+def _takes_label(kind: pa.DataType) -> bool:
     return label_kind(kind) is not None
 
 
-_WANTED: dict[str, tuple[Callable[["pa.DataType"], bool], str, tuple[str, ...], str]] = {
+_WANTED: dict[str, tuple[Callable[[pa.DataType], bool], str, tuple[str, ...], str]] = {
     "image": (_takes_image, "Image", IMAGE_NAMES, "bytes, a struct with bytes, or paths of files"),
     "label": (_takes_label, "ClassLabel", LABEL_NAMES, "whole numbers or text"),
 }
@@ -212,7 +214,7 @@ _WANTED: dict[str, tuple[Callable[["pa.DataType"], bool], str, tuple[str, ...], 
 def _choose(
     role: Literal["image", "label"],
     option: str | None,
-    schema: "pa.Schema",
+    schema: pa.Schema,
     features: Features,
     file: str,
 ) -> str:
@@ -258,12 +260,12 @@ def _choose(
     )
 
 
-def _is_sure(role: str, name: str, schema: "pa.Schema") -> bool:
+def _is_sure(role: str, name: str, schema: pa.Schema) -> bool:
     """Whether a column of the very name fits beyond doubt; text called `image` may be anything."""
     return role == "label" or image_kind(_type_of(schema, name)) != "path"
 
 
-def _by_name(role: str, fit: Sequence[str], schema: "pa.Schema") -> list[str]:
+def _by_name(role: str, fit: Sequence[str], schema: pa.Schema) -> list[str]:
     """Columns that their names speak for, where neither metadata nor the usual name is there."""
     import pyarrow as pa
 
@@ -276,7 +278,7 @@ def _by_name(role: str, fit: Sequence[str], schema: "pa.Schema") -> list[str]:
     return named or structs or paths
 
 
-def _require(schema: "pa.Schema", name: str, file: str, remedy: str) -> None:
+def _require(schema: pa.Schema, name: str, file: str, remedy: str) -> None:
     count = len(schema.get_all_field_indices(name))
     if count == 0:
         columns = ", ".join(schema.names[:20])
@@ -285,7 +287,7 @@ def _require(schema: "pa.Schema", name: str, file: str, remedy: str) -> None:
         raise UserError(f"{file} has {count} columns called {name!r}: rename all but one")
 
 
-def _split_column(schema: "pa.Schema", options: PrepareOptions, file: str) -> str | None:
+def _split_column(schema: pa.Schema, options: PrepareOptions, file: str) -> str | None:
     wanted = options.split_column
     if wanted is None:
         ours = [name for name in schema.names if name.lower() == SPLIT_NAME]
@@ -301,6 +303,6 @@ def _split_column(schema: "pa.Schema", options: PrepareOptions, file: str) -> st
     return wanted
 
 
-def _shown(schema: "pa.Schema", name: str) -> str:
+def _shown(schema: pa.Schema, name: str) -> str:
     text = " ".join(str(_type_of(schema, name)).split())
     return text if len(text) <= 80 else text[:77] + "…"

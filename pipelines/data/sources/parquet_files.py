@@ -1,13 +1,15 @@
 """Parquet files at an address: listed, opened, told from what is left out."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.data.layout import foreign_path
-from pipelines.data.sources.base import LeftOut, Tally
 from pipelines.data.sources.folder_tree import Tree, scan
+from pipelines.data.sources.source import LeftOut, Tally
 from pipelines.errors import UserError
 from pipelines.storage.address import is_address, open_filesystem
 
@@ -82,7 +84,7 @@ def list_parquet(address: str, tree: Tree | None = None) -> ParquetListing:
     return ParquetListing(path, files, left_out.told())
 
 
-def open_file(address: str, path: str) -> "pa.NativeFile":
+def open_file(address: str, path: str) -> pa.NativeFile:
     """Open a file of a listing; local names may be any bytes.
 
     Raises:

@@ -1,5 +1,7 @@
 """One list of classes out of the labels of many Parquet files: names decide, not numbers."""
 
+from __future__ import annotations
+
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -48,7 +50,7 @@ class LabelTable:
     count: int | None
     classes: tuple[tuple[int | str, int], ...] | None = None
 
-    def lookup(self) -> "LabelLookup":
+    def lookup(self) -> LabelLookup:
         """The table made ready for many rows."""
         return LabelLookup(self.count, None if self.classes is None else dict(self.classes))
 

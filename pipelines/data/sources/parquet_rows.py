@@ -1,5 +1,7 @@
 """The rows of a part of a Parquet file as samples: streamed, and whatever is wrong told by row."""
 
+from __future__ import annotations
+
 import os
 import posixpath
 import re
@@ -8,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.data.sources.base import Sample
 from pipelines.data.sources.parquet_columns import is_binary, is_list
 from pipelines.data.sources.parquet_files import open_file, reason_of
 from pipelines.data.sources.parquet_labels import LabelTable
+from pipelines.data.sources.source import Sample
 from pipelines.errors import UserError
 from pipelines.storage.address import is_address
 
@@ -83,7 +85,7 @@ class ParquetUnit:
             yield Sample(name, self.split or "train", 0, b"", f"{end - row} rows {unread(error)}")
 
     def _rows(
-        self, file: "pa.NativeFile"
+        self, file: pa.NativeFile
     ) -> Iterator[tuple[bytes | None, str | None, object, str | None]]:
         """(bytes, path, label, value of the split column) of each row."""
         reader = open_reader(file)
@@ -139,7 +141,7 @@ class ParquetUnit:
             return b"", f"{_short(path)} cannot be read: {reason_of(error)}"
 
 
-def open_reader(file: "pa.NativeFile") -> "pq.ParquetFile":
+def open_reader(file: pa.NativeFile) -> pq.ParquetFile:
     """A reader that holds little of the file in memory."""
     import pyarrow.parquet as pq
 
@@ -161,7 +163,7 @@ def unread(error: BaseException) -> str:
     return f"cannot be read as Parquet: {reason}"
 
 
-def plain(column: "pa.Array") -> "pa.Array":
+def plain(column: pa.Array) -> pa.Array:
     """A column without extension types and dictionaries around its values."""
     import pyarrow as pa
 
@@ -174,7 +176,7 @@ def plain(column: "pa.Array") -> "pa.Array":
             return column
 
 
-def value_of(cell: "pa.Scalar") -> object:
+def value_of(cell: pa.Scalar) -> object:
     """A value as Python has it; text that is not UTF-8 counts as no value."""
     try:
         return cell.as_py()
@@ -182,7 +184,7 @@ def value_of(cell: "pa.Scalar") -> object:
         return None
 
 
-def refuse_texts(reader: "pq.ParquetFile", name: str, file: str) -> None:
+def refuse_texts(reader: pq.ParquetFile, name: str, file: str) -> None:
     """Refuse a text column of pictures that are written out as text or lie on the web.
 
     Raises:
@@ -206,7 +208,7 @@ def refuse_texts(reader: "pq.ParquetFile", name: str, file: str) -> None:
             )
 
 
-def _pictures(column: "pa.Array") -> tuple["pa.Array | None", "pa.Array | None"]:
+def _pictures(column: pa.Array) -> tuple[pa.Array | None, pa.Array | None]:
     """(bytes or lists of bytes, paths) of an image column."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -228,7 +230,7 @@ def _pictures(column: "pa.Array") -> tuple["pa.Array | None", "pa.Array | None"]
     return images, paths
 
 
-def _bytes_of(cell: "pa.Scalar") -> bytes | None:
+def _bytes_of(cell: pa.Scalar) -> bytes | None:
     import pyarrow as pa
 
     if not cell.is_valid:
@@ -240,7 +242,7 @@ def _bytes_of(cell: "pa.Scalar") -> bytes | None:
     return cell.values.cast(pa.uint8(), safe=False).to_numpy(zero_copy_only=False).tobytes()
 
 
-def _path_of(cell: "pa.Scalar") -> str | None:
+def _path_of(cell: pa.Scalar) -> str | None:
     """A path as this machine has it, whatever bytes it is of."""
     if not cell.is_valid:
         return None

@@ -1,5 +1,7 @@
 """Which split each Parquet file or row belongs to: by its path, by options, by a column."""
 
+from __future__ import annotations
+
 import posixpath
 from collections import Counter
 from collections.abc import Mapping
@@ -8,9 +10,9 @@ from pathlib import Path
 
 from pipelines.data.layout import Split, split_of_folder, split_of_path
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import LeftOut, Tally
 from pipelines.data.sources.parquet_files import ParquetListing, list_parquet
 from pipelines.data.sources.shard_names import refuse_two_sets, splits_of_paths
+from pipelines.data.sources.source import LeftOut, Tally
 from pipelines.errors import UserError
 from pipelines.storage.address import is_address
 

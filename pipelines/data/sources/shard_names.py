@@ -1,5 +1,7 @@
 """What the paths of shards tell of them: their splits, their series, whether all are there."""
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping

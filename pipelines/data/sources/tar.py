@@ -6,6 +6,8 @@ the name of a tar may tell a split (`train-0001.tar`), and that of a tar which h
 folders is their class (`n01440764.tar`).
 """
 
+from __future__ import annotations
+
 import os
 import shlex
 from collections.abc import Iterator
@@ -15,13 +17,13 @@ from pathlib import Path, PurePosixPath
 from pipelines.data.class_choice import chosen_classes, order_notes
 from pipelines.data.layout import Split, foreign, foreign_path, says_nothing, split_of_folder
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import LeftOut, Source, Tally
 from pipelines.data.sources.class_doubts import nested_notes
 from pipelines.data.sources.folder_layout import find_layout
 from pipelines.data.sources.folder_tree import IMAGE_SUFFIXES, Folder, Tree
 from pipelines.data.sources.folder_words import shown
 from pipelines.data.sources.imagenet import FlatVal, leave_out_subsets
 from pipelines.data.sources.shard_names import origin_of, splits_of_paths
+from pipelines.data.sources.source import LeftOut, Source, Tally
 from pipelines.data.sources.tar_members import COMPRESSED_ENDINGS, Member, scan
 from pipelines.data.sources.tar_units import TarImages
 from pipelines.data.sources.webdataset import Label, is_webdataset, name_classes, read_shard

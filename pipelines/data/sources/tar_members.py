@@ -6,6 +6,8 @@ header asks for. Here only ranges of bytes inside the file come out, whatever th
 tars inside a tar are read as ranges of it.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -226,7 +228,7 @@ class _Records:
     def sparse(self) -> bool:
         return any(key.startswith(b"GNU.sparse.") for key in self._next)
 
-    def global_only(self) -> "_Records":
+    def global_only(self) -> _Records:
         return _Records(self._everywhere) if self._next else self
 
 

@@ -4,6 +4,8 @@ A million images as Python objects would be the better part of a gigabyte, in th
 has to hold them all.
 """
 
+from __future__ import annotations
+
 import os
 from array import array
 from collections.abc import Iterator, Sequence
@@ -14,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.data.shard_rows import in_chunks
-from pipelines.data.sources.base import Sample
 from pipelines.data.sources.file_list import MadeWhenAsked
+from pipelines.data.sources.source import Sample
 from pipelines.data.sources.tar_members import Member
 
 _SMALLEST_UNIT = 32
@@ -130,7 +132,7 @@ class TarImages:
         tars: Sequence[tuple[Path, str, str]],
         meanings: Sequence[tuple[str, int]],
         largest: int,
-    ) -> "TarUnits":
+    ) -> TarUnits:
         """Cut into units the images whose label is not negative.
 
         Args:

@@ -4,6 +4,8 @@ A key is a path up to the first dot of the file's name, as the format has it; wh
 dots (`img.0001.jpg`), the image and the label that share all but the ending belong together.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from pipelines.data.layout import foreign_path
-from pipelines.data.sources.base import Tally
 from pipelines.data.sources.folder_tree import IMAGE_SUFFIXES
+from pipelines.data.sources.source import Tally
 from pipelines.data.sources.tar_members import Member, scan
 from pipelines.errors import UserError
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import tokenpool as tp
 from pipelines.config import SearchConfig
-from pipelines.search.plan import vit_spec
+from pipelines.search.search_space import vit_spec
+from pipelines.search.standing import front_ids
 from pipelines.search.state import SearchState, TrialState
-from pipelines.track.front import build_front
 
 
 def companions(config: SearchConfig, state: SearchState) -> list[dict[str, Any]]:
@@ -19,20 +19,20 @@ def companions(config: SearchConfig, state: SearchState) -> list[dict[str, Any]]
     companions goes on with the same ones.
     """
     finals = {name: trial for name, trial in state.trials.items() if not trial.is_companion}
-    front = build_front(replace(state, trials=finals))
+    best = front_ids(replace(state, trials=finals))
     baselines = _constant_rates(config, state, finals)
     repeated = [
         {
-            "trial_id": point.point_id,
-            "width": point.width,
-            "num_heads": point.num_heads,
-            "schedule": list(point.schedule),
-            "method": point.method,
-            "gmacs": point.gmacs,
-            "start": finals[point.point_id].start,
+            "trial_id": trial.trial_id,
+            "width": trial.width,
+            "num_heads": trial.num_heads,
+            "schedule": list(trial.schedule),
+            "method": trial.method,
+            "gmacs": trial.gmacs,
+            "start": trial.start,
         }
-        for point in front.on_front
-        if point.kind == "final"
+        for trial in sorted(finals.values(), key=lambda trial: (trial.gmacs, trial.trial_id))
+        if trial.trial_id in best
     ]
     return baselines + [
         {**fields, "trial_id": f"{fields['trial_id']}-s{seed}", "seed": seed}

@@ -12,10 +12,10 @@ from cluster.session import Cluster, ClusterError
 from pipelines.config import SearchConfig, WorkersConfig
 from pipelines.console import Screen
 from pipelines.errors import UserError
-from pipelines.search.budget import DeviceMeter, Halt
+from pipelines.search.halt import DeviceMeter, Halt
 from pipelines.search.ledger import LEDGER_NAME, Event, read_events
-from pipelines.search.plan import make_space
 from pipelines.search.recorder import Recorder
+from pipelines.search.search_space import make_space
 from pipelines.search.state import SearchState
 from pipelines.train.ray_job import gang_of
 from pipelines.train.report_keys import NO_ROOM, RESTARTED

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import Source
 from pipelines.data.sources.opening import open_source
+from pipelines.data.sources.source import Source
 
 
 @cache

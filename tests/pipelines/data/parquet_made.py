@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import Source
 from pipelines.data.sources.parquet import parquet_source
+from pipelines.data.sources.source import Source
 
 
 def features(**columns: Any) -> dict[bytes, bytes]:

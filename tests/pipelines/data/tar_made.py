@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines.data.options import PrepareOptions
-from pipelines.data.sources.base import Source
 from pipelines.data.sources.opening import open_source
+from pipelines.data.sources.source import Source
 
 Files = Iterable[tuple[str, bytes]]
 

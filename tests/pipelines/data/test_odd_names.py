@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipelines.commands.prepare import prepare
+from pipelines.commands.prepare_command import prepare
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
 from pipelines.data.names import printable, storable

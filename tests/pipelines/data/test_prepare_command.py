@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pipelines.commands import prepare as command
-from pipelines.commands.prepare import prepare
+from pipelines.commands import prepare_command as command
+from pipelines.commands.prepare_command import prepare
 from pipelines.data import parallel
 from pipelines.errors import UserError
 

@@ -24,8 +24,8 @@ from pipelines.data.shard_rows import (
     read_rows,
 )
 from pipelines.data.shards import schema, shard_paths
-from pipelines.data.sources.base import Source
 from pipelines.data.sources.file_list import Files, LabelledFiles
+from pipelines.data.sources.source import Source
 from pipelines.data.splits import NO_SPLIT
 from pipelines.data.summary import summarize
 

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipelines.commands.prepare import prepare
+from pipelines.commands.prepare_command import prepare
 from pipelines.data.manifest import MANIFEST_NAME, load_manifest
 from pipelines.data.options import PrepareOptions, options_hash
 from pipelines.data.prepare import rehearse

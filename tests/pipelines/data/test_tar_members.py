@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.sources.base import Tally
+from pipelines.data.sources.source import Tally
 from pipelines.data.sources.tar_members import BLOCK, Member, scan
 
 from .tar_made import tar_bytes

@@ -4,11 +4,11 @@ import pytest
 from pydantic import ValidationError
 
 import tokenpool as tp
+from pipelines.commands.search_command import carry_out
 from pipelines.config import SearchConfig
 from pipelines.console import Screen
 from pipelines.errors import UserError
 from pipelines.search.ledger import LEDGER_NAME, read_events
-from pipelines.search.runner import run_search
 from pipelines.search.state import load_state
 
 METHODS = ("kmeans", "wkmedoids(start=matching)")
@@ -44,7 +44,7 @@ def place(tmp_path_factory):
 @pytest.mark.slow
 def test_a_checkpoint_two_methods_and_bounds_make_a_front(place, digits, trained):
     wanted = config(place, digits, trained, max_latency_ms=1000.0, max_mparams=0.1)
-    run_search(wanted, Screen())
+    carry_out(wanted, Screen())
     state = load_state(place / "runs", "bounded")
     assert state.complete
     base = state.base(32)
@@ -61,7 +61,9 @@ def test_a_checkpoint_two_methods_and_bounds_make_a_front(place, digits, trained
         assert row.gmacs == pytest.approx(
             tp.vit_macs(spec, tp.Schedule(row.schedule), row.method).gmacs
         )
-    for trial in state.trials.values():
+    done = [trial for trial in state.trials.values() if trial.status == "done"]
+    assert done
+    for trial in done:
         model = tp.load(trial.checkpoint)
         said = tp.format_method(tp.method_of(model), tp.options_of(model))
         assert said == trial.method and tuple(tp.schedule_of(model)) == trial.schedule
@@ -73,10 +75,10 @@ def test_bounds_that_nothing_meets_are_said_before_anything_is_trained(place, di
         ({"max_gmacs": 1e-9}, "no schedule costs"),
     ]:
         with pytest.raises(UserError, match=message):
-            run_search(config(place / "none", digits, trained, **space), Screen())
+            carry_out(config(place / "none", digits, trained, **space), Screen())
         assert not (place / "none").exists()
     with pytest.raises(UserError, match="no schedule keeps latency_ms within 1e-06"):
-        run_search(config(place / "late", digits, trained, max_latency_ms=1e-6), Screen())
+        carry_out(config(place / "late", digits, trained, max_latency_ms=1e-6), Screen())
     events = read_events(place / "late/runs/searches/bounded" / LEDGER_NAME)
     recorded = {event["event"] for event in events}
     assert "latency_table" in recorded
@@ -85,6 +87,6 @@ def test_bounds_that_nothing_meets_are_said_before_anything_is_trained(place, di
 
 def test_bad_names_are_one_line(place, digits, trained):
     with pytest.raises(UserError, match="no pooling method"):
-        run_search(config(place / "bad", digits, trained, method=["kmeans", "kmeens"]), Screen())
+        carry_out(config(place / "bad", digits, trained, method=["kmeans", "kmeens"]), Screen())
     with pytest.raises(ValidationError, match="listed twice"):
         config(place, digits, trained, method=["kmeans", "kmeans"])

@@ -2,11 +2,11 @@ import pytest
 
 from pipelines.config import SearchConfig
 from pipelines.console import Bar, Screen
+from pipelines.search.job_specs import final_job
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
-from pipelines.search.plan import final_job
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.companions import companions
-from pipelines.search.stages.finals import _FinalsListener
+from pipelines.search.stages.finals_stage import _FinalsListener
 from pipelines.search.state import BaseState, SearchState, TrialState, fold
 from tune_spaces.halving import Verdict
 

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 import tokenpool as tp
 from pipelines.config import SearchConfig
-from pipelines.search.plan import base_job, dense_gmacs
-from pipelines.search.stages import base
+from pipelines.search.job_specs import base_job
+from pipelines.search.search_space import dense_gmacs
+from pipelines.search.stages import base_stage as base
 from pipelines.search.state import BaseState, SearchState
 from pipelines.train.model import build_model
 

@@ -7,7 +7,8 @@ import torch
 import tokenpool as tp
 from pipelines.search.latency import measure_table, median_ms
 from pipelines.search.latency_table import LatencyTable
-from tune_spaces.space import Limit, ScheduleSpace
+from tune_spaces.limits import Limit
+from tune_spaces.space import ScheduleSpace
 
 COUNTS = (1, 4, 16)
 

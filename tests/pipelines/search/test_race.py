@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.search.race import BLOCK, Racer, images_seen
-from pipelines.search.stages.screen import best_of
+from pipelines.search.stages.screen_stage import best_of
 from pipelines.search.state import ScreenedSchedule
 from tokenpool import Schedule
 from tune_spaces.racing import looks

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config_file import load_config
+from pipelines.config.config_file import load_config
 from pipelines.errors import UserError
 from pipelines.search.runner import _check_same
 from pipelines.search.state import SearchState
@@ -22,7 +22,7 @@ def test_the_same_config_elsewhere_goes_on():
 
 
 def test_another_config_is_refused_and_the_change_named():
-    with pytest.raises(UserError, match=r"finals.trials: 8 → 9\): choose a new name"):
+    with pytest.raises(UserError, match=r"finals.trials: 6 → 9\): choose a new name"):
         _check_same(state_of(load_config(PRESET)), load_config(PRESET, ["finals.trials=9"]))
 
 

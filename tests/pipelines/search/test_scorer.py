@@ -15,7 +15,7 @@ from pipelines.data.manifest import load_manifest
 from pipelines.search.decide import untrained
 from pipelines.search.race import Racer
 from pipelines.search.scorer import Scorer
-from pipelines.search.stages.screen import _evaluate
+from pipelines.search.stages.screen_stage import _evaluate
 from pipelines.search.state import SearchState
 from tokenpool import Schedule
 from tune_spaces.outlook import DenseModel, Prices

@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 import tokenpool as tp
-from pipelines.commands.squeeze import squeeze
+from pipelines.commands.squeeze_command import squeeze
 from pipelines.data.augment import normalize
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest

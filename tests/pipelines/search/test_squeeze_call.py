@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 import tokenpool as tp
-from pipelines.commands.squeeze import squeeze as command
+from pipelines.commands.squeeze_command import squeeze as command
 from pipelines.config import DataConfig
 from pipelines.errors import UserError
 from pipelines.search.scorer import Scorer

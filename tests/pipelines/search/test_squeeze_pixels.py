@@ -15,7 +15,7 @@ from timm.data import create_transform, resolve_model_data_config
 from typer.testing import CliRunner
 
 import tokenpool as tp
-from pipelines.commands.squeeze import squeeze
+from pipelines.commands.squeeze_command import squeeze
 from pipelines.data.options import PrepareOptions
 from pipelines.data.prepare import prepare
 from pipelines.errors import UserError

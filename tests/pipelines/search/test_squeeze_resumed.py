@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import pipelines.console
 import tokenpool as tp
-from pipelines.commands.squeeze import squeeze
+from pipelines.commands.squeeze_command import squeeze
 from pipelines.console import Screen
 from pipelines.errors import UserError
 from pipelines.search.scorer import Scorer

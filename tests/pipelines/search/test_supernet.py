@@ -7,13 +7,13 @@ from pydantic import ValidationError
 
 import tokenpool as tp
 import tune_spaces
+from pipelines.commands.search_command import carry_out
 from pipelines.config import SearchConfig
-from pipelines.config_file import load_config
+from pipelines.config.config_file import load_config
 from pipelines.console import Screen
+from pipelines.search.job_specs import supernet_job
 from pipelines.search.ledger import LEDGER_NAME, read_events
-from pipelines.search.plan import supernet_job
-from pipelines.search.runner import run_search
-from pipelines.search.stages.supernet import near_front
+from pipelines.search.stages.supernet_stage import near_front
 from pipelines.search.state import (
     BaseState,
     ScreenedSchedule,
@@ -57,7 +57,7 @@ def config(place, data, checkpoint, **supernet):
 def test_a_search_trains_a_supernet_screens_with_it_and_starts_its_finals_from_it(
     tmp_path, digits, trained
 ):
-    run_search(config(tmp_path, digits, trained), Screen())
+    carry_out(config(tmp_path, digits, trained), Screen())
     state = load_state(tmp_path / "runs", "super")
     assert state.complete
     net = state.supernets[32]

@@ -7,8 +7,8 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.search import refresh as refresh_module
-from pipelines.search.budget import read_request, request_stop, withdraw_request
 from pipelines.search.driver import driver_runs
+from pipelines.search.halt import read_request, request_stop, withdraw_request
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
 from pipelines.search.recorder import Recorder
 from pipelines.search.refresh import refresh

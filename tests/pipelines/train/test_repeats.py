@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipelines.data.augment_config import AugmentConfig
+from pipelines.config.augmentation import AugmentConfig
 from pipelines.data.prepare import prepare
 from pipelines.train.loop import _Training
 

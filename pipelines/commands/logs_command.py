@@ -1,0 +1,62 @@
+"""`tokenpool logs NAME`: what a search has printed on a cluster, or what happened in one here."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.front_command import Storage
+from pipelines.commands.remote import Address, Open, Remote, one_line
+from pipelines.results.ledger_text import story
+from pipelines.search.driver import driver_runs
+from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.refresh import refresh
+from pipelines.search.state import load_state
+from pipelines.storage.working import open_root
+
+_LOOK_SECONDS = 1.0
+
+
+def logs(
+    name: Annotated[str, typer.Argument(help="The search.")],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until it ends; Ctrl-C leaves it running.")
+    ] = False,
+    storage: Storage = "runs",
+    address: Address = None,
+    i_know_this_is_open: Open = False,
+) -> None:
+    """What a search has printed on a cluster, or its ledger's events on this machine.
+
+    With --follow it attaches again to a search that was submitted.
+    """
+    if address is None:
+        _here(open_root(storage), name, follow)
+        return
+    remote = Remote(address, allow_open=i_know_this_is_open)
+    job_id = remote.newest(name)
+    if follow:
+        raise typer.Exit(remote.follow(job_id, name))
+    with one_line():
+        typer.echo(remote.api.logs(job_id), nl=False)
+
+
+def _here(storage: Path, name: str, follow: bool) -> None:
+    load_state(storage, name)  # an unknown name is said
+    directory, shown = storage / "searches" / name, 0
+    try:
+        while True:
+            runs = driver_runs(directory)
+            refresh(directory)
+            lines = list(story(read_events(directory / LEDGER_NAME)))
+            for line in lines[shown:]:
+                typer.echo(line)
+            shown = len(lines)
+            if not (follow and runs):
+                return
+            time.sleep(_LOOK_SECONDS)
+    except KeyboardInterrupt:
+        return

@@ -1,0 +1,133 @@
+"""`tokenpool search CONFIG.yaml`: run a search, or go on with it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.commands.remote import Open, refuse_open_cluster
+
+if TYPE_CHECKING:
+    from pipelines.config import SearchConfig
+    from pipelines.console import Screen
+    from pipelines.search.halt import SearchEnded
+    from pipelines.search.state import SearchState
+
+INTERRUPTED = 130  # what shells give a command that Ctrl-C ended
+
+
+def search(
+    config: Annotated[Path, typer.Argument(help="YAML file, e.g. tune_spaces/presets/digits.yaml")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting: finals.trials=12. May be repeated."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Running Ray cluster; default: a local one for this search.")
+    ] = None,
+    i_know_this_is_open: Open = False,
+) -> None:
+    """Search widths and token schedules; resumes where an earlier run of this name stopped."""
+    from pipelines.config.config_file import load_config
+    from pipelines.console import Screen
+
+    loaded = load_config(config, overrides)
+    refuse_open_cluster(address, i_know_this_is_open)
+    screen = Screen()
+    try:
+        ended = carry_out(loaded, screen, address)
+    except KeyboardInterrupt:
+        screen.say(
+            "\ninterrupted: what is finished is kept; type the same command to go on",
+            style="yellow",
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    if ended is not None and ended.why == "interrupt":
+        raise typer.Exit(INTERRUPTED)
+
+
+def carry_out(
+    config: SearchConfig, screen: Screen, address: str | None = None
+) -> SearchEnded | None:
+    """Runs a search followed by MLflow, writes its results, registers and shows its front.
+
+    Returns:
+        Why it has ended before all is done, if it has.
+
+    Raises:
+        UserError: As `run_search` says.
+    """
+    # Imported only now: Ray and torch take seconds that a wrong config need not wait for.
+    from pipelines.results.result_files import RESULTS
+    from pipelines.search.runner import how_to_go_on, run_search
+    from pipelines.tracking.mlflow_tracker import MlflowTracker
+    from pipelines.tracking.tracking_store import tracking_store
+
+    outcome = run_search(
+        config,
+        screen,
+        follow=lambda: MlflowTracker(config.directory, tracking_store(config.root)),
+        write=write_into_folder,
+        address=address,
+    )
+    state, ended = outcome.state, outcome.ended
+    if state.complete and not (config.directory / RESULTS[-1]).exists():
+        write_into_folder(state, config.directory)  # killed before they were written
+    if outcome.ran and ended is None:
+        _register(state, config, screen)
+    _show_front(state, config.storage, screen)
+    if ended is not None:
+        said = f"search {state.name} has ended: {ended}; {how_to_go_on(ended)}"
+        screen.say(said, style="yellow")
+    return ended
+
+
+def write_into_folder(state: SearchState, directory: Path) -> None:
+    """The search's results beside its ledger, wherever that is."""
+    from pipelines.results.result_files import RESULTS, write_results
+    from pipelines.search.ledger import LEDGER_NAME, read_events
+    from pipelines.search.refresh import send
+
+    write_results(state, read_events(directory / LEDGER_NAME), directory, directory)
+    send(directory, "config.yaml", *RESULTS)
+
+
+def _register(state: SearchState, config: SearchConfig, screen: Screen) -> None:
+    """Puts the published models into MLflow's registry; a search is complete without it too."""
+    from pipelines.console import program
+    from pipelines.tracking.mlflow_errors import first_line
+    from pipelines.tracking.registry import register_published
+    from pipelines.tracking.tracking_store import tracking_store
+
+    try:
+        found = register_published(config.root, state, tracking_store(config.root))
+    except Exception as error:  # whatever MLflow, its database or its server throws
+        screen.say(
+            f"not in MLflow's model registry ({first_line(error)}): `{program()} register "
+            f"{state.name}` puts the front there",
+            style="yellow",
+        )
+        return
+    screen.say(f"{len(found)} models in MLflow's registry, the knee as models:/{state.name}@knee")
+
+
+def _show_front(state: SearchState, storage: Path | str, screen: Screen) -> None:
+    """Prints the front and what to type next."""
+    from pipelines.console import program
+    from pipelines.results.front import build_front
+    from pipelines.results.table import front_table
+    from pipelines.search.runner import shown_folder
+
+    front = build_front(state)
+    screen.console.print(front_table(front, width=screen.console.width))
+    option = "" if storage == Path("runs") else f" --storage {shlex.quote(str(storage))}"
+    screen.say(f"picture and page: {shown_folder(storage, state.name)}/front.png, front.html")
+    screen.say("next:")
+    for words, what in (
+        (f"ui{option}", "browse the runs in MLflow"),
+        (f"pick {state.name} --knee{option}", "choose a model"),
+    ):
+        screen.say(f"  {program()} {words:<{30 + len(option)}} {what}")

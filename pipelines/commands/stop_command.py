@@ -1,0 +1,93 @@
+"""`tokenpool stop NAME`: end a search that runs, in order."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.front_command import Name, Storage
+from pipelines.commands.remote import Address, Open, stop_there
+from pipelines.errors import UserError
+from pipelines.search.driver import driver_runs
+from pipelines.search.halt import read_request, request_stop
+from pipelines.search.refresh import refresh
+from pipelines.search.standing import model_id
+from pipelines.search.state import SearchState, load_state
+from pipelines.storage.working import open_root
+
+_LOOK_SECONDS = 0.3
+
+
+def stop(
+    name: Name,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for its end; 0: do not wait.")
+    ] = 180.0,
+    storage: Storage = "runs",
+    address: Address = None,
+    i_know_this_is_open: Open = False,
+) -> None:
+    """End a running search in order: trainings may come to their next checkpoint.
+
+    What is finished is kept, and `tokenpool search` goes on from there.
+    """
+    if address is not None:
+        stop_there(address, name, storage, wait, allow_open=i_know_this_is_open)
+        return
+    root = open_root(storage)
+    directory = root / "searches" / name
+    before = load_state(root, name)
+    if not driver_runs(directory):
+        how = "is complete" if before.complete else "is not running"
+        typer.echo(f"search {name} {how}: there is nothing to stop")
+        return
+    request_stop(directory)
+    typer.echo(f"search {name} is asked to stop ({_running(before) or 'no training runs now'})")
+    deadline = time.monotonic() + wait
+    while driver_runs(directory):
+        if time.monotonic() > deadline:
+            if not wait:
+                return
+            raise UserError(
+                f"search {name} has not ended within {wait:g} s: `tokenpool status {name}` tells "
+                "when it has",
+                exit_code=1,
+            )
+        refresh(directory)
+        if read_request(directory) is None and driver_runs(directory):
+            request_stop(directory)  # a driver that was just starting took it for an old one
+        time.sleep(_LOOK_SECONDS)
+    typer.echo(_said(load_state(root, name)))
+
+
+def _running(state: SearchState) -> str:
+    models = {model_id(base): base for base in state.bases} | dict(state.trials)
+    return ", ".join(
+        f"{name} is in epoch {int(model.reports[-1]['epoch']) + 1}"
+        for name, model in models.items()
+        if model.status == "running" and model.reports
+    )
+
+
+def _said(state: SearchState) -> str:
+    if state.complete:
+        return f"search {state.name} was complete before it could be stopped"
+    counts: Counter[str] = Counter(trial.status for trial in state.trials.values())
+    order = ("done", "paused", "stopped", "failed", "pending")
+    kept = [f"{counts[status]} {status}" for status in order if counts[status]]
+    cut = [
+        f"{trial.trial_id} after epoch {int(trial.reports[-1]['epoch'])}"
+        for trial in state.trials.values()
+        if trial.status == "running" and trial.reports
+    ]
+    stage = next(stage for stage, how in state.stages.items() if how != "done")
+    trials = f"; trials: {', '.join(kept)}" if kept else ""
+    halted = f"; cut short: {', '.join(cut)}" if cut else ""
+    why = "" if state.ended else " (by something else than this: its ledger does not say why)"
+    return (
+        f"search {state.name} stopped in stage {stage}{why}{trials}{halted}; "
+        "`tokenpool search` with its config goes on from there"
+    )

@@ -1,0 +1,42 @@
+"""`tokenpool train CONFIG.yaml`: one training job alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.remote import Open, refuse_open_cluster
+from pipelines.commands.search_command import INTERRUPTED
+
+
+def train(
+    config: Annotated[
+        Path, typer.Argument(help="YAML file, e.g. tune_spaces/presets/train-digits.yaml")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting: train.epochs=30. May be repeated."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Running Ray cluster; default: a local one for this job.")
+    ] = None,
+    i_know_this_is_open: Open = False,
+) -> None:
+    """Train one model, dense or pooled; goes on from its newest checkpoint if there is one."""
+    from pipelines.config import TrainRunConfig
+    from pipelines.config.config_file import load_as
+    from pipelines.console import Screen
+
+    loaded = load_as(TrainRunConfig, config, overrides)
+    refuse_open_cluster(address, i_know_this_is_open)
+    screen = Screen()
+    # Imported only now: Ray and torch take seconds that a wrong config need not wait for.
+    from pipelines.train.single_job import run_alone
+
+    try:
+        run_alone(loaded, screen, address)
+    except KeyboardInterrupt:
+        screen.say("\ninterrupted: type the same command to go on", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None

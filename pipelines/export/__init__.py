@@ -1,0 +1,1 @@
+"""Models to take away: written in a format, checked on real images, described."""

@@ -1,0 +1,54 @@
+"""What the workers of a search do right now, and how long ago they did their last steps."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pipelines.search.job_specs import base_job_id, supernet_job_id
+from pipelines.search.state import SearchState
+from pipelines.train.last_signs import LastSign, read_last_signs
+
+
+def last_steps(state: SearchState, directory: Path) -> list[dict[str, Any]]:
+    """Of each job at work, the worker that is least far, as plain JSON types.
+
+    Args:
+        state: of the search, which a driver is at work on.
+        directory: its folder.
+    """
+    over = {name for name, trial in state.trials.items() if trial.status not in _AT_WORK}
+    over |= {base_job_id(base.width) for base in state.bases if base.status not in _AT_WORK}
+    over |= {supernet_job_id(w) for w, net in state.supernets.items() if net.status not in _AT_WORK}
+    found = []
+    for folder in sorted((directory / "jobs").glob("*/")):
+        # What an earlier driver's workers left behind says nothing of this one's.
+        signs = [s for s in read_last_signs(folder) if s.time >= state.began]
+        if signs and folder.name not in over:
+            last = min(signs, key=_how_far)
+            found.append(
+                {
+                    "job": folder.name,
+                    "rank": last.rank,
+                    "host": last.host,
+                    "step": last.step,
+                    "doing": last.doing,
+                    "seconds": round(max(0.0, time.time() - last.time), 1),
+                }
+            )
+    return found
+
+
+_AT_WORK = ("pending", "running")
+
+
+def _how_far(sign: LastSign) -> tuple[int, float]:
+    return (-1 if sign.step is None else sign.step, sign.time)
+
+
+def last_step_text(found: dict[str, Any], ago: str) -> str:
+    """One of `last_steps` for people."""
+    did = "started" if found["step"] is None else f"last step {found['step']}"
+    who = f"rank {found['rank']} on {found['host']}"
+    return f"{found['job']}: {did} {ago} ago ({who}, {found['doing']})"

@@ -1,0 +1,324 @@
+"""Stage *finals*: the policy's rounds; its trainings are Ray Tune trials that pause at a rung."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.console import Bar
+from pipelines.errors import UserError
+from pipelines.search.agreement import Agreement, Final, agreement, agreement_text
+from pipelines.search.halt import SearchEnded
+from pipelines.search.job_specs import final_job
+from pipelines.search.recorder import Recorder
+from pipelines.search.stages.companions import companions
+from pipelines.search.stages.context import StageContext
+from pipelines.search.stages.screen_stage import base_policy, score
+from pipelines.search.stages.supernet_stage import supernet_policy
+from pipelines.search.state import SearchState, TrialState, Weights
+from pipelines.train.checkpoint import MODEL_NAME
+from pipelines.train.trials import Jobs, TrialRequest, run_trials, unheard_reports
+from tune_spaces.policy import FrontPolicy, Score, Train
+
+_NOT_PROMISING = "its end was not expected to add to the front"
+
+
+def run_finals(context: StageContext) -> None:
+    """Does what the policy says until it says no more; then baselines and further seeds.
+
+    A trial that failed is tried again when the search is typed again.
+
+    Raises:
+        UserError: nothing could be trained, or every trial failed.
+    """
+    state = context.state
+    weights: Weights = "supernet" if state.rescreened else "base"
+    policy = supernet_policy(context) if weights == "supernet" else base_policy(context)
+    while (action := policy.ask()) is not None:
+        if isinstance(action, Score):
+            score(context, policy, weights)
+        else:
+            _train_finals(context, policy, weights)
+        context.check()
+    _check_budget(context)
+    for trial_id in policy.paused_trials:
+        context.recorder.add("trial_stopped", trial_id=trial_id, reason=_NOT_PROMISING)
+    finals = [trial for trial in state.trials.values() if not trial.is_companion]
+    if not finals:
+        raise UserError(
+            "screening left no schedule that is cheaper than its dense model: lower "
+            "space.min_tokens or space.token_step, or raise space.max_gmacs",
+            exit_code=1,
+        )
+    _agree(context, weights)
+    if any(trial.status == "done" for trial in finals):
+        for fields in companions(context.config, state):
+            if fields["trial_id"] not in state.trials:
+                context.recorder.add("trial_created", **fields)
+        _train_companions(context)
+    counts = {
+        status: sum(t.status == status for t in state.trials.values())
+        for status in ("done", "stopped", "failed")
+    }
+    context.screen.say(", ".join(f"{n} {status}" for status, n in counts.items() if n))
+    for trial in state.trials.values():
+        if trial.status in ("stopped", "failed"):
+            context.screen.say(f"{trial.trial_id} {trial.status}: {trial.reason}", style="dim")
+    if not counts["done"]:
+        raise UserError(
+            f"no final was trained to its end ({finals[0].reason}): put "
+            "that right and type the same command to try them again",
+            exit_code=1,
+        )
+    context.recorder.add("stage_done", stage="finals")
+
+
+def _train_finals(context: StageContext, policy: FrontPolicy, weights: Weights) -> None:
+    """Runs trials as long as the policy asks for nothing else."""
+    epochs = context.config.finals.train.epochs
+    bar_length = epochs * (policy.num_left or 1)
+    with context.screen.progress("finals, epochs at most", bar_length) as bar:
+        listener = _FinalsListener(context.recorder, epochs, bar, policy)
+        _run(context, _PolicyJobs(context, policy, listener, weights), listener, "finals")
+
+
+def _train_companions(context: StageContext) -> None:
+    """Runs the companions that are not done, as many as the budget allows."""
+    epochs = context.config.finals.train.epochs
+    trials = [t for t in context.state.trials.values() if t.is_companion and t.status != "done"]
+    allowed = _within_budget(context, trials)
+    if allowed:
+        with context.screen.progress("companions, epochs", epochs * len(allowed)) as bar:
+            listener = _FinalsListener(context.recorder, epochs, bar, None)
+            requests = [_request(context, trial) for trial in allowed]
+            for request in requests:
+                _hear(context, request, listener)
+            _run(context, requests, listener, "companions")
+    context.check()
+    if len(allowed) < len(trials):
+        _end_by_budget(context, len(trials) - len(allowed))
+
+
+def _run(
+    context: StageContext, jobs: list[TrialRequest] | Jobs, listener: _FinalsListener, name: str
+) -> None:
+    stage = context.config.finals
+    with (
+        context.room(stage.workers, stage.max_concurrent, name) as room,
+        context.watch("finals", stage.workers.num_workers) as watch,
+    ):
+        run_trials(
+            jobs,
+            max_concurrent=room,
+            listener=listener,
+            directory=context.config.directory / "tune",
+            name=name,
+            watch=watch,
+        )
+
+
+class _PolicyJobs:
+    """The trials that the policy wants to run next, each recorded before it starts."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        policy: FrontPolicy,
+        listener: _FinalsListener,
+        weights: Weights,
+    ) -> None:
+        self._context, self._policy = context, policy
+        self._listener, self._weights = listener, weights
+        self._heads = {w.width: w.heads for w in context.config.space.widths}
+
+    @property
+    def waiting(self) -> int:
+        """See `Jobs`."""
+        return max(1, self._policy.num_left) if isinstance(self._policy.ask(), Train) else 0
+
+    def next(self) -> TrialRequest | None:
+        """See `Jobs`."""
+        while isinstance(action := self._policy.ask(), Train):
+            trials = self._context.state.trials
+            if action.trial_id in self._listener.leaving:
+                return None
+            if action.is_new:
+                self._create(action)
+                return _request(self._context, trials[action.trial_id])
+            request = _request(self._context, trials[action.trial_id])
+            if trials[action.trial_id].status == "paused":
+                self._context.recorder.add("trial_resumed", trial_id=action.trial_id)
+            self._policy.resumed(action.trial_id)
+            if _hear(self._context, request, self._listener):
+                return request
+        return None
+
+    def _create(self, action: Train) -> None:
+        candidate = action.candidate
+        self._context.recorder.add(
+            "trial_created",
+            trial_id=action.trial_id,
+            width=candidate.width,
+            num_heads=self._heads[candidate.width],
+            schedule=list(candidate.schedule),
+            method=candidate.method,
+            gmacs=candidate.gmacs,
+            start=_start(self._context.state, candidate.width, self._weights),
+        )
+        self._policy.began(action.trial_id, candidate)
+
+
+def _hear(context: StageContext, request: TrialRequest, listener: _FinalsListener) -> bool:
+    """Takes in what a trial reported while there was no driver; whether it goes on.
+
+    Its last report it will tell again, with its checkpoint.
+    """
+    trial_id, last = request.job.job_id, request.job.train.epochs
+    for report in unheard_reports(request.job, context.state.trials[trial_id].reports):
+        if report["epoch"] < last and not listener.report(trial_id, report):
+            listener.leaving.discard(trial_id)  # nothing of it runs
+            return False
+    return True
+
+
+def _agree(context: StageContext, weights: Weights) -> None:
+    """Compares the finals with what screening said of them, once."""
+    state, least = context.state, context.config.supernet.min_tau
+    found = screening_agreement(state, weights)
+    known = state.agreement.get(weights)
+    if known is None or (known.tau, known.pairs, known.bins) != (
+        found.tau,
+        found.pairs,
+        found.bins,
+    ):
+        context.recorder.add(
+            "agreement",
+            weights=weights,
+            tau=found.tau,
+            pairs=found.pairs,
+            bins=found.bins,
+            trusted=not found.below(least),
+        )
+    agreed = state.agreement[weights]
+    context.screen.say(agreement_text(agreed, weights))
+    if not agreed.trusted:
+        what = "" if weights == "supernet" else "; supernets may (supernet.enabled)"
+        context.screen.say(
+            f"that is under {least:g}: scores without training do not order these finals "
+            f"well{what}",
+            style="yellow",
+        )
+
+
+def screening_agreement(state: SearchState, weights: Weights) -> Agreement:
+    """Kendall's τ between screening scores and the finals that started from the same weights."""
+    rows = state.rescreened if weights == "supernet" else state.screened
+    scores = {(row.width, row.schedule, row.method): -row.loss for row in rows}
+    return agreement(
+        [
+            Final(
+                trial.width,
+                trial.gmacs,
+                scores[key],
+                {report["epoch"]: report["top1_minival"] for report in trial.reports},
+            )
+            for trial in state.trials.values()
+            if not trial.is_companion
+            and trial.start == weights
+            and (key := (trial.width, trial.schedule, trial.method)) in scores
+        ]
+    )
+
+
+def _check_budget(context: StageContext) -> None:
+    """Ends the search where the policy wanted no more only because the budget has no more."""
+    limit, wanted = context.config.budget.trials, context.config.finals.trials
+    if limit is not None and limit < wanted and context.state.trials_begun >= limit:
+        _end_by_budget(context, wanted - limit)
+
+
+def _end_by_budget(context: StageContext, left: int) -> None:
+    limit = context.config.budget.trials
+    raise SearchEnded("budget", f"budget.trials {limit} is reached ({left} are not trained)")
+
+
+def _within_budget(context: StageContext, due: list[TrialState]) -> list[TrialState]:
+    """As many of the trials as may be trained: those that were begun, and new ones up to it."""
+    limit = context.config.budget.trials
+    if limit is None:
+        return due
+    left = max(0, limit - context.state.trials_begun)
+    new = [trial.trial_id for trial in due if trial.status == "pending"][left:]
+    return [trial for trial in due if trial.trial_id not in new]
+
+
+def _start(state: SearchState, width: int, weights: Weights) -> Weights:
+    """Where a final really starts: from the base where there is no supernet."""
+    supernet = state.supernets.get(width)
+    return weights if supernet is not None and supernet.status == "done" else "base"
+
+
+def _request(context: StageContext, trial: TrialState) -> TrialRequest:
+    weights = context.state.weights(trial.width, trial.start)
+    job = final_job(context.config, trial, weights, context.state.num_classes)
+    return TrialRequest(job, trial.gmacs)
+
+
+class _FinalsListener:
+    """Records what trials report, and ends those that the policy stops or lets wait."""
+
+    def __init__(
+        self, recorder: Recorder, epochs: int, bar: Bar, policy: FrontPolicy | None
+    ) -> None:
+        self._recorder, self._epochs, self._bar = recorder, epochs, bar
+        self._policy = policy
+        # Trials that were told to end and whose processes may still be there.
+        self.leaving: set[str] = set()
+
+    def report(self, job_id: str, report: dict[str, Any]) -> bool:
+        epoch = report["epoch"]
+        events: list[tuple[str, dict[str, Any]]] = [
+            ("trial_report", {"trial_id": job_id, "report": report})
+        ]
+        policy = self._policy
+        if policy is not None:
+            verdict = policy.reported(job_id, epoch, report["top1_minival"])
+            # With the report it came from, and so from here on: Tune takes seconds to end the
+            # trial's processes, and a driver killed within them must not start it again.
+            if verdict is not None and not verdict.kept:
+                reason = f"at epoch {epoch}: {verdict.reason}"
+                events.append(("trial_stopped", {"trial_id": job_id, "reason": reason}))
+            elif verdict is not None and not policy.goes_on(job_id):
+                events.append(("trial_paused", {"trial_id": job_id}))
+        self._recorder.add_all(events)
+        trial = self._recorder.state.trials[job_id]
+        self._bar.advance(
+            note=f"{job_id} width {trial.width} {trial.gmacs:.4f} GMACs "
+            f"top-1 {report['top1_minival']:.1%}"
+        )
+        if len(events) == 1:
+            return True
+        self.leaving.add(job_id)
+        if trial.status == "stopped":
+            self._bar.advance(self._epochs - epoch)
+        return False
+
+    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
+        if job_id in self.leaving:
+            self.leaving.remove(job_id)
+            return
+        if checkpoint is None or report.get("epoch", 0) < self._epochs:
+            self.failed(job_id, f"it ended after epoch {report.get('epoch', 0)} without an error")
+            return
+        self._recorder.add(
+            "trial_done",
+            trial_id=job_id,
+            checkpoint=f"{checkpoint}/{MODEL_NAME}",
+            top1_minival=report["top1_minival"],
+        )
+        if self._policy is not None:
+            self._policy.done(job_id)
+
+    def failed(self, job_id: str, reason: str) -> None:
+        self._recorder.add("trial_failed", trial_id=job_id, reason=reason)
+        if self._policy is not None:
+            self._policy.failed(job_id)

@@ -1,1 +1,0 @@
-"""What people look at: MLflow runs, the front as table, plot and page, and pick."""

@@ -1,0 +1,1 @@
+"""What is found, in MLflow: runs, the front's files, the model registry, and its server."""

@@ -1,0 +1,64 @@
+"""What lies on a search's parent run: the front's files and the description."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from pipelines.results.front import Front, build_front
+from pipelines.results.page import summary
+from pipelines.results.result_files import write_results
+from pipelines.results.table import compact_schedule, with_spread
+from pipelines.search.ledger import Event
+from pipelines.search.state import SearchState
+from pipelines.storage.durable import write_text
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def send_front(
+    client: MlflowClient, run_id: str, state: SearchState, events: Iterable[Event], directory: Path
+) -> None:
+    """Puts the front on the parent run as files, with config and description.
+
+    Args:
+        client: Of the store the run is in.
+        run_id: The parent run.
+        state: The search as it stands.
+        events: Its whole ledger.
+        directory: Its folder, which may hold imported fronts.
+    """
+    with tempfile.TemporaryDirectory(prefix="tokenpool-front-") as folder:
+        out = Path(folder)
+        write_results(state, events, out, directory)
+        write_text(out / "config.yaml", yaml.safe_dump(state.config, sort_keys=False))
+        client.log_artifacts(run_id, folder)
+    client.set_tag(run_id, "mlflow.note.content", description(build_front(state)))
+
+
+def description(front: Front) -> str:
+    """The parent's description: what was found, in a few sentences and a table."""
+    rows = [
+        f"| {point.point_id} | {point.width} | {compact_schedule(point.schedule)} | "
+        f"{point.gmacs:.4g} | {100 * point.dense_share:.0f} | "
+        f"{with_spread(point.top1_minival, point.minival_spread)} | "
+        f"{with_spread(point.top1_val, point.val_spread)} |"
+        for point in front.on_front
+    ]
+    return "\n".join(
+        [
+            f"Search `{front.name}`: {summary(front)}",
+            "",
+            "| model | width | patch tokens | GMACs | % of dense | minival | val |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+            "The interactive front is the artifact `front.html`. "
+            f"`tokenpool pick {front.name} --knee` chooses, `tokenpool export` takes away.",
+        ]
+    )

@@ -1,0 +1,84 @@
+"""Bringing MLflow in order without a driver: catching up, ending what was left, rebuilding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import UserError
+from pipelines.search.driver import driver_runs
+from pipelines.search.state import load_state
+from pipelines.tracking.mirror import LedgerMirror
+from pipelines.tracking.mlflow_errors import told
+from pipelines.tracking.tracking_store import TrackingStore
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where MLflow shows a search.
+
+    Attributes:
+        parent: The parent run's page; None if nothing was logged yet.
+        front: The runs table, opened as the front.
+    """
+
+    parent: str | None
+    front: str
+
+
+def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> Addresses:
+    """Logs what MLflow has missed of a search, and ends runs that no driver stands behind.
+
+    A driver that was killed could not end its runs: they would be shown as running for ever.
+
+    Args:
+        storage: Folder that keeps the searches.
+        name: The search.
+        store: Where to log.
+        base: Address of the MLflow server.
+
+    Returns:
+        Where it is to be seen.
+
+    Raises:
+        UserError: MLflow does not take it; one line that says why, and what to do.
+    """
+    directory = storage / "searches" / name
+    mirror = LedgerMirror(directory, store)
+    with told(store):
+        if not driver_runs(directory):
+            mirror.read()
+            mirror.interrupt("KILLED")
+            mirror.send()
+        else:
+            mirror.read()
+        return Addresses(mirror.parent_url(base), mirror.front_url(base))
+
+
+def rebuild(storage: Path, name: str, store: TrackingStore) -> int:
+    """Deletes a search's runs from MLflow and logs them anew from the ledger.
+
+    Models that were registered from the deleted runs are registered from the new ones.
+
+    Returns:
+        How many runs were logged.
+
+    Raises:
+        UserError: A driver is at work on the search, MLflow does not take it, or a registered
+            model's checkpoint or data is gone.
+    """
+    directory = storage / "searches" / name
+    if driver_runs(directory):
+        raise UserError(f"search {name} is running and logs by itself: stop it first", exit_code=1)
+    with told(store):
+        stale = LedgerMirror(directory, store)
+        stale.read()
+        gone = stale.delete_runs()
+        fresh = LedgerMirror(directory, store)
+        fresh.read()
+        fresh.interrupt("KILLED")
+        fresh.send()
+        from pipelines.tracking.registry import renew  # here, as torch takes seconds
+
+        renew(storage, load_state(storage, name), store, gone)
+        return fresh.num_runs
