@@ -66,7 +66,7 @@ class ScreenStageConfig(StrictModel):
     racing_tolerance: float = Field(
         default=0.005,
         ge=0,
-        description="Cross-entropy (nats) by which a schedule has to be better than one of the "
+        description="Loss (nats) by which a schedule has to be better than one of the "
         "front that costs no more; if it surely is not, it gets no more images.",
     )
 
