@@ -1,19 +1,24 @@
 """Faults that tests inject, in one table at the end of `make chaos`.
 
 A test says which by `@pytest.mark.fault("worker killed")`. What it measured, or how often it was
-done, it may say itself: the fixture `told`.
+done, it may say itself: the fixture `told`. TOKENPOOL_CHAOS_TABLE names a file that the table is
+kept in as well, as JSON.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from rich.console import Console
 from rich.table import Table
 
+from tests.resources import nothing_is_left  # noqa: F401 — used by all tests that inject faults
 from tests.thinning import pytest_collection_modifyitems  # noqa: F401 — pytest calls it
 
 # An example takes long where others use the machine as well; whole tests have their limits.
@@ -84,8 +89,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             "" if fault.steps_lost is None else str(fault.steps_lost),
             "" if fault.seconds is None else f"{fault.seconds:.0f}",
         )
+    if place := os.environ.get("TOKENPOOL_CHAOS_TABLE"):
+        _write(Path(place), found)
     console = Console(width=120)
     with console.capture() as capture:
         console.print(table)
     terminalreporter.write_line("")
     terminalreporter.write_line(capture.get())
+
+
+def _write(place: Path, found: dict[str, Fault]) -> None:
+    """Adds the table to that of a file, where the files of tests are run one by one."""
+    rows = json.loads(place.read_text()) if place.exists() else {}
+    rows.update({name: asdict(fault) for name, fault in found.items()})
+    place.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")

@@ -176,6 +176,20 @@ class Hosts:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
 
+    def cut(self, number):
+        """Pulls a host's network cable."""
+        _ip("-n", self.name(0), "link", "set", f"to{number}", "down")
+
+    def join(self, number):
+        """Plugs it in again."""
+        _ip("-n", self.name(0), "link", "set", f"to{number}", "up")
+
+    def disturb(self, number):
+        """Delays and loses what goes to a host, for good; whether the kernel can (netem)."""
+        words = ["dev", f"to{number}", "root", "netem", "delay", "40ms", "20ms", "loss", "2%"]
+        tc = ["ip", "netns", "exec", self.name(0), "tc", "qdisc", "replace", *words]
+        return subprocess.run(tc, capture_output=True, check=False).returncode == 0
+
     def remove(self):
         for number in range(self.last + 1):
             self.kill(number)

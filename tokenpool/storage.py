@@ -28,6 +28,11 @@ from tokenpool.preprocessing import read_config, written_config
 __all__ = ["load", "read_header", "save"]
 
 _WEIGHTS, _HEADER, _VERSION = "model.safetensors", "model.json", 1
+# What building a model raises of a description that is of no model.
+_UNFIT = (
+    *(LookupError, TypeError, AttributeError, ArithmeticError),
+    *(ValueError, RuntimeError, AssertionError),
+)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -91,6 +96,8 @@ def load(path: str | os.PathLike[str]) -> VisionTransformer:
     # Cloned: the file's tensors lie unaligned in memory, which costs the last bit of the products.
     tensors = {name: value.clone() for name, value in load_file(weights).items()}
     try:
+        if header["architecture"].get("depth", 0) > len(tensors):
+            raise ValueError("it has more blocks than weights")
         model = _blank(header)
         # assign: the loaded tensors become the parameters, so dtype and values are those saved.
         trainable = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -101,7 +108,7 @@ def load(path: str | os.PathLike[str]) -> VisionTransformer:
         if pooling is not None:
             pool(model, pooling["schedule"], pooling["method"], **pooling["options"])
         read_config(model, header)
-    except (KeyError, TypeError, RuntimeError, AssertionError) as error:
+    except _UNFIT as error:
         raise ValueError(f"{source / _HEADER} does not fit its weights: {error}") from None
     return model.eval()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -26,8 +26,16 @@ class Names:
 
 # A saved model's folder, a file of weights, the address of either, or a timm name.
 Weights = Annotated[str, Names("weights")]
+
+
+def _place(given: Any) -> Path | str:
+    if not isinstance(given, str | Path):
+        raise ValueError("write a folder, or an address as s3://bucket/runs")
+    return parse_storage(given)
+
+
 # A folder as a path; an address (s3://bucket/runs) as a text.
-Place = Annotated[Path | str, BeforeValidator(parse_storage)]
+Place = Annotated[Path | str, BeforeValidator(_place)]
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 

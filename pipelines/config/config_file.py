@@ -39,13 +39,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no config file {path}: give the path of a YAML file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text: {error}") from None
+    try:
+        values = _parse(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from None
+        raise UserError(f"{path}{where} is not YAML: {_problem(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no settings: see tune_spaces/presets/digits.yaml")
     return values
@@ -63,9 +65,20 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {key}: {parent} is a value and has no keys of its own")
         node = child
     try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: the value is not YAML") from None
+        node[leaf] = _parse(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML: {_problem(error)}") from None
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (ValueError, RecursionError) as error:  # a day that there is not; a million brackets
+        raise yaml.YAMLError(str(error)) from None
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return str(getattr(error, "problem", None) or error).splitlines()[0]
 
 
 def _first_problem(kind: type[StrictModel], path: Path, error: ValidationError) -> str:

@@ -115,7 +115,7 @@ def load_manifest(out: Path) -> Manifest:
     out = Path(out)
     path = out / MANIFEST_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"no prepared data at {out}: run `tokenpool prepare {_guess_source(out)} {out}`"
@@ -123,7 +123,7 @@ def load_manifest(out: Path) -> Manifest:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", exit_code=1) from None
     try:
-        manifest = Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

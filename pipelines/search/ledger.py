@@ -7,11 +7,9 @@ ends with its checksum.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,14 +21,13 @@ from filelock import FileLock, Timeout
 from cluster.security.secrecy import redactor
 from pipelines.errors import UserError
 from pipelines.search.steady_clock import steady_time
+from pipelines.storage.checked_lines import checked_line, parse_line
 from pipelines.storage.room import DiskFull, lacks_room, shortage
 
 LEDGER_NAME = "ledger.jsonl"
 DRIVER_LOCK = "driver.lock"  # held by the driver at work, with its host and pid in it
 
 Event = dict[str, Any]
-# The last key of a line: the CRC-32 of all that stands before it.
-_CHECKSUM = b',"crc":"'
 
 
 def read_events(path: Path) -> Iterator[Event]:
@@ -46,7 +43,7 @@ def read_events(path: Path) -> Iterator[Event]:
             if not line.endswith(b"\n"):
                 return  # torn by a crash: this event never happened
             try:
-                yield parse_line(line)
+                yield parse_event(line)
             except ValueError:
                 raise UserError(
                     f"{path} line {number} is damaged: restore the file from a backup, "
@@ -55,25 +52,16 @@ def read_events(path: Path) -> Iterator[Event]:
                 ) from None
 
 
-def parse_line(line: bytes) -> Event:
+def parse_event(line: bytes) -> Event:
     """The event of a complete line.
 
     Raises:
-        ValueError: it is none, or not what was written, by its checksum. Lines of older versions
-            have none.
+        ValueError: it is none, or not what was written, by its checksum.
     """
-    content, mark, rest = line.rstrip(b"\n").rpartition(_CHECKSUM)
-    if mark and (rest[8:] != b'"}' or int(rest[:8], 16) != zlib.crc32(content)):
-        raise ValueError("the checksum is another")
-    event = json.loads(content + b"}" if mark else line)
-    if not (isinstance(event, dict) and "event" in event and "time" in event):
+    event = parse_line(line)
+    if "event" not in event or "time" not in event:
         raise ValueError("no event")
     return event
-
-
-def _line(event: Event) -> bytes:
-    content = json.dumps(event, separators=(",", ":")).encode()[:-1]
-    return content + _CHECKSUM + b'%08x"}\n' % zlib.crc32(content)
 
 
 def _not_written(path: Path, need: int, error: OSError) -> UserError:
@@ -165,7 +153,7 @@ class Ledger:
         made: list[Event] = [
             {"event": kind, "time": now, **redactor().value(fields)} for kind, fields in events
         ]
-        self._write(b"".join(map(_line, made)))
+        self._write(b"".join(map(checked_line, made)))
         return made
 
     def _write(self, content: bytes) -> None:

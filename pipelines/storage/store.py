@@ -37,11 +37,19 @@ _REMEDIES = (
     (r"NETWORK_CONNECTION|curlCode|[Tt]imed? ?out|UNAVAILABLE|[Cc]onnect",
      "nothing answers: check the network and the endpoint (AWS_ENDPOINT_URL, or "
      "?endpoint_override=… in the address)"),
+    (r"INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|SlowDown|INTERNAL_ERROR|InternalError|"
+     r"UNKNOWN.*HTTP status 5|\b50[0234]\b",
+     "the store itself is in trouble or overloaded: wait for it, or ask who runs it"),
 )  # fmt: skip
+_AWAY = _REMEDIES[-2:]
 
 
 class StoreError(UserError):
     """An object store cannot be used as it must be; one line with the remedy."""
+
+
+class StoreAway(StoreError):
+    """An object store does not answer, or answers that it cannot now: later it may."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +224,9 @@ class ObjectStore:
             yield
         except OSError as error:  # pyarrow's and fsspec's are all of this kind
             place = without_options(join(self.address, name) if name else self.address)
-            raise StoreError(f"storage {place}: {explain(error)}") from None
+            text = explain(error)
+            kind = StoreAway if any(text.startswith(remedy) for _, remedy in _AWAY) else StoreError
+            raise kind(f"storage {place}: {text}") from None
 
 
 def explain(error: OSError) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.search.ledger import LEDGER_NAME, Event, parse_line
+from pipelines.search.ledger import LEDGER_NAME, Event, parse_event
 from pipelines.storage.durable import write_text
 from pipelines.tracking.front_artifacts import send_front
 from pipelines.tracking.front_view import front_view_url
@@ -244,7 +244,7 @@ def _events_from(path: Path, offset: int) -> Iterator[tuple[Event, int]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield parse_line(line), offset
+            yield parse_event(line), offset
 
 
 def _now_ms() -> int:

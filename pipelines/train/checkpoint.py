@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from pipelines.train.nonfinite import BadSteps
 
 STATE_NAME = "state.json"
@@ -68,6 +70,10 @@ class JobProgress:
     config_hash: str = ""
 
 
+_PROGRESS = TypeAdapter(JobProgress)
+_FILES = TypeAdapter(dict[str, str])  # name → sha256
+
+
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file."""
     with path.open("rb") as file:
@@ -84,11 +90,13 @@ def write_progress(folder: Path, progress: JobProgress) -> None:
 
 
 def read_progress(folder: Path) -> JobProgress:
-    """Reads `state.json`."""
-    values = json.loads((folder / STATE_NAME).read_text())
-    values["sums"] = EpochSums(**values.get("sums", {}))
-    values["bad"] = BadSteps(**values.get("bad", {}))
-    return JobProgress(**values)
+    """Reads `state.json`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is something else.
+    """
+    return _PROGRESS.validate_json((folder / STATE_NAME).read_bytes())
 
 
 def seal(folder: Path, rank: int) -> None:
@@ -105,11 +113,11 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None when it is complete and unaltered."""
     try:
         progress = read_progress(folder)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         return f"{STATE_NAME} is missing or torn"
     for rank in range(progress.num_manifests):
         try:
-            files = json.loads((folder / _manifest_name(rank)).read_text())
+            files = _FILES.validate_json((folder / _manifest_name(rank)).read_bytes())
         except (OSError, ValueError):
             return f"{_manifest_name(rank)} is missing or torn"
         for name, digest in files.items():

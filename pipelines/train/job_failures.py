@@ -8,6 +8,7 @@ from typing import Literal
 
 from pipelines.errors import UserError
 from pipelines.storage.room import DiskFull, cannot_be_written, lacks_room
+from pipelines.storage.store import StoreAway
 
 # What code raises that is wrong, or that is given what it cannot take: never a machine's failure.
 _BUGS: tuple[type[Exception], ...] = (
@@ -21,10 +22,10 @@ class Failure:
     """Why a job's workers, or its controller, have ended.
 
     Attributes:
-        kind: `room`: the cluster had none for its workers. `disk`: one was full; `no disk`: one is
-            and was waited for, or takes no writes. `bug` and `person`: it would come again.
-            `drained`: a machine is to be taken away, and the job has left it. `stall` and
-            `machine`: what a restart is for.
+        kind: `room`: the cluster had none for its workers. `disk`: one was full, or an object store
+            did not answer; `no disk`: one is full and was waited for, or takes no writes. `bug` and
+            `person`: it would come again. `drained`: a machine is to be taken away, and the job has
+            left it. `stall` and `machine`: what a restart is for.
         text: in one line; empty where Ray's own error says it.
     """
 
@@ -47,6 +48,8 @@ def failure_of(error: Exception) -> Failure:
     for cause in causes:
         if isinstance(cause, NodeDrained):
             return Failure("drained", str(cause))
+        if isinstance(cause, StoreAway):
+            return Failure("disk", str(cause))
         if isinstance(cause, DiskFull) or cannot_be_written(cause):
             return Failure("no disk", str(cause))
         if lacks_room(cause):

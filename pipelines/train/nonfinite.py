@@ -62,7 +62,7 @@ def gave_up(
     )
     tried = f"gone back {bad.rollbacks} times" if has_checkpoint else "no checkpoint to go back to"
     return UserError(
-        f"{what} at step {step} of {job_id} at learning rate {lr:.2g}, {bad.in_row} such steps in "
-        f"a row, {tried}: lower train.lr or lengthen train.warmup_epochs",
+        f"numeric: {what} at step {step} of {job_id} at learning rate {lr:.2g}, {bad.in_row} such "
+        f"steps in a row, {tried}: lower train.lr or lengthen train.warmup_epochs",
         exit_code=1,
     )

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from pipelines.storage.room import MINUTES
 from pipelines.train.checkpoint import damage
 from pipelines.train.checkpoint_room import part_of_checkpoint
 from pipelines.train.draining import drained_nodes
+from pipelines.train.fence import Fence, folder_fence
 from pipelines.train.reports import add_report
 from pipelines.train.retention import (
     checkpoint_folders,
@@ -71,6 +72,7 @@ def _store(
     directory: Path,
     name: str,
     write: WriteCheckpoint,
+    fence: Fence,
     before: Callable[[], None] | None = None,
     minutes: float = MINUTES,
 ) -> Path:
@@ -81,6 +83,7 @@ def _store(
     aside, final = directory / f".writing-{name}", directory / name
     is_first = dist.get_rank() == 0
     if is_first:
+        fence.check()
         for left_over in directory.glob(".writing-*"):
             shutil.rmtree(left_over)
         aside.mkdir(parents=True)
@@ -90,6 +93,7 @@ def _store(
         flush_tree(aside)
     dist.barrier()
     if is_first:
+        fence.check()
         if before is not None:
             before()
         shutil.rmtree(final, ignore_errors=True)
@@ -114,9 +118,12 @@ class FolderReporter:
     ) -> None:
         self.directory, self.rank, self._tell = directory, rank, tell
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._fence = folder_fence(directory)
 
     def newest_checkpoint(self) -> Path | None:
         """See `Reporter`."""
+        if self.rank == 0:
+            self._fence.take()
         return _newest_undamaged(checkpoint_folders(self.directory))
 
     def report(
@@ -125,7 +132,7 @@ class FolderReporter:
         """See `Reporter`."""
         # In this order: a job killed in between does the epoch again and replaces its line.
         tell = partial(add_report, self.directory, metrics)
-        folder = _store(self.directory, folder_name(epoch), write, tell)
+        folder = _store(self.directory, folder_name(epoch), write, self._fence, tell)
         if self.rank == 0:
             keep_if_best(self.directory, folder)
             for old in superseded(self.directory, keep):
@@ -136,7 +143,7 @@ class FolderReporter:
 
     def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
         """See `Reporter`."""
-        _store(self.directory, folder_name(epoch, step), write)
+        _store(self.directory, folder_name(epoch, step), write, self._fence)
         if self.rank == 0:
             for old in superseded(self.directory, keep):
                 shutil.rmtree(old)
@@ -171,10 +178,16 @@ class RayReporter:
 
         return Path(train.get_context().get_storage().experiment_fs_path)
 
+    @cached_property
+    def _fence(self) -> Fence:
+        return folder_fence(self._directory)
+
     def newest_checkpoint(self) -> Path | None:
         """See `Reporter`."""
         from ray import train
 
+        if dist.get_rank() == 0:
+            self._fence.take()
         folders = checkpoint_folders(self._directory)
         newest = train.get_checkpoint()
         committed: Path | None = None
@@ -197,6 +210,7 @@ class RayReporter:
         name = folder_name(epoch) + self._suffix
         with part_of_checkpoint(write, self._directory, self._minutes) as aside:
             if dist.get_rank() == 0:
+                self._fence.check()
                 # Before the checkpoint is there: after it the epoch may never be done again.
                 add_report(self._directory, metrics)
             train.report(
@@ -222,7 +236,7 @@ class RayReporter:
 
     def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
         """See `Reporter`."""
-        _store(self._directory, folder_name(epoch, step), write, minutes=self._minutes)
+        _store(self._directory, folder_name(epoch, step), write, self._fence, minutes=self._minutes)
         if dist.get_rank() == 0:
             self._delete_superseded(keep)
         dist.barrier()

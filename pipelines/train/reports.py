@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import UserError
+from pipelines.storage.address import join
+from pipelines.storage.checked_lines import checked_line, parse_line
 from pipelines.storage.durable import flush, write_durably
 from pipelines.storage.store import ObjectStore
 
@@ -14,20 +16,18 @@ REPORTS_NAME = "reports.jsonl"
 
 def add_report(directory: Path, metrics: dict[str, Any]) -> None:
     """Keeps an epoch's report; what came after that epoch before is forgotten."""
-    write_durably(
-        directory / REPORTS_NAME, [_with_report(kept_reports(directory), metrics).encode()]
-    )
+    write_durably(directory / REPORTS_NAME, [_with_report(kept_reports(directory), metrics)])
     flush(directory)
 
 
 def add_report_to(store: ObjectStore, metrics: dict[str, Any]) -> None:
     """`add_report` for a job's folder in an object store."""
-    store.write(REPORTS_NAME, _with_report(reports_in(store), metrics).encode())
+    store.write(REPORTS_NAME, _with_report(reports_in(store), metrics))
 
 
-def _with_report(reports: list[dict[str, Any]], metrics: dict[str, Any]) -> str:
+def _with_report(reports: list[dict[str, Any]], metrics: dict[str, Any]) -> bytes:
     kept = [report for report in reports if report["epoch"] < metrics["epoch"]]
-    return "".join(f"{json.dumps(report)}\n" for report in [*kept, metrics])
+    return b"".join(map(checked_line, [*kept, metrics]))
 
 
 def kept_reports(directory: Path) -> list[dict[str, Any]]:
@@ -35,14 +35,34 @@ def kept_reports(directory: Path) -> list[dict[str, Any]]:
 
     A driver that was killed may not have heard of the last of them, and the job, which goes on
     after them, does not tell them again.
+
+    Raises:
+        UserError: they were altered.
     """
+    path = directory / REPORTS_NAME
     try:
-        text = (directory / REPORTS_NAME).read_text()
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.splitlines()]
+    return _reports(content, str(path))
 
 
 def reports_in(store: ObjectStore) -> list[dict[str, Any]]:
     """`kept_reports` for a job's folder in an object store."""
-    return [json.loads(line) for line in (store.read(REPORTS_NAME) or b"").splitlines()]
+    return _reports(store.read(REPORTS_NAME) or b"", join(store.address, REPORTS_NAME))
+
+
+def _reports(content: bytes, name: str) -> list[dict[str, Any]]:
+    found = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            report = parse_line(line)
+            report["epoch"] = int(report["epoch"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{name} line {number} is damaged: delete the file, as the ledger has its reports, "
+                "and type the same command to go on",
+                exit_code=1,
+            ) from None
+        found.append(report)
+    return found

@@ -37,9 +37,9 @@ def score_of(folder: Path) -> float | None:
     """Top-1 on minival that a checkpoint was reported with; None if it cannot be told."""
     try:
         score = read_progress(folder).metrics.get(SCORE)
+        return None if score is None else float(score)
     except (OSError, ValueError, TypeError):
         return None
-    return float(score) if score is not None else None
 
 
 def keep_if_best(directory: Path, folder: Path) -> None:

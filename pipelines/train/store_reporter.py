@@ -20,6 +20,7 @@ from pipelines.storage.store import ObjectStore
 from pipelines.train.checkpoint import STATE_NAME, damage
 from pipelines.train.checkpoint_room import part_of_checkpoint
 from pipelines.train.draining import drained_nodes
+from pipelines.train.fence import store_fence
 from pipelines.train.reporter import WriteCheckpoint, known_to_ray
 from pipelines.train.reports import add_report_to
 from pipelines.train.retention import BEST_NAME, SCORE, folder_name, is_within_epoch
@@ -37,6 +38,7 @@ class StoreReporter:
 
     def __init__(self, address: str, minutes: float = MINUTES) -> None:
         self._store = ObjectStore(address)
+        self._fence = store_fence(self._store)
         self._suffix, self._minutes = "", minutes
         self.drained: Callable[[], str] | None = drained_nodes
 
@@ -44,6 +46,8 @@ class StoreReporter:
         """See `Reporter`: a copy on this machine, which its processes share."""
         from ray import train
 
+        if dist.get_rank() == 0:
+            self._fence.take()
         folders = [Path(name) for name in self._checkpoints()]
         newest = train.get_checkpoint()
         committed = None if newest is None else Path(Path(newest.path).name)
@@ -70,12 +74,14 @@ class StoreReporter:
         name = folder_name(epoch) + self._suffix
         with part_of_checkpoint(write, None, self._minutes) as aside:
             if dist.get_rank() == 0:
+                self._fence.check()
                 # Before the checkpoint is there: after it the epoch may never be done again.
                 add_report_to(self._store, metrics)
             train.report(
                 metrics,
                 checkpoint=train.Checkpoint.from_directory(aside),
                 checkpoint_dir_name=name,
+                checkpoint_upload_fn=self._put,
             )
         dist.barrier()  # all ranks' files are there
         if dist.get_rank() == 0:
@@ -85,14 +91,24 @@ class StoreReporter:
     def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
         """See `Reporter`."""
         name = folder_name(epoch, step)
+        if dist.get_rank() == 0:
+            self._fence.check()
         with part_of_checkpoint(write, None, self._minutes) as own:
-            for path in sorted(own.rglob("*")):
-                if path.is_file():
-                    self._store.upload(path, f"{name}/{path.relative_to(own)}")
+            self._upload(own, name)
         dist.barrier()
         if dist.get_rank() == 0:
             self._delete_superseded(keep)
         dist.barrier()
+
+    def _put(self, checkpoint: Any, name: str) -> Any:
+        """Puts a rank's part in its place. Of a store that is away Ray's own words do not tell."""
+        self._upload(Path(checkpoint.path), name)
+        return type(checkpoint)(f"{self._store.path}/{name}", self._store.filesystem)
+
+    def _upload(self, folder: Path, name: str) -> None:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self._store.upload(path, f"{name}/{path.relative_to(folder)}")
 
     def report_again(self, metrics: dict[str, Any], checkpoint: Path) -> None:
         """See `Reporter`. The checkpoint is stored and must not be stored twice."""

@@ -319,7 +319,7 @@ def test_a_search_that_fails_fails_its_job_and_leaves_nothing(hosts, place):
     # Two people submit it at the same moment: it runs once, and both see it.
     commands = [Command(hosts, "submit", path, "--address", URL) for _ in range(2)]
     for out, errors in (ended := [command.end(1) for command in commands]):
-        assert "the base of width 16 failed: the loss is nan" in out, out + errors
+        assert "the base of width 16 failed: numeric: the loss is nan" in out, out + errors
     assert ["submitted as" in out for out, _ in ended].count(True) == 1
     jobs = [job for job in run(hosts, OUTSIDE, JOBS, URL) if "bad" in job[0]]
     assert jobs == [["tokenpool-bad-1", "FAILED", 1]]

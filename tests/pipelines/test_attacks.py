@@ -52,10 +52,10 @@ def test_a_manifest_from_elsewhere_names_no_file_outside_its_folder(tmp_path, fi
         load_manifest(there)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"splits": 3}', "<html>"])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"splits": 3}', "<html>", "\udc80{}"])
 def test_what_is_no_manifest_is_one_line(tmp_path, text):
     (tmp_path / "there").mkdir()
-    (tmp_path / "there/manifest.json").write_text(text)
+    (tmp_path / "there/manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match="is not a manifest") as caught:
         fetch(tmp_path / "here", f"file://{tmp_path}/there")
     assert "\n" not in str(caught.value)

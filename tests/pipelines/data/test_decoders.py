@@ -87,6 +87,7 @@ def test_large_jpegs_are_decoded_at_a_fraction_and_still_agree(tmp_path):
     assert np.abs(ours - oracle).mean() < 2.5
 
 
+@pytest.mark.fault("corrupt image in a beton")
 def test_undecodable_bytes_raise_and_name_the_sample(prepared_photos, tmp_path):
     source = read_table(prepared_photos / "train.beton")
     data = bytearray(source.path.read_bytes())

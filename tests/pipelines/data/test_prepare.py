@@ -277,6 +277,7 @@ REASONS = {
 }
 
 
+@pytest.mark.fault("corrupt images in a data set")
 def test_bad_images_are_listed_and_stop_the_work(bad_folder, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"5 of 32 images refused.*--skip-bad") as caught:

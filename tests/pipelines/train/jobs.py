@@ -182,6 +182,11 @@ class NanGradient(NanLoss):
         return SpoilGradient.apply(loss, None) if self.step in self.bad else loss
 
 
+class Spike(NanLoss):
+    def harm(self, loss, images):
+        return loss * 1e6 if self.step in self.bad else loss
+
+
 class LeftOut(NanLoss):
     """The measure: the bad steps are not there."""
 
@@ -295,6 +300,7 @@ def main(out, data):
         ("unguarded", Unguarded),
         ("nan-loss", NanLoss),
         ("nan-gradient", NanGradient),
+        ("spike", Spike),
         ("left-out", LeftOut),
         ("infinite-part", InfiniteLossOfOnePart),
         ("left-out-of-parts", LeftOutOfParts),

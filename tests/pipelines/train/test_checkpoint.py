@@ -2,6 +2,7 @@ import pytest
 
 from pipelines.train.checkpoint import JobProgress, damage, read_progress, seal, write_progress
 from pipelines.train.reporter import FolderReporter
+from pipelines.train.retention import score_of
 
 
 @pytest.fixture
@@ -44,6 +45,16 @@ def test_a_missing_part_is_named(folder, name, what):
     path = folder(3)
     (path / name).unlink()
     assert what in damage(path)
+
+
+@pytest.mark.parametrize("name", ["state.json", "manifest-rank1.json"])
+@pytest.mark.parametrize("content", [b"", b"null", b"[1]", b'{"a": 1}', b"\0\0", b"\x80"])
+@pytest.mark.fault("checkpoint with a part missing")
+def test_what_is_no_description_is_named(folder, name, content):
+    path = folder(3)
+    (path / name).write_bytes(content)
+    assert f"{name} is missing or torn" == damage(path)
+    assert score_of(path) in (None, 0.5)
 
 
 @pytest.mark.fault("checkpoint with a flipped bit")

@@ -120,14 +120,21 @@ def test_after_several_in_a_row_it_goes_back_and_passes_over_their_images(out):
     assert "goes back to the weights of epoch-0001" in (out / "stderr").read_text()
 
 
+@pytest.mark.fault("loss spike on one rank")
+def test_a_spike_that_is_finite_is_clipped(out):
+    spike, straight = result(out, "spike"), result(out, "straight")
+    assert spike["loss"] != straight["loss"] and spike["skipped_steps"] == 0
+    assert spike["loss_minival"] == pytest.approx(straight["loss_minival"], rel=0.1)
+
+
 @pytest.mark.fault("trial that always diverges")
 def test_it_fails_in_one_line_when_going_back_does_not_help(out):
     error = result(out, "gives-up")["error"]
     # Steps 22 to 24 and, after going back, 25 to 27.
-    assert error.startswith("the loss is nan at step 27 of gives-up at learning rate 0.00")
+    assert error.startswith("numeric: the loss is nan at step 27 of gives-up at learning rate 0.00")
     assert "gone back 1 times" in error and "\n" not in error
     error = result(out, "nothing-to-go-back-to")["error"]
-    assert error.startswith("the loss is nan at step 5 of ") and "no checkpoint" in error
+    assert error.startswith("numeric: the loss is nan at step 5 of ") and "no checkpoint" in error
 
 
 @pytest.mark.parametrize(

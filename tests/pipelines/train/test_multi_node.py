@@ -24,7 +24,7 @@ EPOCHS = 6
 WHY_NOT = why_not()
 
 
-def config(folder, name):
+def config(folder, name, workers=4, steps=None):
     values = {
         "name": name,
         "seed": 3,
@@ -34,11 +34,12 @@ def config(folder, name):
         "width": {"width": 32, "heads": 2},
         "schedule": [8, 4],
         "workers": {
-            "num_workers": 4, "cpus_per_worker": 0.9, "max_failures": 0 if name == "drained" else 3,
+            "num_workers": workers, "cpus_per_worker": 0.9,
+            "max_failures": 0 if name == "drained" else 3,
         },
         "train": {
             "epochs": EPOCHS, "batch_size": 16, "lr": 1e-3, "warmup_epochs": 1, "ema_decay": 0.9,
-            "drop_path": 0.1, "keep_checkpoints": 100,
+            "drop_path": 0.1, "keep_checkpoints": 100, "checkpoint_every_steps": steps,
         },
     }  # fmt: skip
     path = folder / f"{name}.yaml"
@@ -73,10 +74,10 @@ def hosts():
 class Run:
     """`tokenpool train` typed on the head."""
 
-    def __init__(self, hosts, folder, name):
+    def __init__(self, hosts, folder, name, **settings):
         self.hosts, self.name = hosts, name
         self.directory = folder / "runs" / "trains" / name
-        self.config = config(folder, name)
+        self.config = config(folder, name, **settings)
         self.log = folder / f"{name}.log"
         self.type()
 
@@ -113,7 +114,8 @@ class Run:
         return found[0]
 
     def is_under_way(self):
-        return self.process.poll() is None and len(self.checkpoints()) < EPOCHS
+        done = [name for name in self.checkpoints() if "-step-" not in name]
+        return self.process.poll() is None and len(done) < EPOCHS
 
     def workers(self, number):
         """Processes of this machine that train, on one host."""

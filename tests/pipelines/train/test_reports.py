@@ -1,5 +1,8 @@
 from types import SimpleNamespace
 
+import pytest
+
+from pipelines.errors import UserError
 from pipelines.train.reports import REPORTS_NAME, add_report, kept_reports
 from pipelines.train.trials import unheard_reports
 
@@ -26,3 +29,16 @@ def test_what_no_driver_heard_is_told_as_it_would_have_been(tmp_path):
     assert unheard_reports(job, [{"epoch": 1}]) == [told, told | {"epoch": 3}]
     assert unheard_reports(job, [{"epoch": 3}]) == []
     assert len(unheard_reports(job, [])) == 3
+
+
+@pytest.mark.fault("reports with a flipped bit")
+def test_reports_that_were_altered_are_refused_and_older_ones_are_read(tmp_path):
+    path = tmp_path / REPORTS_NAME
+    path.write_text('{"epoch": 1}\n')  # as it was before there were checksums
+    add_report(tmp_path, report(2))
+    right = path.read_bytes()
+    assert [r["epoch"] for r in kept_reports(tmp_path)] == [1, 2]
+    for at in range(len(right) // 3, len(right), 3):
+        path.write_bytes(right[:at] + bytes([right[at] ^ 4]) + right[at + 1 :])
+        with pytest.raises(UserError, match=f"{REPORTS_NAME} line .* is damaged: delete"):
+            kept_reports(tmp_path)

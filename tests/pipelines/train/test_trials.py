@@ -3,7 +3,9 @@ from ray.tune.search import Searcher
 
 from pipelines.config import WorkersConfig
 from pipelines.errors import UserError
+from pipelines.storage.store import StoreAway
 from pipelines.train import ray_job
+from pipelines.train.draining import NodeDrained
 from pipelines.train.trials import TrialRequest, _List, _Queue, short_reason
 
 
@@ -40,6 +42,9 @@ def test_jobs_are_given_out_while_there_is_room():
 
 
 class Job:
+    store = "s3://bucket/jobs"  # nothing lies in a folder
+    full_disk_minutes = 15.0
+
     def __init__(self, job_id):
         self.job_id = job_id
 
@@ -80,6 +85,28 @@ def test_only_what_may_pass_is_tried_again(
     else:
         ray_job.run_trainer(job)
     assert len(errors) == left
+
+
+@pytest.mark.parametrize(
+    ("cause", "says"),
+    [
+        (NodeDrained("j: host-2 is to be taken away"), "goes on elsewhere, from where it was"),
+        (StoreAway("storage s3://b: nothing answers"), "tried again from its last checkpoint"),
+    ],
+)
+def test_what_is_nobodys_fault_is_not_counted_as_one(monkeypatch, cause, says):
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    errors = [WorkerGroupError("x", {0: cause, 1: OSError("its peer is gone")}) for _ in range(5)]
+    told = []
+    monkeypatch.setattr(ray_job, "_make_trainer", lambda job: Trainer(errors))
+    monkeypatch.setattr(ray_job, "_tell", lambda notice, line: told.append(line))
+    monkeypatch.setattr(ray_job, "_DISK_PAUSE", 0.0)
+    job = Job("j")
+    job.workers = WorkersConfig(max_failures=0)
+    ray_job.run_trainer(job)
+    assert errors == [] and len(told) == 5
+    assert all(str(cause) in line and says in line for line in told)
 
 
 @pytest.mark.fault("bug in what a worker runs")
