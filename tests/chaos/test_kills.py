@@ -97,11 +97,21 @@ class Place:
                 start_new_session=True,
             )
 
-    def run(self, storage: str) -> float:
+    def prepare(self) -> None:
+        """The data, unless it is there."""
+        if not (self.root / "data").exists():
+            subprocess.run(
+                self.command("prepare", "digits", "data/digits"),
+                cwd=self.root,
+                check=True,
+                capture_output=True,
+            )
+
+    def run(self, storage: str, timeout: float = 1800) -> float:
         """To the end; seconds it took."""
         begun = time.monotonic()
         driver = self.start(storage)
-        assert driver.wait(timeout=1800) == 0, (self.root / f"{storage}.log").read_text()[-3000:]
+        assert driver.wait(timeout=timeout) == 0, (self.root / f"{storage}.log").read_text()[-3000:]
         return time.monotonic() - begun
 
     def ledger(self, storage: str) -> Path:
@@ -122,13 +132,7 @@ def place(tmp_path_factory):
     root.mkdir(parents=True, exist_ok=True)
     place = Place(root)
     (root / "chaos.yaml").write_text(yaml.safe_dump(CONFIG))
-    if not (root / "data").exists():
-        subprocess.run(
-            place.command("prepare", "digits", "data/digits"),
-            cwd=root,
-            check=True,
-            capture_output=True,
-        )
+    place.prepare()
     return place
 
 
