@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from cluster.security.secrecy import redactor
 from pipelines.errors import UserError
 from pipelines.search.steady_clock import steady_time
-from pipelines.storage.checked_lines import checked_line, parse_line
+from pipelines.storage.checked_lines import checked_line, has_checksum, parse_line
 from pipelines.storage.room import DiskFull, lacks_room, shortage
 
 LEDGER_NAME = "ledger.jsonl"
@@ -38,11 +38,15 @@ def read_events(path: Path) -> Iterator[Event]:
     """
     if not path.exists():
         return
+    checked = False
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return  # torn by a crash: this event never happened
             try:
+                if checked and not has_checksum(line):
+                    raise ValueError("the lines before it have checksums")
+                checked = has_checksum(line)
                 yield parse_event(line)
             except ValueError:
                 raise UserError(

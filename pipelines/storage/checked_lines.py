@@ -17,12 +17,16 @@ def checked_line(values: Mapping[str, Any]) -> bytes:
     return content + _CHECKSUM + b'%08x"}\n' % zlib.crc32(content)
 
 
+def has_checksum(line: bytes) -> bool:
+    """Whether a line says what its checksum is; those of older versions do not."""
+    return _CHECKSUM in line
+
+
 def parse_line(line: bytes) -> dict[str, Any]:
     """The object of a complete line.
 
     Raises:
-        ValueError: it is none, or not what was written, by its checksum. Lines of older versions
-            have none.
+        ValueError: it is none, or not what was written, by its checksum if it has one.
     """
     content, mark, rest = line.rstrip(b"\n").rpartition(_CHECKSUM)
     if mark and (rest[8:] != b'"}' or int(rest[:8], 16) != zlib.crc32(content)):

@@ -24,10 +24,11 @@ import tokenpool as tp
 from pipelines.config import SearchConfig, TrainRunConfig
 from pipelines.config_file import load_as, load_config
 from pipelines.data.manifest import Manifest, load_manifest, verify_beton
+from pipelines.data.names import printable
 from pipelines.errors import UserError
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.state import fold
-from pipelines.storage.checked_lines import checked_line, parse_line
+from pipelines.storage.checked_lines import checked_line, has_checksum, parse_line
 from pipelines.train.checkpoint import JobProgress, damage, read_progress, seal, write_progress
 from pipelines.train.last_signs import LastSign, read_last_signs, write_last_signs
 from pipelines.train.ray_record import mend_record
@@ -155,7 +156,7 @@ def one_line(*kinds):
     if said is not None:
         assert str(said).strip() and "Traceback" not in str(said)
     if isinstance(said, UserError):
-        assert "\n" not in str(said).strip(), str(said)
+        assert "\n" not in printable(str(said)), str(said)  # as the command line shows it
 
 
 # Configurations ---------------------------------------------------------------------------------
@@ -181,8 +182,8 @@ def test_configurations(file, told, data):
     with one_line(UserError):
         config = load_config(file)
         # It is one: all that is computed of it can be, and read back it is the same.
-        again = SearchConfig.model_validate_json(config.model_dump_json())
-        assert again.model_dump_json() == config.model_dump_json()
+        again = SearchConfig.model_validate(json.loads(json.dumps(config.resolved())))
+        assert again.resolved() == config.resolved()
     told("fuzzing: configurations")
 
 
@@ -282,9 +283,14 @@ def test_ledgers(tmp_path, told, content):
         for event in read_events(path):
             found.append(event)
     # What was read before the damage is what was written, some of it perhaps cut out: a line that
-    # is whole is as it was.
+    # is whole is as it was. As long as none has a checksum, they may be an older version's.
     left = iter(EVENTS)
-    assert all(event in left for event in found)
+    lines = content.splitlines()
+    assert all(
+        event in left
+        for number, event in enumerate(found)
+        if any(map(has_checksum, lines[: number + 1]))
+    )
     if found[:1] == EVENTS[:1]:
         with one_line(UserError):
             fold("s", found, tmp_path)

@@ -1,10 +1,9 @@
-import json
-
 import pytest
 import torch.distributed as dist
 
 from pipelines.train.checkpoint import JobProgress, seal, write_progress
 from pipelines.train.reporter import FolderReporter, known_to_ray
+from pipelines.train.reports import kept_reports
 from pipelines.train.retention import checkpoint_folders, folder_name, score_of
 
 
@@ -61,7 +60,7 @@ def test_an_epoch_that_is_done_again_replaces_its_line(alone, tmp_path):
     reporter = FolderReporter(tmp_path, 0)
     for epoch, loss in ((1, 3.0), (2, 2.0), (2, 2.0)):
         reporter.report({"epoch": epoch, "loss": loss}, epoch, writer(epoch), 2)
-    rows = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
+    rows = kept_reports(tmp_path)
     assert rows == [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}]
 
 
