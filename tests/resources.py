@@ -24,7 +24,6 @@ class Held:
     threads: set[str] = field(default_factory=set)
     open_files: set[str] = field(default_factory=set)
     shared_memory: set[str] = field(default_factory=set)
-    temporary: set[str] = field(default_factory=set)
     placement_groups: set[str] = field(default_factory=set)
 
     def beyond(self, before: "Held") -> dict[str, list[str]]:
@@ -50,7 +49,6 @@ def held(folder: Path) -> Held:
         file.path for file in psutil.Process().open_files() if file.path.startswith(str(folder))
     }
     now.shared_memory = {str(path) for path in Path("/dev/shm").iterdir()}
-    now.temporary = {str(path) for path in Path(tempfile.gettempdir()).glob("tokenpool-*")}
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         groups = ray.util.placement_group_table().items()

@@ -1,6 +1,12 @@
+import os
+import signal
+import tempfile
+import time
+
 import pytest
 
 from pipelines.train.checkpoint import JobProgress, damage, read_progress, seal, write_progress
+from pipelines.train.checkpoint_room import part_of_checkpoint
 from pipelines.train.reporter import FolderReporter
 from pipelines.train.retention import score_of
 
@@ -76,3 +82,27 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder, tmp_path):
     assert reporter.newest_checkpoint() == older
     (older / "state.json").write_text("{")
     assert reporter.newest_checkpoint() is None
+
+
+@pytest.mark.fault("worker killed amid a checkpoint: its temporary folder is deleted")
+def test_temporary_folders_of_processes_that_were_killed_are_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with part_of_checkpoint(lambda folder: (folder / "weights").touch(), None):
+            os.write(theirs, b"x")
+            time.sleep(100)
+    os.read(ours, 1)
+    (left,) = tmp_path.iterdir()
+    os.utime(left, (0, 0))
+    with part_of_checkpoint(lambda folder: None, None) as part:
+        assert {path.name for path in tmp_path.iterdir()} == {left.name, part.name}  # it lives
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.utime(left, (0, 0))
+        assert (left / "weights").exists()
+        with part_of_checkpoint(lambda folder: None, None) as another:
+            assert {path.name for path in tmp_path.iterdir()} == {part.name, another.name}
+    assert list(tmp_path.iterdir()) == []
+    os.close(ours), os.close(theirs)

@@ -101,5 +101,5 @@ def test_a_host_that_is_cut_off(hosts, folder, straight, told):
         time.sleep(0.5)
     told(
         "network cut between two hosts: the cut-off side is fenced",
-        0, steps_lost=5, seconds=seconds,
+        0, seconds=seconds,
     )  # fmt: skip
