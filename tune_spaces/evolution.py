@@ -58,6 +58,7 @@ def first_generation(
     count: int,
     seeds: Sequence[Candidate] = (),
     targets: Sequence[float] = (),
+    log_cost: bool = False,
 ) -> list[Candidate]:
     """Up to `count` different candidates: the seeds, shapes of one parameter, then random ones.
 
@@ -73,13 +74,14 @@ def first_generation(
         seeds: what begins it.
         targets: GMACs at which schedules are wanted; the seeds are brought there, and nothing is
             drawn as long as there is anything else. Empty for everywhere.
+        log_cost: whether costs are spread evenly on a log axis.
     """
     if targets:
         at_targets = [scaled(space, seed, target) for seed in seeds for target in targets]
         seeds = [candidate for candidate in at_targets if candidate is not None]
     chosen = {candidate.key: candidate for candidate in _share_out(seeds, count)}
     wanted = len(chosen) + (count - len(chosen) if targets else 2 * (count - len(chosen)) // 3)
-    for candidate in _simple(space, wanted - len(chosen), targets):
+    for candidate in _simple(space, wanted - len(chosen), targets, log_cost):
         if len(chosen) < wanted:
             chosen.setdefault(candidate.key, candidate)
     if targets and chosen:
@@ -96,7 +98,9 @@ def first_generation(
     return list(chosen.values())[:count]
 
 
-def _simple(space: ScheduleSpace, count: int, targets: Sequence[float]) -> Iterator[Candidate]:
+def _simple(
+    space: ScheduleSpace, count: int, targets: Sequence[float], log_cost: bool
+) -> Iterator[Candidate]:
     """Shapes of one parameter: all of them at each target, or each at another of many costs."""
     arms = list(space.cost_ranges)
     if targets:
@@ -111,8 +115,7 @@ def _simple(space: ScheduleSpace, count: int, targets: Sequence[float]) -> Itera
     share = -(-count // len(arms))
     for place in range(share):
         for arm in arms:
-            low, high = space.cost_ranges[arm]
-            target = low * (high / low) ** ((place + 1) / (share + 1))
+            target = _at(space.cost_ranges[arm], (place + 1) / (share + 1), log_cost)
             turn = place % len(_SHAPES)
             # Not every shape reaches every cost.
             tried = (_shaped(space, arm, p, target) for p in (*_SHAPES[turn:], *_SHAPES[:turn]))
@@ -159,6 +162,7 @@ def next_generation(
     count: int,
     *,
     targets: Sequence[float] = (),
+    log_cost: bool = False,
     progress: float = 0.5,
     oversample: int = 6,
 ) -> list[Candidate]:
@@ -173,12 +177,13 @@ def next_generation(
         scored: all that is known.
         count: how many; a small space may give fewer.
         targets: GMACs at which schedules are wanted; empty for everywhere.
+        log_cost: whether costs are spread evenly on a log axis.
         progress: share of the search that is over: children are less and less unlike their parents.
         oversample: children bred for each one returned; 1 does without the surrogate.
     """
     surrogate = _reliable_surrogate(space, scored) if oversample > 1 else None
     breeder = _Breeder(space, rng, scored, progress)
-    children = breeder.children(count * oversample if surrogate else count, targets)
+    children = breeder.children(count * oversample if surrogate else count, targets, log_cost)
     if surrogate is None or len(children) <= count:
         return children[:count]
     return _most_promising(surrogate, scored, children, count)
@@ -208,7 +213,7 @@ class _Breeder:
             pool = [entry.candidate for entry in own]
             self._pools[arm] = pool, costs, np.asarray(ranks, dtype=np.float64)
 
-    def children(self, count: int, targets: Sequence[float]) -> list[Candidate]:
+    def children(self, count: int, targets: Sequence[float], log_cost: bool) -> list[Candidate]:
         """So many new ones, or as many as are found."""
         found: list[Candidate] = []
         arms = cycle(self._arms)
@@ -217,10 +222,13 @@ class _Breeder:
         while len(found) < count and attempt - last < _FRUITLESS:
             attempt += 1
             arm = next(arms)
-            low, high = self._space.cost_ranges[arm]
             # Spread over the range whatever was found there: one after the other of `count` parts.
             place = (attempt % count + self._rng.random()) / count
-            target = targets[attempt % len(targets)] if targets else low * (high / low) ** place
+            target = (
+                targets[attempt % len(targets)]
+                if targets
+                else _at(self._space.cost_ranges[arm], place, log_cost)
+            )
             child = self._child(arm, target)
             if child is not None and child.key not in self._known and self._space.contains(child):
                 self._known.add(child.key)
@@ -265,6 +273,11 @@ def scaled(space: ScheduleSpace, candidate: Candidate, target: float) -> Candida
         return None
     found = space.at_cost(candidate.arm, drops, target)
     return found if found.gmacs <= target and space.contains(found) else None
+
+
+def _at(ends: tuple[float, float], place: float, log_cost: bool) -> float:
+    """A cost between two: at 0 the first, at 1 the second."""
+    return _between(ends, place) if log_cost else ends[0] + (ends[1] - ends[0]) * place
 
 
 def _between(ends: tuple[float, float], share: float) -> float:

@@ -255,9 +255,9 @@ class FrontPolicy:
     def _bred(self) -> list[Candidate]:
         rng = np.random.default_rng([self.settings.seed, len(self._scores.rows)])
         count = max(1, self._wanted(self._generations + 1) - len(self._scores.rows))
-        targets = self.settings.targets
+        targets, log_cost = self.settings.targets, self.settings.prices.log_cost
         if not self._scores.rows:
-            return first_generation(self.space, rng, count, self.planned, targets)
+            return first_generation(self.space, rng, count, self.planned, targets, log_cost)
         known = self._scores.expected(self._trained)
         progress = min(1.0, len(known) / self.settings.schedules)
 
@@ -268,6 +268,7 @@ class FrontPolicy:
                 known,
                 count,
                 targets=targets,
+                log_cost=log_cost,
                 progress=progress,
                 oversample=oversample,
             )

@@ -92,10 +92,12 @@ def test_with_it_evolution_finds_a_better_front_for_the_same_scores() -> None:
 
     def hypervolume(seed: int, oversample: int) -> float:
         scored: list[Scored] = []
-        while len(scored) < 90:
+        while len(scored) < 240:
             rng = np.random.default_rng([seed, len(scored)])
             found = (
-                next_generation(space, rng, scored, 30, oversample=oversample)
+                next_generation(
+                    space, rng, scored, 30, progress=len(scored) / 240, oversample=oversample
+                )
                 if scored
                 else first_generation(space, rng, 30)
             )
