@@ -1,9 +1,12 @@
 """A real S3 server on loopback (moto's), for tests of searches kept in an object store."""
 
 import logging
+import threading
+import time
 from contextlib import contextmanager
 
 import boto3
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.server import ThreadedMotoServer
 
 BUCKET = "bucket"
@@ -55,3 +58,53 @@ def s3_server():
         yield server
     finally:
         running.stop()
+
+
+CODES = {"500": "InternalError", "503": "SlowDown"}
+BODY = "<?xml version='1.0'?><Error><Code>{}</Code><Message>fault</Message></Error>"
+
+
+class Trouble:
+    """What the server does to each request, as long as it is in trouble."""
+
+    def __init__(self, real):
+        self._real, self.kind, self.hits = real, None, 0
+
+    def __call__(self, app, environ, start_response):
+        kind = self.kind
+        if kind is not None:
+            self.hits += 1
+        if kind in CODES:
+            length = int(environ.get("CONTENT_LENGTH") or 0)
+            environ["wsgi.input"].read(length)
+            start_response(f"{kind} fault", [("Content-Type", "application/xml")])
+            return [BODY.format(CODES[kind]).encode()]
+        if kind == "slow":
+            time.sleep(0.7)
+        if kind == "cut":
+            raise ConnectionResetError("fault")
+        return self._real(app, environ, start_response)
+
+
+def in_trouble(monkeypatch):
+    """The trouble that servers of this process are in from now on, as far as its `kind` says."""
+    trouble = Trouble(DomainDispatcherApplication.__call__)
+    monkeypatch.setattr(
+        DomainDispatcherApplication,
+        "__call__",
+        lambda app, environ, start: trouble(app, environ, start),
+    )
+    return trouble
+
+
+@contextmanager
+def for_a_while(trouble, kind, seconds):
+    trouble.kind = kind
+    timer = threading.Timer(seconds, lambda: setattr(trouble, "kind", None))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        trouble.kind = None

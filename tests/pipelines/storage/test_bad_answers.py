@@ -3,12 +3,8 @@
 The faults are the server's own answers, to whatever pyarrow asks.
 """
 
-import threading
-import time
-from contextlib import contextmanager
-
 import pytest
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication
+from stores import for_a_while, in_trouble
 
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.stored_ledger import StoredLedger
@@ -16,54 +12,10 @@ from pipelines.storage.claim import Times
 from pipelines.storage.store import ObjectStore, StoreAway, StoreError
 from pipelines.storage.working import search_store
 
-CODES = {"500": "InternalError", "503": "SlowDown"}
-BODY = "<?xml version='1.0'?><Error><Code>{}</Code><Message>fault</Message></Error>"
-
-
-class Trouble:
-    """What the server does to each request, as long as it is in trouble."""
-
-    def __init__(self, real):
-        self._real, self.kind, self.hits = real, None, 0
-
-    def __call__(self, app, environ, start_response):
-        kind = self.kind
-        if kind is not None:
-            self.hits += 1
-        if kind in CODES:
-            length = int(environ.get("CONTENT_LENGTH") or 0)
-            environ["wsgi.input"].read(length)
-            start_response(f"{kind} fault", [("Content-Type", "application/xml")])
-            return [BODY.format(CODES[kind]).encode()]
-        if kind == "slow":
-            time.sleep(0.7)
-        if kind == "cut":
-            raise ConnectionResetError("fault")
-        return self._real(app, environ, start_response)
-
 
 @pytest.fixture
 def trouble(server, monkeypatch):
-    trouble = Trouble(DomainDispatcherApplication.__call__)
-    monkeypatch.setattr(
-        DomainDispatcherApplication,
-        "__call__",
-        lambda app, environ, start: trouble(app, environ, start),
-    )
-    return trouble
-
-
-@contextmanager
-def for_a_while(trouble, kind, seconds):
-    trouble.kind = kind
-    timer = threading.Timer(seconds, lambda: setattr(trouble, "kind", None))
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
-        trouble.kind = None
+    return in_trouble(monkeypatch)
 
 
 @pytest.mark.parametrize("kind", ["500", "503", "slow", "cut"])
