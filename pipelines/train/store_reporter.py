@@ -102,8 +102,11 @@ class StoreReporter:
 
     def _put(self, checkpoint: Any, name: str) -> Any:
         """Puts a rank's part in its place. Of a store that is away Ray's own words do not tell."""
+        from ray import train
+
         self._upload(Path(checkpoint.path), name)
-        return type(checkpoint)(f"{self._store.path}/{name}", self._store.filesystem)
+        storage = train.get_context().get_storage()
+        return type(checkpoint)(f"{self._store.path}/{name}", storage.storage_filesystem)
 
     def _upload(self, folder: Path, name: str) -> None:
         for path in sorted(folder.rglob("*")):
