@@ -115,7 +115,8 @@ def damage(folder: Path) -> str | None:
         progress = read_progress(folder)
     except (OSError, ValueError):
         return f"{STATE_NAME} is missing or torn"
-    for rank in range(progress.num_manifests):
+    # At least the first rank's, which lists the state that says how many there are.
+    for rank in range(max(1, progress.num_manifests)):
         try:
             files = _FILES.validate_json((folder / _manifest_name(rank)).read_bytes())
         except (OSError, ValueError):
