@@ -4,9 +4,12 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from pipelines.track import MOVED
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"ray", "deepspeed", "ffcv", "mlflow"}
@@ -28,11 +31,14 @@ BENCH = [
 FLOORS = [
     ("storage",),
     ("config",),
+    ("config_file",),
     ("data",),
     ("train",),
     ("search",),
     ("results", "squeeze"),
     ("export", "tracking"),
+    ("track",),
+    ("remote",),
     ("commands",),
     ("cli",),
 ]
@@ -92,6 +98,12 @@ def test_inner_rooms_import_only_what_lies_below():
 def test_no_file_name_stands_twice_within_pipelines():
     names = Counter(path.name for path in (ROOT / "pipelines").rglob("*.py"))
     assert {name for name, count in names.items() if count > 1} <= {"__init__.py"}
+
+
+def test_what_was_in_track_is_found_by_its_old_name_and_no_room_of_ours_asks_for_it():
+    for old, new in MOVED.items():
+        assert import_module(f"pipelines.track.{old}") is new
+    assert not [path for room, path, target in inner_rooms() if target == "track" != room]
 
 
 def test_the_operator_works_where_nothing_else_is_installed():

@@ -29,7 +29,7 @@ from benchmarks.machine import command_line, hardware
 from benchmarks.search.config import BenchConfig
 from benchmarks.search.world import World
 from pipelines.commands.bench_search_command import config_file
-from pipelines.config.config_file import load_as
+from pipelines.config_file import load_as
 from pipelines.search.scorer import Measure, Scorer
 
 _NEAR = 0.1

@@ -17,7 +17,7 @@ import typer
 from benchmarks.machine import command_line, machine_facts
 from cluster.session import ray_session
 from pipelines.config import TrainRunConfig
-from pipelines.config.config_file import load_as
+from pipelines.config_file import load_as
 from pipelines.console import use_own_scripts
 from pipelines.data.manifest import load_manifest
 from pipelines.train.checkpoint import MODEL_NAME, read_progress

@@ -52,7 +52,7 @@ def bench_search(
         from benchmarks.search.untrained import CONTENDERS as UNTRAINED
         from benchmarks.search.untrained import RealConfig
         from benchmarks.search.untrained_report import bench_real
-    from pipelines.config.config_file import load_as
+    from pipelines.config_file import load_as
     from pipelines.errors import UserError
 
     if device not in ("cpu", "cuda"):

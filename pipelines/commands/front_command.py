@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipelines.commands.remote import Address, Open, run_there
 from pipelines.errors import UserError
+from pipelines.remote import Address, Open, run_there
 from pipelines.results.front import build_front
 from pipelines.results.result_files import to_csv, to_json
 from pipelines.results.table import front_table

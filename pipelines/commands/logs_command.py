@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.front_command import Storage
-from pipelines.commands.remote import Address, Open, Remote, one_line
+from pipelines.remote import Address, Open, Remote, one_line
 from pipelines.results.ledger_text import story
 from pipelines.search.driver import driver_runs
 from pipelines.search.ledger import LEDGER_NAME, read_events

@@ -40,7 +40,7 @@ def plan(
     ] = None,
 ) -> None:
     """What a search would cost: stages, trials, device-hours, bytes. Starts and writes nothing."""
-    from pipelines.config.config_file import load_config
+    from pipelines.config_file import load_config
 
     loaded = load_config(config, overrides)
     # Imported only now: torch takes seconds that a wrong config need not wait for.

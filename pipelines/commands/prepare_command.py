@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.commands.remote import Open, refuse_open_cluster
 from pipelines.console import Screen
 from pipelines.errors import UserError
+from pipelines.remote import Open, refuse_open_cluster
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.commands.remote import Open, refuse_open_cluster
+from pipelines.remote import Open, refuse_open_cluster
 
 if TYPE_CHECKING:
     from pipelines.config import SearchConfig
@@ -31,7 +31,7 @@ def search(
     i_know_this_is_open: Open = False,
 ) -> None:
     """Search widths and token schedules; resumes where an earlier run of this name stopped."""
-    from pipelines.config.config_file import load_config
+    from pipelines.config_file import load_config
     from pipelines.console import Screen
 
     loaded = load_config(config, overrides)

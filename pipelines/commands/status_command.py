@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.commands.front_command import AsJson, Storage
-from pipelines.commands.remote import Address, Open, run_there
 from pipelines.errors import UserError
+from pipelines.remote import Address, Open, run_there
 from pipelines.results.front import history
 from pipelines.results.status import search_status, status_text
 from pipelines.search.ledger import LEDGER_NAME, read_events

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.front_command import Name, Storage
-from pipelines.commands.remote import Address, Open, stop_there
 from pipelines.errors import UserError
+from pipelines.remote import Address, Open, stop_there
 from pipelines.search.driver import driver_runs
 from pipelines.search.halt import read_request, request_stop
 from pipelines.search.refresh import refresh

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.remote import Open, Remote
+from pipelines.remote import Open, Remote
 
 
 def submit(
@@ -42,7 +42,7 @@ def submit(
     A search that runs there already, under this name and with this config, is shown; one that
     was stopped or failed goes on.
     """
-    from pipelines.config.config_file import load_config
+    from pipelines.config_file import load_config
 
     loaded = load_config(config, overrides)
     remote = Remote(address, allow_open=i_know_this_is_open)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.remote import Open, refuse_open_cluster
 from pipelines.commands.search_command import INTERRUPTED
+from pipelines.remote import Open, refuse_open_cluster
 
 
 def train(
@@ -26,7 +26,7 @@ def train(
 ) -> None:
     """Train one model, dense or pooled; goes on from its newest checkpoint if there is one."""
     from pipelines.config import TrainRunConfig
-    from pipelines.config.config_file import load_as
+    from pipelines.config_file import load_as
     from pipelines.console import Screen
 
     loaded = load_as(TrainRunConfig, config, overrides)

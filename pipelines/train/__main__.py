@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cluster.security.secrecy import clean_errors, guard_process, redactor
 from pipelines.config import TrainRunConfig
-from pipelines.config.config_file import load_as
+from pipelines.config_file import load_as
 from pipelines.console import Screen, use_own_scripts
 from pipelines.errors import UserError
 from pipelines.streams import drop_output, take_any_text

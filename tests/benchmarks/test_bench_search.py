@@ -25,7 +25,7 @@ from benchmarks.search.run import CONTENDERS, OURS, RANDOM, run
 from benchmarks.search.steps import Point, Step
 from benchmarks.search.world import World
 from pipelines.commands.bench_search_command import bench_search
-from pipelines.config.config_file import load_as
+from pipelines.config_file import load_as
 from pipelines.errors import UserError
 
 TINY = {

@@ -22,7 +22,7 @@ from ray.train.v2._internal.execution.storage import StorageContext
 
 import tokenpool as tp
 from pipelines.config import SearchConfig, TrainRunConfig
-from pipelines.config.config_file import load_as, load_config
+from pipelines.config_file import load_as, load_config
 from pipelines.data.manifest import Manifest, load_manifest, verify_beton
 from pipelines.data.names import printable
 from pipelines.errors import UserError

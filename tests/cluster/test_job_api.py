@@ -17,9 +17,9 @@ from ray.core.generated import gcs_service_pb2
 from cluster.jobs import Job, JobApi, without_rays_lines
 from cluster.package import pack
 from cluster.probe import AddressError, ClusterError, check_gcs, dashboard_url, job_server, resolve
-from pipelines.commands.remote import Remote
-from pipelines.config.config_file import load_config
+from pipelines.config_file import load_config
 from pipelines.errors import UserError
+from pipelines.remote import Remote
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from pipelines.config import SearchConfig, config_hash, differences
-from pipelines.config.config_file import load_config
+from pipelines.config_file import load_config
 from pipelines.errors import UserError
 
 PRESET = Path(__file__).parents[2] / "tune_spaces/presets/digits.yaml"

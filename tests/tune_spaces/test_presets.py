@@ -8,7 +8,7 @@ import yaml
 
 import tokenpool as tp
 from pipelines.config import SearchConfig, TrainRunConfig
-from pipelines.config.config_file import load_as, load_config
+from pipelines.config_file import load_as, load_config
 from pipelines.search.search_space import check_method, dense_gmacs, make_space
 
 PRESETS = Path(__file__).parents[2] / "tune_spaces/presets"

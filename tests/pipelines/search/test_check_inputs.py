@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 import tokenpool as tp
-from pipelines.commands.remote import _check_paths
 from pipelines.config import SearchConfig, TrainRunConfig
-from pipelines.config.config_file import load_config
+from pipelines.config_file import load_config
 from pipelines.errors import UserError
+from pipelines.remote import _check_paths
 from pipelines.search.check_inputs import check_given, named_places, needed
 from pipelines.search.job_specs import base_job
 from tests.thinning import fast

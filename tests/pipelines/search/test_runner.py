@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config.config_file import load_config
+from pipelines.config_file import load_config
 from pipelines.errors import UserError
 from pipelines.search.runner import _check_same
 from pipelines.search.state import SearchState

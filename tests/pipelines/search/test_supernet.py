@@ -9,7 +9,7 @@ import tokenpool as tp
 import tune_spaces
 from pipelines.commands.search_command import carry_out
 from pipelines.config import SearchConfig
-from pipelines.config.config_file import load_config
+from pipelines.config_file import load_config
 from pipelines.console import Screen
 from pipelines.search.job_specs import supernet_job
 from pipelines.search.ledger import LEDGER_NAME, read_events

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config.config_file import load_config
+from pipelines.config_file import load_config
 from pipelines.errors import UserError
 from pipelines.storage.address import join, parent, parse_storage
 from pipelines.storage.working import local_root, open_root, search_store
