@@ -18,8 +18,7 @@ from hypothesis import settings
 from resources import nothing_is_left  # noqa: F401 — used by all tests that inject faults
 from rich.console import Console
 from rich.table import Table
-
-from tests.thinning import pytest_collection_modifyitems  # noqa: F401 — pytest calls it
+from thinning import pytest_collection_modifyitems  # noqa: F401 — pytest calls it
 
 # An example takes long where others use the machine as well; whole tests have their limits.
 settings.register_profile("patient", deadline=None)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import ray
+from thinning import fast
 
 from cluster.session import ray_session
 from pipelines.config import DataConfig, TrainConfig, WorkersConfig
 from pipelines.data.prepare import prepare
 from pipelines.train.spec import ModelSpec, TrainJob
 from pipelines.train.trials import TrialRequest, run_trials
-from tests.thinning import fast
 
 
 class Notes:

@@ -19,8 +19,7 @@ import psutil
 import pytest
 import yaml
 from stores import BUCKET, KEYS, s3_server
-
-from tests.thinning import fast
+from thinning import fast
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 ADDRESS = f"s3://{BUCKET}/runs"

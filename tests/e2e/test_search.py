@@ -17,9 +17,9 @@ import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
+from thinning import fast
 
 from pipelines.search.ledger import LEDGER_NAME, read_events
-from tests.thinning import fast
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 

@@ -16,10 +16,10 @@ import psutil
 import pytest
 import yaml
 from hosts import CLIENT_PORT, DASHBOARD, PORT, address, need_namespaces, ray_hosts
+from thinning import fast
 
 from pipelines.data.prepare import prepare
 from pipelines.search.ledger import LEDGER_NAME, read_events
-from tests.thinning import fast
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 URL = f"http://{address(0)}:{DASHBOARD}"

@@ -10,9 +10,9 @@ import ledgers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from thinning import fast
 
 from pipelines.streams import as_utf8, readable
-from tests.thinning import fast
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 # The script's three, and their neighbours: the Windows and Mac ones lack other characters, KOI8

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from thinning import fast
 
 import tokenpool as tp
 from pipelines.data.prepare import prepare
@@ -16,7 +17,6 @@ from pipelines.errors import UserError
 from pipelines.export import export_formats, export_model
 from pipelines.results.points import standard_error
 from pipelines.search.state import SearchState
-from tests.thinning import fast
 
 
 @pytest.fixture(scope="module")

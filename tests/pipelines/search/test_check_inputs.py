@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from thinning import fast
 
 import tokenpool as tp
 from pipelines.config import SearchConfig, TrainRunConfig
@@ -20,7 +21,6 @@ from pipelines.errors import UserError
 from pipelines.remote import _check_paths
 from pipelines.search.check_inputs import check_given, named_places, needed
 from pipelines.search.job_specs import base_job
-from tests.thinning import fast
 
 PRESET = Path(__file__).parents[3] / "tune_spaces/presets/digits.yaml"
 TRAIN = yaml.safe_load(PRESET.read_text())["base"]["train"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ledgers
 import pytest
+from thinning import fast
 
 from cluster.security.secrecy import CleanedError, clean_errors, known_secrets, redactor
 from pipelines.errors import UserError
@@ -15,7 +16,6 @@ from pipelines.tracking.mlflow_errors import first_line
 from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.tracking_store import tracking_store
 from pipelines.train.trials import short_reason
-from tests.thinning import fast
 
 MARK = "pLaNt3d"
 SECRETS = {

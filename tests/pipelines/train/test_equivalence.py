@@ -8,12 +8,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
 from gang import run_gang, train_as_torchrun_does
+from thinning import fast
 from torch.nn.parallel import DistributedDataParallel
 
 import tokenpool as tp
 from pipelines.config import TrainConfig
 from pipelines.data.prepare import prepare
-from tests.thinning import fast
 
 IMAGES = 4  # of each rank and pass
 STEPS = 20

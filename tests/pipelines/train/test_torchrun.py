@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from gang import run_gang, train_as_torchrun_does
+from thinning import fast
 
 import tokenpool as tp
 from pipelines.config import (
@@ -33,7 +34,6 @@ from pipelines.data.prepare import prepare
 from pipelines.train.model import build_model
 from pipelines.train.optim import learning_rate, make_optimizer
 from pipelines.train.run_config import job_of
-from tests.thinning import fast
 
 
 @pytest.fixture(scope="module")
