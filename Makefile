@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 PRESET := tune_spaces/presets/digits.yaml
-LIGHT := -q -m "not slow and not gpu and not chaos and not heavy"
+# Two files of tests at a time: many wait for processes they have started.
+TWO := -n 2 --dist loadfile
 
 .PHONY: help install search test test-fast test-slow chaos bench lint types clean
 
@@ -17,13 +18,10 @@ search: install ## the demo: a Pareto front on real handwritten digits, about te
 	@$(BIN)/tokenpool search $(PRESET)
 
 test: install ## the tests
-	@$(BIN)/python -m pytest -m "not slow and not gpu and not chaos" --durations 15
+	@$(BIN)/python -m pytest $(TWO) -m "not slow and not gpu and not chaos" --durations 15
 
-# Two at a time, each on a core of its own.
 test-fast: install ## tests without processes and Ray, in two minutes
-	@$(BIN)/python -m pytest $(LIGHT) tests/tokenpool tests/tune_spaces & first=$$!; \
-	$(BIN)/python -m pytest $(LIGHT) --ignore tests/tokenpool --ignore tests/tune_spaces tests; \
-	second=$$?; wait $$first && exit $$second
+	@$(BIN)/python -m pytest $(TWO) -q -m "not slow and not gpu and not chaos and not heavy"
 
 test-slow: install ## the tests that take minutes each
 	@$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
