@@ -132,8 +132,10 @@ def main():
     place = Place(root)
     values = json.loads(json.dumps(CONFIG))
     values["stall_minutes"] = STALL / 60
-    values["screen"]["schedules"] = max(24, 2 * asked.trials)
-    values["finals"] |= {"trials": asked.trials, "seeds": 1}
+    # So small a space has few schedules worth a trial: constant keep-rates make up the number, in
+    # two widths, each under as many seeds.
+    rates = [0.9, 0.7, 0.5, 0.35]
+    values["finals"] |= {"constant_rates": rates, "seeds": max(1, asked.trials // 8)}
     for stage in ("base", "finals"):
         values[stage]["train"]["epochs"] = 2
         values[stage]["workers"]["max_failures"] = 10
@@ -154,6 +156,7 @@ def main():
         "load": [round(x, 1) for x in psutil.getloadavg()],
         "versions": {name: version(name) for name in ("ray", "torch", "deepspeed", "mlflow")},
         "trials": len(state.trials),
+        "finals": sum(not trial.is_companion for trial in state.trials.values()),
         "status": dict(Counter(trial.status for trial in state.trials.values())),
         "faults": dict(storm.faults),
         "restarts": len(restarts),

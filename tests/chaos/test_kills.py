@@ -37,8 +37,9 @@ KILLS = int(os.environ.get("TOKENPOOL_CHAOS_KILLS", "50"))
 SEED = int(os.environ.get("TOKENPOOL_CHAOS_SEED", "0"))
 SECONDS = float(os.environ.get("TOKENPOOL_CHAOS_SECONDS", "inf"))
 # A moment is drawn from this share of the time an undisturbed run takes, from the first
-# instruction of the driver on: so one search is killed many times before it is complete.
-SHARE = 0.15
+# instruction of the driver on: so one search is killed many times before it is complete, and is
+# there to be killed in all its stages.
+SHARE = 0.3
 
 # One job at a time, so that what the scheduler compares a trial with does not hang on timing.
 CONFIG = {
