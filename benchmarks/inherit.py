@@ -24,7 +24,7 @@ from pipelines.data.manifest import load_manifest
 from pipelines.search.job_specs import base_job
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.spec import TrainJob
-from pipelines.train.trials import TrialRequest, run_trials
+from pipelines.trials.run_trials import TrialRequest, run_trials
 
 
 class _Notes:

@@ -4,11 +4,11 @@
 
 The nodes are Ray processes of their own, the GPUs are counted and not there, and a trial takes no
 time. The rest is real: `FrontPolicy` says what begins and what goes on, through the queue and the
-scheduler of `pipelines.train.trials`; one beyond what has room waits (`Room`); Tune starts, reuses
-and ends their actors, and what it keeps of those that are over is let go (`Forgetting`). A training
-that pauses at its rung goes on as another Tune trial, as in a search. What is looked for: that all
-end, that every resource comes back, that the driver's memory stays where it is, and what a decision
-and Tune itself cost.
+scheduler of `pipelines.trials.run_trials`; one beyond what has room waits (`Room`); Tune starts,
+reuses and ends their actors, and what it keeps of those that are over is let go (`Forgetting`). A
+training that pauses at its rung goes on as another Tune trial, as in a search. What is looked for:
+that all end, that every resource comes back, that the driver's memory stays where it is, and what
+a decision and Tune itself cost.
 
 Writes benchmarks/results/scale-ray.json.
 """
@@ -39,8 +39,8 @@ from benchmarks.machine import hardware
 from benchmarks.scale_world import make_policy, trained, untrained
 from cluster.capacity import Room, present_nodes
 from cluster.placement import Gang, fit
-from pipelines.train.trials import _Events, _Queue, _Reports
-from pipelines.train.tune_records import Forgetting, write_little
+from pipelines.trials.run_trials import _Events, _Queue, _Reports
+from pipelines.trials.tune_records import Forgetting, write_little
 from tune_spaces.policy import Score, Train
 
 ROOT = Path(__file__).parents[1]

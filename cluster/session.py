@@ -37,7 +37,7 @@ _TOKEN = secrets.token_hex(32)  # Ray reads it once a process
 _SETTINGS = {
     # How often a Train controller looks at its workers; Ray's 2 s shows in trials of seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    # Whether a worker hangs is decided by `pipelines.train.stall_callback`, which says so to the
+    # Whether a worker hangs is decided by `pipelines.trials.stall_callback`, which says so to the
     # user; Ray would end a worker that answers nothing without a word, and no other kind.
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "86400",
     # Workers without a GPU of their own see the machine's as Ray's future default has it; a job

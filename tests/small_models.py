@@ -10,7 +10,7 @@ import tokenpool as tp
 from pipelines.data.augment import normalize
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
-from pipelines.train.init import init_from_scratch
+from pipelines.train.model import init_from_scratch
 
 SIZES = (32, 8, 32, 3, 2, 10)  # image, patch, width, depth, heads, classes
 

@@ -32,10 +32,10 @@ from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
 from pipelines.search.scorer import Scorer
 from pipelines.search.state_records import MEASURE
+from pipelines.train.engine import learning_rate, make_optimizer
 from pipelines.train.evaluate import evaluate
-from pipelines.train.init import init_from_scratch
 from pipelines.train.losses import training_loss
-from pipelines.train.optim import learning_rate, make_optimizer
+from pipelines.train.model import init_from_scratch
 from tune_spaces.space import Candidate, ScheduleSpace
 
 Split = tuple[Tensor, Tensor]

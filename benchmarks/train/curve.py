@@ -21,9 +21,8 @@ from pipelines.config_file import load_as
 from pipelines.console import use_own_scripts
 from pipelines.data.manifest import load_manifest
 from pipelines.train.checkpoint import MODEL_NAME, read_progress
-from pipelines.train.run_config import job_of
-from pipelines.train.spec import TrainJob
-from pipelines.train.trials import TrialRequest, run_trials
+from pipelines.train.spec import TrainJob, job_of
+from pipelines.trials.run_trials import TrialRequest, run_trials
 
 _COLUMNS = ("epoch", "loss", "lr", "top1_minival", "loss_minival", "images_per_s", "device_seconds")
 

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.data.augment import DeviceAugment, normalize, step_generator
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
+from pipelines.train.engine import make_optimizer
 from pipelines.train.model import build_model
-from pipelines.train.optim import make_optimizer
 from pipelines.train.spec import TrainJob
 
 BARE, LIMIT, TIMM = (

@@ -21,8 +21,8 @@ from benchmarks.machine import command_line, machine_facts
 from cluster.session import ray_session
 from pipelines.config import TrainRunConfig
 from pipelines.console import use_own_scripts
-from pipelines.train import trials
-from pipelines.train.run_config import job_of
+from pipelines.train.spec import job_of
+from pipelines.trials import run_trials as trials
 
 # What a process has reached, in the order of the way; "fit" is `TorchTrainer.fit()`.
 _PHASES = {
@@ -56,7 +56,8 @@ def _traced(file: str) -> Callable[[dict[str, Any]], None]:
         from pipelines.train.imports import without_collector
 
         with without_collector():  # as `train_worker` does
-            from pipelines.train import loop, ray_job
+            from pipelines.train import loop
+            from pipelines.trials import ray_job
 
         note("loop")
         make_engine = loop.make_engine
@@ -92,7 +93,7 @@ def _traced(file: str) -> Callable[[dict[str, Any]], None]:
 
     def trial(config: dict[str, Any]) -> None:
         note("trial")
-        from pipelines.train import ray_job
+        from pipelines.trials import ray_job
 
         make_trainer = ray_job._make_trainer
 

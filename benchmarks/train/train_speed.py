@@ -36,8 +36,7 @@ from benchmarks.train.loops import (
 )
 from pipelines.config import TrainRunConfig
 from pipelines.errors import UserError
-from pipelines.train.run_config import job_of
-from pipelines.train.spec import TrainJob
+from pipelines.train.spec import TrainJob, job_of
 
 OURS = "tokenpool"
 _MINIVAL = 0.02

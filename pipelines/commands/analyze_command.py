@@ -52,7 +52,7 @@ def analyze(
     import tokenpool as tp  # here, as torch takes seconds
     from pipelines.data.manifest import load_manifest
     from pipelines.data.preprocessing import preprocessing_of
-    from pipelines.train.open_model import open_model
+    from pipelines.models.open_model import open_model
     from tokenpool import analysis, plots
     from tokenpool.patches import patches_of
 

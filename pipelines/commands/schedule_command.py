@@ -58,8 +58,8 @@ def powerbert(
     import tokenpool as tp
     from pipelines.data.manifest import load_manifest
     from pipelines.data.preprocessing import preprocessing_of
-    from pipelines.train.class_order import match_classes, reorder_head
-    from pipelines.train.open_model import open_model
+    from pipelines.models.class_order import match_classes, reorder_head
+    from pipelines.models.open_model import open_model
 
     vit = open_model(model, arch)
     manifest = load_manifest(data)

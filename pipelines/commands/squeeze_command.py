@@ -57,9 +57,9 @@ def squeeze(
     from rich.console import Console
 
     from pipelines.console import Screen
+    from pipelines.models.open_model import open_model
     from pipelines.squeeze import SqueezeOptions
     from pipelines.squeeze.on_prepared import squeeze_on
-    from pipelines.train.open_model import open_model
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("there is no CUDA device: use --device cpu")

@@ -33,7 +33,7 @@ def train(
     refuse_open_cluster(address, i_know_this_is_open)
     screen = Screen()
     # Imported only now: Ray and torch take seconds that a wrong config need not wait for.
-    from pipelines.train.single_job import run_alone
+    from pipelines.trials.single_job import run_alone
 
     try:
         run_alone(loaded, screen, address)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.search.job_specs import base_job_id, supernet_job_id
 from pipelines.search.state import SearchState
-from pipelines.train.last_signs import LastSign, read_last_signs
+from pipelines.trials.last_signs import LastSign, read_last_signs
 
 
 def last_steps(state: SearchState, directory: Path) -> list[dict[str, Any]]:

@@ -15,10 +15,11 @@ from pipelines.config import (
     TrainConfig,
     WidthConfig,
 )
+from pipelines.models.model_spec import ModelSpec
 from pipelines.search.state import TrialState
 from pipelines.storage.address import join
 from pipelines.storage.store import ObjectStore
-from pipelines.train.spec import ModelSpec, TrainJob
+from pipelines.train.spec import TrainJob
 
 if TYPE_CHECKING:
     from tune_spaces.space import Candidate  # torch takes seconds

@@ -13,12 +13,12 @@ import tokenpool as tp
 from pipelines.data.fetch import fetch
 from pipelines.data.manifest import MANIFEST_NAME
 from pipelines.errors import UserError
+from pipelines.models.hub import is_named
+from pipelines.models.normalization import adopt
 from pipelines.search.job_specs import LOADED
 from pipelines.storage.copies import local_path
 from pipelines.storage.store import ObjectStore
-from pipelines.train.hub import is_named
 from pipelines.train.model import build_model
-from pipelines.train.normalization import adopt
 from pipelines.train.spec import TrainJob
 from tokenpool.storage import read_header
 

@@ -16,9 +16,9 @@ from pipelines.data.loader import make_loader
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.search.job_specs import base_job
 from pipelines.search.search_space import make_space
+from pipelines.train.engine import make_optimizer
 from pipelines.train.losses import training_loss
 from pipelines.train.model import build_model
-from pipelines.train.optim import make_optimizer
 from pipelines.train.spec import TrainJob
 from tune_spaces.space import Candidate
 

@@ -52,8 +52,8 @@ from pipelines.storage.address import without_options
 from pipelines.storage.durable import write_text
 from pipelines.storage.room import DiskFull, UntilRoom
 from pipelines.storage.working import open_root, search_store
-from pipelines.train.ray_job import gang_of
-from pipelines.train.trials import short_reason
+from pipelines.trials.ray_job import gang_of
+from pipelines.trials.run_trials import short_reason
 
 _STAGES: tuple[tuple[str, str, Callable[[StageContext], None]], ...] = (
     ("base", "base models: one dense model per width", run_base),

@@ -8,9 +8,9 @@ from typing import Any
 import tokenpool as tp
 from pipelines.config import SearchConfig, WidthConfig
 from pipelines.errors import UserError
+from pipelines.models.outline import outline
 from pipelines.search.job_specs import base_job, copy_of_checkpoint, model_spec
 from pipelines.search.latency_table import LatencyTable
-from pipelines.train.outline import outline
 from tune_spaces.limits import Cost, Limit
 from tune_spaces.space import ScheduleSpace
 

@@ -11,11 +11,11 @@ from pipelines.console import Screen
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.data.preprocessing import Preprocessing, own_preprocessing, preprocessing_of
 from pipelines.errors import UserError
+from pipelines.models.class_order import match_classes, reorder_head
 from pipelines.search.chance import check_above_chance
 from pipelines.search.scorer import Scorer
 from pipelines.squeeze.checks import check_poolable, check_savable
 from pipelines.squeeze.within_bound import Squeezed, SqueezeOptions, find_schedule, make_space
-from pipelines.train.class_order import match_classes, reorder_head
 
 
 def squeeze_on(

@@ -19,9 +19,8 @@ from pipelines.config_file import load_as
 from pipelines.console import Screen, use_own_scripts
 from pipelines.errors import UserError
 from pipelines.streams import drop_output, take_any_text
-from pipelines.train.display import epoch_line, short_note
-from pipelines.train.run_config import job_of
-from pipelines.train.spec import TrainJob
+from pipelines.train.reports import epoch_line, short_note
+from pipelines.train.spec import TrainJob, job_of
 
 
 def main() -> int:

@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipelines.train.nonfinite import BadSteps
+from pipelines.storage.durable import flush_tree
+from pipelines.train.step_faults import BadSteps
 
 STATE_NAME = "state.json"
 MODEL_NAME = "model"
+BEST_NAME = "best"
+SCORE = "top1_minival"
 
 
 @dataclass
@@ -32,7 +37,7 @@ class EpochSums:
         steps: steps whose loss is counted: those that were applied.
         losses: the sum of this rank's losses, one for each rank.
         seconds: spent on the epoch's steps before the last restart, by rank 0's clock.
-        phases: likewise, by phase (`report_keys.PHASES`).
+        phases: likewise, by phase (`reports.PHASES`).
     """
 
     steps: int = 0
@@ -54,7 +59,7 @@ class JobProgress:
         sums: of that epoch.
         bad: steps that were left out.
         micro_batch: images a worker computes at a time.
-        settings: what decides the job's result (`resume.deciding_settings`).
+        settings: what decides the job's result (`saving.deciding_settings`).
         config_hash: of the settings.
     """
 
@@ -128,3 +133,61 @@ def damage(folder: Path) -> str | None:
             if sha256_of(path) != digest:
                 return f"{name} was altered"
     return None
+
+
+def folder_name(epoch: int, step: int = 0) -> str:
+    """The name of a checkpoint after so many epochs and steps; names sort as time goes."""
+    return f"epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else "")
+
+
+def is_within_epoch(folder: Path) -> bool:
+    """Whether a checkpoint was made in the midst of an epoch."""
+    return "-step-" in folder.name
+
+
+def checkpoint_folders(directory: Path) -> list[Path]:
+    """The checkpoint folders of a job, newest first, whole or not."""
+    return sorted(directory.glob("epoch-*"), reverse=True)
+
+
+def superseded(directory: Path, keep: int) -> list[Path]:
+    """The checkpoints that are older than the newest `keep`."""
+    return checkpoint_folders(directory)[keep:]
+
+
+def score_of(folder: Path) -> float | None:
+    """Top-1 on minival that a checkpoint was reported with; None if it cannot be told."""
+    try:
+        score = read_progress(folder).metrics.get(SCORE)
+        return None if score is None else float(score)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def keep_if_best(directory: Path, folder: Path) -> None:
+    """Makes `best` a copy of an epoch's checkpoint if none before it scored as high.
+
+    Its files are hard links where the disk can: they take no room until the original is deleted.
+    """
+    best = directory / BEST_NAME
+    aside, old = directory / f".{BEST_NAME}-new", directory / f".{BEST_NAME}-old"
+    if old.exists() and not best.exists():
+        os.replace(old, best)  # the job was killed between the two renames below
+    score, record = score_of(folder), score_of(best)
+    if score is None or (record is not None and score <= record):
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(folder, aside, copy_function=_link)
+    flush_tree(aside)
+    if best.exists():
+        os.replace(best, old)
+    os.replace(aside, best)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.storage.room import MINUTES, wait_for_room
+from pipelines.train.checkpoint import checkpoint_folders
 from pipelines.train.life_signs import signs
-from pipelines.train.retention import checkpoint_folders
 
 _PREFIX, _FRESH_SECONDS = "tokenpool-checkpoint-", 600.0
 # Before the first checkpoint of a job nobody knows how large they are.

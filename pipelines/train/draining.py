@@ -13,18 +13,6 @@ class NodeDrained(Exception):
     """A machine of the job's is to be taken away; all that was done is in its newest checkpoint."""
 
 
-def drained_nodes() -> str:
-    """The hosts of this worker's job that are drained, by what Ray Train was told; often none."""
-    import ray
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    info = get_train_context().preemption_context.preemption_info
-    if info is None:
-        return ""
-    hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
-    return ", ".join(hosts.get(node, node[:12]) for node in info.preempted_node_ids)
-
-
 class Departure:
     """Lets all ranks of a job leave after the same step, once one of them has heard why.
 

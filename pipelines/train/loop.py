@@ -23,24 +23,25 @@ from pipelines.data.augment import DeviceAugment, normalize, step_generator
 from pipelines.data.fetch import fetch
 from pipelines.data.loader import Loader, make_loader
 from pipelines.errors import UserError
+from pipelines.models.normalization import adopt
 from pipelines.train.checkpoint import EpochSums, JobProgress
 from pipelines.train.draining import Departure, NodeDrained
-from pipelines.train.engine import make_engine, set_learning_rate, use_right_accelerator
+from pipelines.train.engine import (
+    learning_rate,
+    make_engine,
+    set_learning_rate,
+    use_right_accelerator,
+)
 from pipelines.train.evaluate import evaluate_each
 from pipelines.train.life_signs import CHECKPOINT, DATA, EVALUATION, STEP, signs
 from pipelines.train.losses import training_loss
-from pipelines.train.metrics import EpochMeter, GpuMeter
-from pipelines.train.microbatch import first_micro_batch, halved
+from pipelines.train.metrics import EpochMeter, GpuMeter, Stopwatch
 from pipelines.train.model import build_model, build_teacher
-from pipelines.train.nonfinite import gave_up
-from pipelines.train.normalization import adopt
-from pipelines.train.optim import learning_rate
 from pipelines.train.reporter import Reporter
-from pipelines.train.resume import deciding_settings
 from pipelines.train.sandwich import make_sandwich
-from pipelines.train.saving import Saver
+from pipelines.train.saving import Saver, deciding_settings
 from pipelines.train.spec import TrainJob
-from pipelines.train.timing import Stopwatch
+from pipelines.train.step_faults import first_micro_batch, gave_up, halved
 from pipelines.train.update import LossOf, Outcome, Update
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def run_job(job: TrainJob, reporter: Reporter, started: float) -> dict[str, Any]
     Returns:
         The last epoch's report: epoch, loss, lr, top1_minival (fraction), loss_minival,
         images_per_s, device_seconds (workers × seconds over all restarts), and
-        `report_keys.OPTIONAL_KEYS` as far as they apply.
+        `reports.OPTIONAL_KEYS` as far as they apply.
 
     Raises:
         UserError: the data is not there or does not fit the model; a checkpoint is of another

@@ -1,38 +1,88 @@
-"""Where a job's reports and checkpoints go: a folder (torchrun), or Ray Train."""
+"""Where a job's reports and checkpoints go, as the loop sees it; a plain folder, for torchrun.
+
+One writer at a time in a job's folder: who came last; who was before it finds itself fenced off. A
+host that is cut off goes on training while the job is started again elsewhere. Once it can be
+reached again, or where it reaches the storage all the time, it must not write over what is newer.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from pipelines.storage.durable import flush, flush_tree
+from pipelines.errors import UserError
+from pipelines.storage.durable import flush, flush_tree, write_durably
 from pipelines.storage.room import MINUTES
-from pipelines.train.checkpoint import damage
-from pipelines.train.checkpoint_room import part_of_checkpoint
-from pipelines.train.draining import drained_nodes
-from pipelines.train.fence import Fence, folder_fence
-from pipelines.train.reports import add_report
-from pipelines.train.retention import (
+from pipelines.storage.store import ObjectStore
+from pipelines.train.checkpoint import (
     checkpoint_folders,
+    damage,
     folder_name,
-    is_within_epoch,
     keep_if_best,
     superseded,
 )
-
-__all__ = ["FolderReporter", "RayReporter", "Reporter", "WriteCheckpoint", "checkpoint_folders"]
+from pipelines.train.checkpoint_room import part_of_checkpoint
+from pipelines.train.reports import add_report
 
 logger = logging.getLogger(__name__)
-
+WRITER_NAME = "writer"
 # Fills a folder with this rank's part of a checkpoint; called on every rank.
 WriteCheckpoint = Callable[[Path], None]
+
+
+class Fence:
+    """Kept by a job's first rank.
+
+    Args:
+        read: what is noted of the writer, if anything.
+        write: notes it.
+    """
+
+    def __init__(self, read: Callable[[], bytes | None], write: Callable[[bytes], None]) -> None:
+        self._read, self._write = read, write
+        self._token = b""
+
+    def take(self) -> None:
+        """From now on this process is the one that writes; to be called before it reads."""
+        if not self._token:
+            self._token = secrets.token_hex(8).encode()
+            self._write(self._token)
+
+    def check(self) -> None:
+        """To be called before each write.
+
+        Raises:
+            UserError: another process has taken this one's place.
+        """
+        if self._token and self._read() != self._token:
+            raise UserError("this job was started anew elsewhere, and goes on there", exit_code=1)
+
+
+def folder_fence(directory: Path) -> Fence:
+    """For a job's folder."""
+    path = directory / WRITER_NAME
+
+    def read() -> bytes | None:
+        return path.read_bytes() if path.exists() else None
+
+    def write(token: bytes) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_durably(path, [token])
+
+    return Fence(read, write)
+
+
+def store_fence(store: ObjectStore) -> Fence:
+    """For a job's folder in an object store."""
+    return Fence(lambda: store.read(WRITER_NAME), lambda token: store.write(WRITER_NAME, token))
 
 
 class Reporter(Protocol):
@@ -59,7 +109,8 @@ class Reporter(Protocol):
         """Hands on the last report of a job that had finished before, with its checkpoint."""
 
 
-def _newest_undamaged(folders: list[Path]) -> Path | None:
+def newest_undamaged(folders: list[Path]) -> Path | None:
+    """The first of some checkpoints that is complete and unaltered; tells of those before it."""
     for folder in folders:
         problem = damage(folder)
         if problem is None:
@@ -68,7 +119,7 @@ def _newest_undamaged(folders: list[Path]) -> Path | None:
     return None
 
 
-def _store(
+def store_checkpoint(
     directory: Path,
     name: str,
     write: WriteCheckpoint,
@@ -124,7 +175,7 @@ class FolderReporter:
         """See `Reporter`."""
         if self.rank == 0:
             self._fence.take()
-        return _newest_undamaged(checkpoint_folders(self.directory))
+        return newest_undamaged(checkpoint_folders(self.directory))
 
     def report(
         self, metrics: dict[str, Any], epoch: int, write: WriteCheckpoint, keep: int
@@ -132,7 +183,7 @@ class FolderReporter:
         """See `Reporter`."""
         # In this order: a job killed in between does the epoch again and replaces its line.
         tell = partial(add_report, self.directory, metrics)
-        folder = _store(self.directory, folder_name(epoch), write, self._fence, tell)
+        folder = store_checkpoint(self.directory, folder_name(epoch), write, self._fence, tell)
         if self.rank == 0:
             keep_if_best(self.directory, folder)
             for old in superseded(self.directory, keep):
@@ -143,7 +194,7 @@ class FolderReporter:
 
     def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
         """See `Reporter`."""
-        _store(self.directory, folder_name(epoch, step), write, self._fence)
+        store_checkpoint(self.directory, folder_name(epoch, step), write, self._fence)
         if self.rank == 0:
             for old in superseded(self.directory, keep):
                 shutil.rmtree(old)
@@ -151,119 +202,3 @@ class FolderReporter:
 
     def report_again(self, metrics: dict[str, Any], checkpoint: Path) -> None:
         """See `Reporter`: the report is on disk already."""
-
-
-class RayReporter:
-    """Checkpoints and reports through Ray Train, which stores them under its run's folder.
-
-    Ray merges the files of all ranks into one folder of the shared storage and then commits
-    it. The ranks' folders are named by epoch, so those before the newest can be found too.
-
-    Checkpoints within an epoch are written into the same folder but not told to Ray: to Tune each
-    would look like a report. `keep` of the epochs' is Ray's `num_to_keep`; the best epoch's is
-    kept beside them, because Ray with a score would keep the best and of the newest only one,
-    and there would be none to fall back to from a damaged one.
-
-    Args:
-        minutes: how long a full disk is waited for.
-    """
-
-    def __init__(self, minutes: float = MINUTES) -> None:
-        self._suffix, self._minutes = "", minutes
-        self.drained: Callable[[], str] | None = drained_nodes
-
-    @property
-    def _directory(self) -> Path:
-        from ray import train
-
-        return Path(train.get_context().get_storage().experiment_fs_path)
-
-    @cached_property
-    def _fence(self) -> Fence:
-        return folder_fence(self._directory)
-
-    def newest_checkpoint(self) -> Path | None:
-        """See `Reporter`."""
-        from ray import train
-
-        if dist.get_rank() == 0:
-            self._fence.take()
-        folders = checkpoint_folders(self._directory)
-        newest = train.get_checkpoint()
-        committed: Path | None = None
-        if newest is not None:
-            with newest.as_directory() as folder:
-                committed = Path(folder)
-        chosen = _newest_undamaged(known_to_ray(folders, committed))
-        if committed is not None and (chosen is None or chosen.name < committed.name):
-            # Epochs are done again under new names: Ray keeps a list of the old ones, and would
-            # delete a folder that is on it twice.
-            self._suffix = f"-r{len(folders)}"
-        return chosen
-
-    def report(
-        self, metrics: dict[str, Any], epoch: int, write: WriteCheckpoint, keep: int
-    ) -> None:
-        """See `Reporter`."""
-        from ray import train
-
-        name = folder_name(epoch) + self._suffix
-        with part_of_checkpoint(write, self._directory, self._minutes) as aside:
-            if dist.get_rank() == 0:
-                self._fence.check()
-                # Before the checkpoint is there: after it the epoch may never be done again.
-                add_report(self._directory, metrics)
-            train.report(
-                metrics,
-                checkpoint=train.Checkpoint.from_directory(aside),
-                checkpoint_dir_name=name,
-                checkpoint_upload_fn=self._put,
-            )
-        dist.barrier()  # all ranks' files are there
-        if dist.get_rank() == 0:
-            keep_if_best(self._directory, self._directory / name)
-            self._delete_superseded(keep)
-
-    def _put(self, checkpoint: Any, name: str) -> Any:
-        """Copies a rank's part to its place. Ray would not flush it, and delete those before."""
-        from ray import train
-
-        target = self._directory / name
-        shutil.copytree(checkpoint.path, target, dirs_exist_ok=True)
-        flush_tree(target)
-        flush(self._directory)
-        return type(checkpoint)(str(target), train.get_context().get_storage().storage_filesystem)
-
-    def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
-        """See `Reporter`."""
-        _store(self._directory, folder_name(epoch, step), write, self._fence, minutes=self._minutes)
-        if dist.get_rank() == 0:
-            self._delete_superseded(keep)
-        dist.barrier()
-
-    def _delete_superseded(self, keep: int) -> None:
-        for old in superseded(self._directory, keep):
-            if is_within_epoch(old):  # the others are Ray's
-                shutil.rmtree(old)
-
-    def report_again(self, metrics: dict[str, Any], checkpoint: Path) -> None:
-        """See `Reporter`. The checkpoint is stored and must not be stored twice."""
-        from ray import train
-        from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
-
-        train.report({**metrics, CHECKPOINT_PATH_KEY: str(checkpoint)})
-
-
-def known_to_ray(folders: list[Path], committed: Path | None) -> list[Path]:
-    """The checkpoints to choose from: what Ray committed, older ones, and the epoch's after it.
-
-    An epoch that Ray did not hear of is done again, with all that came after it, so that its
-    report is not lost.
-    """
-    name = folder_name(0) if committed is None else committed.name
-    epoch = name.split("-r")[0]
-    return [
-        folder
-        for folder in folders
-        if folder.name <= name or folder.name.startswith(f"{epoch}-step-")
-    ]

@@ -1,4 +1,7 @@
-"""The reports of a job, kept in its folder beside its checkpoints. Needs no torch."""
+"""The reports of a job: what they hold, as a line for a person, kept beside its checkpoints.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,39 @@ from pipelines.storage.durable import flush, write_durably
 from pipelines.storage.store import ObjectStore
 
 REPORTS_NAME = "reports.jsonl"
+# Of a step, in its order. `data`: waiting for a batch, its copy and augmentation; `forward`: with
+# the loss and the teacher; `communication`: the all-reduce of the gradients, which includes waiting
+# for a slower rank; `step`: clipping, the optimizer (with ZeRO also the all-gather) and the EMA.
+PHASES = ("data", "forward", "backward", "communication", "step")
+# In place of a report: a line for the user, and what it is about. `RESTARTED`: the job goes on from
+# its last checkpoint; `WAITS`: it waits for room on a disk, or waits no more; `NO_ROOM`: it has
+# waited in vain, as all others will.
+NOTICE, NOTICE_LINE = "notice", "notice_line"
+RESTARTED, WAITS, NO_ROOM = "restarted", "waits", "no room"
+# What each epoch's report holds, and what it may hold beside that.
+REPORT_KEYS = (
+    "epoch",
+    "loss",
+    "lr",
+    "images_per_s",
+    "top1_minival",
+    "loss_minival",
+    "device_seconds",
+)
+OPTIONAL_KEYS = (
+    "top5_minival",
+    "top1_minival_raw",
+    "top5_minival_raw",
+    "loss_minival_raw",
+    "top1_minival_pooled",  # of a supernet: the mean over a few schedules near the front
+    "loss_minival_pooled",
+    *(f"share_{phase}" for phase in PHASES),
+    "skipped_steps",
+    "rollbacks",
+    "micro_batch",
+    "gpu_memory_peak_gib",
+    "gpu_utilisation",
+)
 
 
 def add_report(directory: Path, metrics: dict[str, Any]) -> None:
@@ -66,3 +102,39 @@ def _reports(content: bytes, name: str) -> list[dict[str, Any]]:
             ) from None
         found.append(report)
     return found
+
+
+def epoch_line(report: dict[str, Any], epochs: int) -> str:
+    """What an epoch's report says: loss, top-1, rate, speed, where the time went, the GPU."""
+    top1 = f"top-1 {report['top1_minival']:.2%}"
+    if "top1_minival_raw" in report:
+        top1 += f" (raw weights {report['top1_minival_raw']:.2%})"
+    parts = [
+        f"epoch {report['epoch']}/{epochs}",
+        f"loss {report['loss']:.4f}",
+        top1,
+        f"lr {report['lr']:.2g}",
+        f"{report['images_per_s']:.0f} images/s",
+    ]
+    times = [
+        f"{phase} {report[f'share_{phase}']:.0%}" for phase in PHASES if f"share_{phase}" in report
+    ]
+    if times:
+        parts.append(f"({', '.join(times)})")
+    if "gpu_memory_peak_gib" in report:
+        parts.append(f"GPU {report['gpu_memory_peak_gib']:.1f} GiB")
+    if "gpu_utilisation" in report:
+        parts.append(f"GPU busy {report['gpu_utilisation']:.0%}")
+    if report.get("skipped_steps"):
+        parts.append(f"{report['skipped_steps']} steps skipped")
+    if report.get("rollbacks"):
+        parts.append(f"gone back to a checkpoint {report['rollbacks']} times")
+    return " ".join(parts)
+
+
+def short_note(report: dict[str, Any]) -> str:
+    """The same for the end of a bar."""
+    return (
+        f"loss {report['loss']:.3f} top-1 {report['top1_minival']:.1%} "
+        f"{report['images_per_s']:.0f} images/s"
+    )

@@ -1,4 +1,7 @@
-"""What one training job is: a value that travels as JSON to wherever the job runs."""
+"""What one training job is, and how the YAML of one run becomes one.
+
+A job is a value that travels as JSON to wherever it runs.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,21 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from pipelines.config import DataConfig, SandwichConfig, StrictModel, TrainConfig, WorkersConfig
+from pipelines.config import (
+    DataConfig,
+    SandwichConfig,
+    StrictModel,
+    TrainConfig,
+    TrainRunConfig,
+    WorkersConfig,
+)
+from pipelines.data.fetch import fetch
+from pipelines.errors import UserError
+from pipelines.models.model_spec import ModelSpec
 from pipelines.storage.address import join
 from pipelines.storage.room import MINUTES
 
 LOCAL = "local-dir:"  # before the folder of a model as hubs write them
-
-
-class ModelSpec(StrictModel):
-    """A DeiT of any width, or the shape of the weights that a job starts from."""
-
-    width: int
-    heads: int
-    depth: int
-    patch_size: int
-    image_size: int
-    num_classes: int
 
 
 class TrainJob(StrictModel):
@@ -90,3 +92,47 @@ def _absolute(source: str) -> str:
     prefix = LOCAL if source.startswith(LOCAL) else ""
     path = Path(source.removeprefix(prefix))
     return f"{prefix}{path.resolve()}" if path.exists() else source
+
+
+def job_of(config: TrainRunConfig) -> TrainJob:
+    """The job a configuration describes.
+
+    Raises:
+        UserError: the data is not prepared, or the schedule does not fit the model.
+    """
+    import tokenpool as tp  # and torch, which who only passes jobs on does without
+
+    manifest = fetch(config.data.path, config.data.address)
+    if config.schedule is not None:
+        try:
+            schedule = tp.Schedule(config.schedule)
+        except ValueError as error:
+            raise UserError(f"schedule: {error}") from None
+        patches = config.model.num_patches(config.data.image_size)
+        if len(schedule) != config.model.depth or schedule[0] > patches:
+            raise UserError(
+                f"schedule {schedule} does not fit {config.model.depth} blocks of {patches} tokens"
+            )
+    return TrainJob(
+        job_id=config.name,
+        storage=(config.root / "trains").resolve(),
+        store=None if isinstance(config.storage, Path) else join(config.storage, "trains"),
+        data=config.data.model_copy(update={"path": config.data.path.resolve()}),
+        model=ModelSpec(
+            width=config.width.width,
+            heads=config.width.heads,
+            depth=config.model.depth,
+            patch_size=config.model.patch_size,
+            image_size=config.data.image_size,
+            num_classes=len(manifest.classes),
+        ),
+        schedule=config.schedule,
+        method=config.method,
+        init=config.init,
+        sandwich=config.sandwich,
+        train=config.train,
+        workers=config.workers,
+        stall_minutes=config.stall_minutes,
+        full_disk_minutes=config.full_disk_minutes,
+        seed=config.seed,
+    )

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from pipelines.train.timing import Stopwatch
+from pipelines.train.metrics import Stopwatch
 
 # (images [b, 3, H, W], targets [b] or [b, classes]) → mean loss of these images.
 LossOf = Callable[[Tensor, Tensor], Tensor]

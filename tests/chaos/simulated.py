@@ -40,7 +40,7 @@ from pipelines.search.stages import screen_stage as screen
 from pipelines.search.stages import supernet_stage as supernet
 from pipelines.search.state import SearchState, fold
 from pipelines.train.reports import add_report, kept_reports
-from pipelines.train.trials import _List
+from pipelines.trials.run_trials import _List
 from tune_spaces.policy import Score, Train
 
 SUPERNET = {

@@ -29,11 +29,17 @@ from pipelines.errors import UserError
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.state import fold
 from pipelines.storage.checked_lines import checked_line, has_checksum, parse_line
-from pipelines.train.checkpoint import JobProgress, damage, read_progress, seal, write_progress
-from pipelines.train.last_signs import LastSign, read_last_signs, write_last_signs
-from pipelines.train.ray_record import mend_record
+from pipelines.train.checkpoint import (
+    JobProgress,
+    damage,
+    read_progress,
+    score_of,
+    seal,
+    write_progress,
+)
 from pipelines.train.reports import add_report, kept_reports
-from pipelines.train.retention import score_of
+from pipelines.trials.last_signs import LastSign, read_last_signs, write_last_signs
+from pipelines.trials.ray_record import mend_record
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 

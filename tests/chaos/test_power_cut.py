@@ -18,11 +18,19 @@ from ray.train import CheckpointConfig
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.storage import StorageContext
 
-from pipelines.train.checkpoint import JobProgress, damage, read_progress, seal, write_progress
-from pipelines.train.ray_record import mend_record
-from pipelines.train.reporter import FolderReporter, RayReporter
+from pipelines.train.checkpoint import (
+    BEST_NAME,
+    JobProgress,
+    damage,
+    read_progress,
+    score_of,
+    seal,
+    write_progress,
+)
+from pipelines.train.reporter import FolderReporter
 from pipelines.train.reports import kept_reports
-from pipelines.train.retention import BEST_NAME, score_of
+from pipelines.trials.ray_record import mend_record
+from pipelines.trials.ray_reporter import RayReporter
 
 # (epochs that are done, steps after them): a job's commits, and what each epoch scores.
 COMMITS = [(0, 10), (1, 0), (1, 10), (2, 0), (2, 10), (3, 0), (4, 0)]

@@ -22,9 +22,10 @@ from cluster.capacity import Room, grows_to, nodes_on_their_way, present_nodes
 from cluster.placement import Gang, fit
 from cluster.session import ray_session
 from pipelines.config import DataConfig, TrainConfig, WorkersConfig
-from pipelines.train import trials
-from pipelines.train.ray_job import gang_of
-from pipelines.train.spec import ModelSpec, TrainJob
+from pipelines.models.model_spec import ModelSpec
+from pipelines.train.spec import TrainJob
+from pipelines.trials import run_trials as trials
+from pipelines.trials.ray_job import gang_of
 
 WORKERS = WorkersConfig(num_workers=1, cpus_per_worker=2)  # one job fills a machine
 TRIALS, EPOCHS, MOST = 4, 3, 3
@@ -112,7 +113,7 @@ def make_trainable(log):
         note(event="ended", epoch=epoch, time=time.time())
 
     def trainable(config):
-        from pipelines.train import ray_job
+        from pipelines.trials import ray_job
 
         ray_job.train_worker = worker
         ray_job.train_trial(config)

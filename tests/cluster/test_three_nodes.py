@@ -19,7 +19,7 @@ from cluster.capacity import Room, jobs_that_fit, present_nodes
 from cluster.placement import Gang, fit
 from pipelines.config import PublishStageConfig, ScreenStageConfig
 from pipelines.search.stages.timed import timed_task
-from pipelines.train.trials import _List, _Queue
+from pipelines.trials.run_trials import _List, _Queue
 
 GANG = Gang(2, 1.0)  # one job fills one node
 TRIALS = 8

@@ -12,8 +12,9 @@ from thinning import fast
 from cluster.session import ray_session
 from pipelines.config import DataConfig, TrainConfig, WorkersConfig
 from pipelines.data.prepare import prepare
-from pipelines.train.spec import ModelSpec, TrainJob
-from pipelines.train.trials import TrialRequest, run_trials
+from pipelines.models.model_spec import ModelSpec
+from pipelines.train.spec import TrainJob
+from pipelines.trials.run_trials import TrialRequest, run_trials
 
 
 class Notes:

@@ -17,7 +17,7 @@ from pipelines.search.recorder import Recorder
 from pipelines.search.stages.context import StageContext, TrialWatch
 from pipelines.search.stages.scorer_pool import scorers
 from pipelines.train.checkpoint import MODEL_NAME
-from pipelines.train.trials import TrialRequest, run_trials, unheard_reports
+from pipelines.trials.run_trials import TrialRequest, run_trials, unheard_reports
 
 # A base this near to chance has learned nothing that pooling could keep: under twice chance and,
 # where the classes are few, under a tenth of the way from chance to all right.

@@ -17,8 +17,8 @@ from pipelines.search.ledger import LEDGER_NAME, Event, read_events
 from pipelines.search.recorder import Recorder
 from pipelines.search.search_space import make_space
 from pipelines.search.state import SearchState
-from pipelines.train.ray_job import gang_of
-from pipelines.train.report_keys import NO_ROOM, RESTARTED
+from pipelines.train.reports import NO_ROOM, RESTARTED
+from pipelines.trials.ray_job import gang_of
 from tune_spaces.space import ScheduleSpace
 
 # What actors cost is recorded this often, so that a driver that is killed loses little of it.

@@ -16,7 +16,7 @@ from pipelines.search.stages.screen_stage import base_policy, score
 from pipelines.search.stages.supernet_stage import supernet_policy
 from pipelines.search.state import SearchState, TrialState, Weights
 from pipelines.train.checkpoint import MODEL_NAME
-from pipelines.train.trials import Jobs, TrialRequest, run_trials, unheard_reports
+from pipelines.trials.run_trials import Jobs, TrialRequest, run_trials, unheard_reports
 from tune_spaces.policy import FrontPolicy, Score, Train
 
 _NOT_PROMISING = "its end was not expected to add to the front"

@@ -17,8 +17,8 @@ from pipelines.search.scorer import Scorer
 from pipelines.search.stages.context import StageContext
 from pipelines.search.state import Weights
 from pipelines.train.life_signs import Sign, read_sign
-from pipelines.train.stall_watch import StallWatch
-from pipelines.train.trials import short_reason
+from pipelines.trials.run_trials import short_reason
+from pipelines.trials.stall_watch import StallWatch
 
 Submit = Callable[[Any, Any], Any]
 # Times that the same piece of work may cost an actor its life.

@@ -12,7 +12,7 @@ from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.screen_stage import best_of, score
 from pipelines.search.state import SearchState
 from pipelines.train.checkpoint import MODEL_NAME
-from pipelines.train.trials import TrialRequest, run_trials, unheard_reports
+from pipelines.trials.run_trials import TrialRequest, run_trials, unheard_reports
 from tune_spaces.policy import FrontPolicy
 from tune_spaces.space import Candidate
 

@@ -17,7 +17,7 @@ from pipelines.results.status import duration, sparkline
 from pipelines.search.driver import driver_runs
 from pipelines.search.halt import request_stop
 from pipelines.search.ledger import Ledger
-from pipelines.train.last_signs import LastSign, write_last_signs
+from pipelines.trials.last_signs import LastSign, write_last_signs
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ import tokenpool as tp
 from pipelines.config import DataConfig, SearchConfig, TrainConfig, WorkersConfig
 from pipelines.data.augment import normalize
 from pipelines.errors import UserError
+from pipelines.models.model_spec import ModelSpec
+from pipelines.models.normalization import renormalize
+from pipelines.models.outline import outline
 from pipelines.search.job_specs import base_job
 from pipelines.search.loaded_base import save_loaded, save_loaded_noted
 from pipelines.search.search_space import count_parameters, dense_gmacs, is_plain, vit_spec
-from pipelines.train.normalization import renormalize
-from pipelines.train.outline import outline
-from pipelines.train.spec import ModelSpec, TrainJob
+from pipelines.train.spec import TrainJob
 
 
 def make_job(storage, num_classes=5, width=16):

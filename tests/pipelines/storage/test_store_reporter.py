@@ -10,7 +10,7 @@ from ray.train.v2._internal.execution.storage import StorageContext
 
 from pipelines.errors import UserError
 from pipelines.train.checkpoint import JobProgress, read_progress, seal, write_progress
-from pipelines.train.store_reporter import StoreReporter
+from pipelines.trials.store_reporter import StoreReporter
 
 
 @pytest.fixture

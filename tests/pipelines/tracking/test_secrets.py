@@ -15,7 +15,7 @@ from pipelines.search.ledger import Ledger
 from pipelines.tracking.mlflow_errors import first_line
 from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.tracking_store import tracking_store
-from pipelines.train.trials import short_reason
+from pipelines.trials.run_trials import short_reason
 
 MARK = "pLaNt3d"
 SECRETS = {
@@ -190,7 +190,7 @@ def test_a_bugs_traceback_a_threads_and_a_log_line() -> None:
 
 
 def test_what_leaves_a_worker(planted: None) -> None:
-    from pipelines.train.ray_job import train_trial, train_worker
+    from pipelines.trials.ray_job import train_trial, train_worker
 
     for run, job in ((train_worker, {"job_id": 1}), (train_trial, {"job": {"job_id": 1}})):
         inner = job.get("job", job)

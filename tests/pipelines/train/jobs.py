@@ -26,7 +26,7 @@ from pipelines.config import (
 from pipelines.errors import UserError
 from pipelines.train import loop
 from pipelines.train.reporter import FolderReporter
-from pipelines.train.run_config import job_of
+from pipelines.train.spec import job_of
 from pipelines.train.update import Outcome, Update
 
 STEPS = 17  # of an epoch, 1,151 images in batches of 64

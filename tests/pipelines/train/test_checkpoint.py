@@ -5,10 +5,16 @@ import time
 
 import pytest
 
-from pipelines.train.checkpoint import JobProgress, damage, read_progress, seal, write_progress
+from pipelines.train.checkpoint import (
+    JobProgress,
+    damage,
+    read_progress,
+    score_of,
+    seal,
+    write_progress,
+)
 from pipelines.train.checkpoint_room import part_of_checkpoint
 from pipelines.train.reporter import FolderReporter
-from pipelines.train.retention import score_of
 
 
 @pytest.fixture

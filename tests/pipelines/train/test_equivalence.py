@@ -87,7 +87,7 @@ def our_job(schedules, stage, clip, device):
     from deepspeed.utils import safe_get_full_grad
 
     from pipelines.train.engine import make_engine, set_learning_rate
-    from pipelines.train.timing import Stopwatch
+    from pipelines.train.metrics import Stopwatch
     from pipelines.train.update import Update
 
     world_size = dist.get_world_size()

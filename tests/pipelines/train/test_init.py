@@ -9,8 +9,8 @@ from pipelines.data.augment import normalize
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
 from pipelines.data.prepare import prepare
-from pipelines.train.init import init_from_scratch
-from pipelines.train.optim import learning_rate
+from pipelines.train.engine import learning_rate
+from pipelines.train.model import init_from_scratch
 
 EPOCHS = 4
 

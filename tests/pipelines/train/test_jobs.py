@@ -15,7 +15,7 @@ import torch
 import tokenpool as tp
 from pipelines.data.prepare import prepare
 from pipelines.train.checkpoint import read_progress
-from pipelines.train.report_keys import PHASES
+from pipelines.train.reports import PHASES
 
 HERE = Path(__file__).parent
 

@@ -7,8 +7,8 @@ from rich.console import Console
 from pipelines.config import TrainConfig
 from pipelines.console import Screen
 from pipelines.errors import UserError
-from pipelines.train.microbatch import first_micro_batch, halved
-from pipelines.train.single_job import _Watcher
+from pipelines.train.step_faults import first_micro_batch, halved
+from pipelines.trials.single_job import _Watcher
 
 
 def test_size_and_number_say_the_same():

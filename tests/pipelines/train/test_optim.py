@@ -3,8 +3,8 @@ import torch
 from timm.scheduler import CosineLRScheduler
 
 import tokenpool as tp
-from pipelines.train.init import init_from_scratch, sincos_positions
-from pipelines.train.optim import learning_rate, parameter_groups
+from pipelines.train.engine import learning_rate, parameter_groups
+from pipelines.train.model import init_from_scratch, sincos_positions
 
 
 def tiny(width=32):

@@ -4,7 +4,7 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.train.reports import REPORTS_NAME, add_report, kept_reports
-from pipelines.train.trials import unheard_reports
+from pipelines.trials.run_trials import unheard_reports
 
 
 def report(epoch, top1=0.5):

@@ -1,10 +1,17 @@
 import pytest
 import torch.distributed as dist
 
-from pipelines.train.checkpoint import JobProgress, seal, write_progress
-from pipelines.train.reporter import FolderReporter, known_to_ray
+from pipelines.train.checkpoint import (
+    JobProgress,
+    checkpoint_folders,
+    folder_name,
+    score_of,
+    seal,
+    write_progress,
+)
+from pipelines.train.reporter import FolderReporter
 from pipelines.train.reports import kept_reports
-from pipelines.train.retention import checkpoint_folders, folder_name, score_of
+from pipelines.trials.ray_reporter import known_to_ray
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import tokenpool as tp
 from pipelines.config import SandwichConfig, TrainConfig, TrainRunConfig
 from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
-from pipelines.train.run_config import job_of
 from pipelines.train.sandwich import Sandwich, SubNet
+from pipelines.train.spec import job_of
 from tune_spaces.space import ScheduleSpace
 
 IMAGES, STEPS, DEPTH = 6, 3, 3
@@ -78,7 +78,7 @@ def our_steps(stage, micro_batch, distill_weight, lr=1e-3):
 
     from pipelines.train.engine import make_engine
     from pipelines.train.losses import training_loss
-    from pipelines.train.timing import Stopwatch
+    from pipelines.train.metrics import Stopwatch
     from pipelines.train.update import Update
 
     model = make_model()

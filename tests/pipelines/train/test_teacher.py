@@ -8,8 +8,9 @@ import tokenpool as tp
 from pipelines.config import DataConfig, DistillConfig, TrainConfig, WorkersConfig
 from pipelines.data.augment import normalize
 from pipelines.errors import UserError
+from pipelines.models.model_spec import ModelSpec
 from pipelines.train.model import build_teacher
-from pipelines.train.spec import ModelSpec, TrainJob
+from pipelines.train.spec import TrainJob
 
 OURS = ((0.2, 0.3, 0.4), (0.5, 0.4, 0.3))
 

@@ -6,9 +6,8 @@ import torch
 import torch.distributed as dist
 
 from pipelines.train.checkpoint import EpochSums
-from pipelines.train.display import epoch_line
-from pipelines.train.metrics import EpochMeter, GpuMeter
-from pipelines.train.timing import Stopwatch, shares
+from pipelines.train.metrics import EpochMeter, GpuMeter, Stopwatch, shares
+from pipelines.train.reports import epoch_line
 
 CPU = torch.device("cpu")
 

@@ -31,9 +31,9 @@ from pipelines.data.augment import normalize
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
 from pipelines.data.prepare import prepare
+from pipelines.train.engine import learning_rate, make_optimizer
 from pipelines.train.model import build_model
-from pipelines.train.optim import learning_rate, make_optimizer
-from pipelines.train.run_config import job_of
+from pipelines.train.spec import job_of
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Training jobs on Ray: each a Tune trial that runs Ray Train, watched and started again."""

@@ -1,0 +1,81 @@
+"""What a job failed of, by Ray Train's error: a machine, a disk, a bug, a fault of the user's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.errors import UserError
+from pipelines.storage.room import DiskFull, cannot_be_written, lacks_room
+from pipelines.storage.store import StoreAway
+
+# What code raises that is wrong, or that is given what it cannot take: never a machine's failure.
+_BUGS: tuple[type[Exception], ...] = (
+    *(TypeError, ValueError, LookupError, AttributeError, NameError, ImportError, SyntaxError),
+    *(AssertionError, NotImplementedError, ArithmeticError),
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job's workers, or its controller, have ended.
+
+    Attributes:
+        kind: `room`: the cluster had none for its workers. `disk`: one was full, or an object store
+            did not answer; `no disk`: one is full and was waited for, or takes no writes. `bug` and
+            `person`: it would come again. `drained`: a machine is to be taken away, and the job has
+            left it. `stall` and `machine`: what a restart is for.
+        text: in one line; empty where Ray's own error says it.
+    """
+
+    kind: Literal["room", "drained", "disk", "no disk", "bug", "person", "stall", "machine"]
+    text: str = ""
+
+
+def failure_of(error: Exception) -> Failure:
+    """What a `TrainingFailedError` comes from."""
+    from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
+
+    from pipelines.train.draining import NodeDrained
+    from pipelines.trials.stall_callback import WorkerStalled
+
+    controller = getattr(error, "controller_failure", None)
+    if isinstance(controller, WorkerGroupStartupTimeoutError):
+        return Failure("room")
+    wrapped = [*getattr(error, "worker_failures", {}).values(), controller]
+    causes = [_root(cause) for cause in wrapped if cause is not None]
+    for cause in causes:
+        if isinstance(cause, NodeDrained):
+            return Failure("drained", str(cause))
+        if isinstance(cause, StoreAway):
+            return Failure("disk", str(cause))
+        if isinstance(cause, DiskFull) or cannot_be_written(cause):
+            return Failure("no disk", str(cause))
+        if lacks_room(cause):
+            return Failure("disk", str(cause))
+    if any(isinstance(cause, UserError) for cause in causes):
+        return Failure("person")
+    stalled = [str(cause) for cause in causes if isinstance(cause, WorkerStalled)]
+    if stalled:
+        return Failure("stall", "; ".join(stalled))
+    bugs = [cause for cause in causes if isinstance(cause, _BUGS)]
+    # What a rank raises because another's process died is none.
+    if bugs and not any(isinstance(cause, RayTrainError) for cause in causes):
+        return Failure("bug", f"{type(bugs[0]).__name__}: {bugs[0]}{_place(error)}")
+    return Failure("machine")
+
+
+def _root(error: BaseException) -> BaseException:
+    """What Ray wrapped: the exception that the worker's own code raised."""
+    for name in ("_base_exc", "cause"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            return _root(inner)
+    return error
+
+
+def _place(error: Exception) -> str:
+    """The file and line that a worker's error was raised in, by the traceback that Ray kept."""
+    found = re.findall(r'File "(.+)", line (\d+)', str(error))
+    return f" ({found[-1][0]}, line {found[-1][1]})" if found else ""
