@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import ray
-from ray._common.utils import get_system_memory  # a container's, where it has a limit
-from ray._private.state import state
 
+from cluster import ray_private
 from cluster.placement import Gang, Node, as_node, fit
 from cluster.probe import ClusterError
 
@@ -30,7 +29,7 @@ _MOST_BUNDLES = 4096
 
 def present_nodes() -> list[Node]:
     """The nodes that are alive, and stay: those that are drained take no more work."""
-    drained = state.get_draining_nodes()
+    drained = ray_private.state.get_draining_nodes()
     return [
         as_node(record)
         for record in ray.nodes()
@@ -64,12 +63,9 @@ def grows_to(gang: Gang, seconds: float = 20.0) -> bool:
 
 def nodes_on_their_way() -> bool:
     """Whether an autoscaler, of either of Ray's kinds, is starting nodes."""
-    from ray.autoscaler.v2.sdk import get_cluster_status
-    from ray.experimental.internal_kv import _internal_kv_get
-
     try:
-        found = get_cluster_status(ray.get_runtime_context().gcs_address)
-        text = _internal_kv_get(_STATUS_OF_V1)
+        found = ray_private.get_cluster_status(ray.get_runtime_context().gcs_address)
+        text = ray_private._internal_kv_get(_STATUS_OF_V1)
         report = (json.loads(text) if text else {}).get("autoscaler_report") or {}
     except Exception as error:  # neither is an interface that Ray promises to keep
         logger.warning("the autoscaler cannot be asked whether nodes are on their way: %s", error)
@@ -129,7 +125,9 @@ class Room:
     patience: float = 1800.0
     nodes: Callable[[], Sequence[Node]] = present_nodes
     clock: Callable[[], float] = time.monotonic
-    most_drivers: int = field(default_factory=lambda: drivers_that_fit(get_system_memory()))
+    most_drivers: int = field(
+        default_factory=lambda: drivers_that_fit(ray_private.get_system_memory())
+    )
     _jobs: int = field(default=0, init=False)
     _looked: float = field(default=float("-inf"), init=False)
     _asked: float = field(default=float("-inf"), init=False)

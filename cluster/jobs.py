@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import ray_private
 from cluster.package import RUN
 from cluster.probe import AddressError, ClusterError, JobServer, check_ray_version, job_server
 from cluster.security.redact import secret_places
@@ -269,22 +270,20 @@ def _only_address(server: JobServer) -> Iterator[None]:
     A server that asks for a token gets the one that is set or lies in its default place; Ray's
     client reads it only when it is told that tokens are in use.
     """
-    from ray._raylet import Config  # type: ignore[attr-defined]
-
     names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_MODE")
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     mode = "token" if server.needs_token else "disabled"
     changed = before.get("RAY_AUTH_MODE") != mode
     os.environ["RAY_AUTH_MODE"] = mode
     if changed:
-        Config.initialize("")
+        ray_private.Config.initialize("")
     try:
         yield  # the token goes into the headers of all that this client ever asks
     finally:
         del os.environ["RAY_AUTH_MODE"]
         os.environ.update(before)
         if changed:
-            Config.initialize("")
+            ray_private.Config.initialize("")
 
 
 def _refused(url: str) -> AddressError:

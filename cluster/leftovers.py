@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import ray
 
+from cluster import ray_private
+
 _POLL_SECONDS = 0.1
 
 
@@ -30,13 +32,10 @@ class Group:
 
 def held_groups() -> list[Group]:
     """Every placement group of the cluster that is not meant to outlive its driver."""
-    from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
-
-    found = []
-    for raw in state._connect_and_get_accessor().get_placement_group_table():
-        entry = PlacementGroupTableData.FromString(raw)
-        if entry.state != PlacementGroupTableData.REMOVED and not entry.is_detached:
+    table, found = ray_private.PlacementGroupTableData, []
+    for raw in ray_private.state._connect_and_get_accessor().get_placement_group_table():
+        entry = table.FromString(raw)
+        if entry.state != table.REMOVED and not entry.is_detached:
             found.append(Group(entry.placement_group_id.hex(), entry.creator_job_id.hex()))
     return found
 
@@ -49,9 +48,7 @@ def own_groups() -> list[Group]:
 
 def stale_groups() -> list[Group]:
     """Those whose driver has ended: nobody can use them any more."""
-    from ray._private.state import jobs
-
-    living = {job["JobID"] for job in jobs() if not job["IsDead"]}
+    living = {job["JobID"] for job in ray_private.jobs() if not job["IsDead"]}
     return [group for group in held_groups() if group.job_id not in living]
 
 
@@ -61,11 +58,12 @@ def remove(groups: list[Group], *, wait_seconds: float = 5.0) -> int:
     Returns:
         How many are gone.
     """
-    from ray._raylet import PlacementGroupID
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
     for group in groups:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group.group_id))))
+        remove_placement_group(
+            PlacementGroup(ray_private.PlacementGroupID(bytes.fromhex(group.group_id)))
+        )
     deadline = time.monotonic() + wait_seconds
     wanted = set(groups)
     while (left := wanted & set(held_groups())) and time.monotonic() < deadline:

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster import ray_private
 from cluster.node_report import (
     Report,
     Request,
@@ -155,8 +156,6 @@ def _meet(nodes: list[dict[str, Any]], gpus_per_worker: float) -> list[str]:
     if not gpus_per_worker:
         workers = [record for record in nodes if record["Resources"].get("CPU", 0)]
         return unreachable(workers)
-    from ray._private.state import available_resources_per_node
-
-    free = available_resources_per_node()
+    free = ray_private.available_resources_per_node()
     workers = [record for record in nodes if free.get(record["NodeID"], {}).get("GPU", 0) >= 1]
     return unreachable(workers, backend="nccl")

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import ray
 
+from cluster import ray_private
 from cluster.proxies import go_direct
 
 TIMEOUT_SECONDS = 10.0
@@ -55,18 +56,16 @@ class JobServer:
 def check_gcs(address: str) -> None:
     """Raises AddressError unless a Ray cluster of this Ray's version lets us in at `host:port`."""
     import grpc
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
     from ray.exceptions import AuthenticationError
 
     _split(address)
     try:
-        channel = init_grpc_channel(address)
+        channel = ray_private.init_grpc_channel(address)
     except AuthenticationError:
         raise AddressError(_no_token(address)) from None
     try:
-        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-        request = gcs_service_pb2.CheckAliveRequest()  # type: ignore[attr-defined]
+        stub = ray_private.gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        request = ray_private.gcs_service_pb2.CheckAliveRequest()
         found = stub.CheckAlive(request, timeout=TIMEOUT_SECONDS)
     except AuthenticationError:
         raise AddressError(_no_token(address)) from None
@@ -199,10 +198,8 @@ def resolve(address: str) -> str:
 
 
 def _bootstrap_address() -> str | None:
-    from ray._private import services
-
     try:
-        return services.get_ray_address_from_environment("auto", None)
+        return ray_private.get_ray_address_from_environment("auto", None)
     except ConnectionError:
         return None
 

@@ -22,7 +22,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been s
 
 import ray
 
-from cluster import leftovers
+from cluster import leftovers, ray_private
 from cluster.capacity import grows_to, jobs_that_fit, present_nodes
 from cluster.placement import Gang, Node, fit
 from cluster.probe import AddressError, ClusterError, check_gcs, resolve
@@ -47,6 +47,8 @@ _SETTINGS = {
 
 
 _LONGEST_BASE = 24
+# Ray's words, in an exception of no kind of its own.
+_TOO_SLOW = "timed out during startup"
 
 # Ray shows its figures to whoever asks, on every interface and without a token; nobody reads
 # those of an instance that lives as long as a search. There is no port −1.
@@ -161,9 +163,7 @@ def _private_folder() -> Path:
 
 def _read_auth_mode_again() -> None:
     """Ray reads the variable when it is imported, and remembers it."""
-    from ray._raylet import Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
+    ray_private.Config.initialize("")
 
 
 def _forget_token() -> None:
@@ -172,10 +172,8 @@ def _forget_token() -> None:
     A process that still asked for it would refuse the next cluster's questions about its actors,
     and that cluster would take them for given up.
     """
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
-
     _read_auth_mode_again()
-    AuthenticationTokenLoader.instance().reset_cache()
+    ray_private.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -223,6 +221,14 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
             raise _no_connection(options["address"], error) from None
+        except Exception as error:
+            if _TOO_SLOW not in str(error):
+                raise
+            ray.shutdown()
+            raise ClusterError(
+                "Ray did not come up on this machine within half a minute: others leave it too "
+                "little CPU; look what else runs (`top`), and type the same command to go on"
+            ) from None
         try:
             if not local:
                 leftovers.remove(leftovers.stale_groups())
@@ -297,10 +303,8 @@ def _dashboard_of(address: str) -> str:
     Raises:
         AddressError: it has none.
     """
-    from ray.dashboard.utils import ray_address_to_api_server_url
-
     try:
-        return str(ray_address_to_api_server_url(address))
+        return str(ray_private.ray_address_to_api_server_url(address))
     except (ValueError, RuntimeError):
         raise AddressError(
             f"the cluster at {address} has no dashboard, which frees the workers of trials that "

@@ -97,6 +97,10 @@ def test_inner_rooms_import_only_what_lies_below():
     assert not wrong, "\n".join(sorted(wrong))
 
 
+def test_a_training_job_knows_no_ray():
+    assert not {path for path in (ROOT / "pipelines/train").glob("*.py") if "ray" in imported(path)}
+
+
 def test_no_file_name_stands_twice_within_pipelines():
     names = Counter(path.name for path in (ROOT / "pipelines").rglob("*.py"))
     assert {name for name, count in names.items() if count > 1} <= {"__init__.py"}

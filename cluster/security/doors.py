@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from cluster import ray_private
+
 FLAG = "--i-know-this-is-open"
 # What a stranger is told: asked for a token, let in, nobody there, or something else there.
 Door = Literal["guarded", "open", "silent", "foreign"]
@@ -324,9 +326,7 @@ def refuse_open_host(host: str, what: str, remedy: str, allowed: bool = False) -
 
 def _running_ray() -> str | None:
     """The cluster that runs on this machine, as Ray itself finds it."""
-    from ray._private import services
-
-    found = sorted(services.find_gcs_addresses())
+    found = sorted(ray_private.find_gcs_addresses())
     return found[0] if found else None
 
 

@@ -1,4 +1,7 @@
-"""Imports that take less time: each worker of each trial waits for them."""
+"""Imports that take less time, as each worker of each trial waits for them; what DeepSpeed hides.
+
+The names of DeepSpeed that it does not promise are here, and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -49,3 +52,11 @@ def import_deepspeed() -> Any:
     # Kept by DeepSpeed as the list of operators that it may build.
     deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
+
+
+def forget_backward(optimizer: Any) -> None:
+    """Lets DeepSpeed's ZeRO optimizer begin a backward pass after one that broke off.
+
+    It counts those it is inside of, and nobody tells it of one that ends with an error.
+    """
+    optimizer._backward_active_depth = 0

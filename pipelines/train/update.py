@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from pipelines.train.imports import forget_backward
 from pipelines.train.metrics import Stopwatch
 
 # (images [b, 3, H, W], targets [b] or [b, classes]) → mean loss of these images.
@@ -125,7 +126,7 @@ class Update:
         """Makes all gradients NaN, after a backward pass that broke off."""
         optimizer = self.engine.optimizer
         if self._partitioned:
-            optimizer._backward_active_depth = 0  # DeepSpeed still believes to be inside it
+            forget_backward(optimizer)
         for parameter in self.engine.module.parameters():
             if parameter.requires_grad:
                 parameter.grad = None

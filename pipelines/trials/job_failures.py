@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from cluster import ray_private
 from pipelines.errors import UserError
 from pipelines.storage.room import DiskFull, cannot_be_written, lacks_room
 from pipelines.storage.store import StoreAway
@@ -35,13 +36,11 @@ class Failure:
 
 def failure_of(error: Exception) -> Failure:
     """What a `TrainingFailedError` comes from."""
-    from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
-
     from pipelines.train.draining import NodeDrained
     from pipelines.trials.stall_callback import WorkerStalled
 
     controller = getattr(error, "controller_failure", None)
-    if isinstance(controller, WorkerGroupStartupTimeoutError):
+    if isinstance(controller, ray_private.WorkerGroupStartupTimeoutError):
         return Failure("room")
     wrapped = [*getattr(error, "worker_failures", {}).values(), controller]
     causes = [_root(cause) for cause in wrapped if cause is not None]
@@ -61,7 +60,7 @@ def failure_of(error: Exception) -> Failure:
         return Failure("stall", "; ".join(stalled))
     bugs = [cause for cause in causes if isinstance(cause, _BUGS)]
     # What a rank raises because another's process died is none.
-    if bugs and not any(isinstance(cause, RayTrainError) for cause in causes):
+    if bugs and not any(isinstance(cause, ray_private.RayTrainError) for cause in causes):
         return Failure("bug", f"{type(bugs[0]).__name__}: {bugs[0]}{_place(error)}")
     return Failure("machine")
 

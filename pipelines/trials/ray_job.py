@@ -6,6 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from cluster import ray_private
 from cluster.placement import Gang, fit
 from cluster.security.secrecy import clean_errors, guard_process
 from pipelines.train.imports import without_collector
@@ -200,7 +201,7 @@ def _make_trainer(job: TrainJob) -> JobTrainer:
             **_storage(job),
             callbacks=[
                 TuneReportCallback(),  # type: ignore[list-item]
-                watched,  # type: ignore[list-item]
+                watched,
             ],
             failure_config=FailureConfig(
                 max_failures=0,  # `run_trainer` decides
@@ -213,10 +214,7 @@ def _make_trainer(job: TrainJob) -> JobTrainer:
 
 def _reports() -> Any:
     """The queue by which reports go to Tune, from wherever they come."""
-    from ray.train._internal.session import get_session
-
-    session: Any = get_session()
-    return session._get_or_create_inter_actor_queue()
+    return ray_private.get_session()._get_or_create_inter_actor_queue()
 
 
 def _storage(job: TrainJob) -> dict[str, Any]:

@@ -10,20 +10,19 @@ import logging
 from pathlib import Path
 
 from ray.train import CheckpointConfig
-from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
-from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
-    CheckpointManager,
-    _CheckpointManagerState,
-    _TrainingResultState,
-)
-from ray.train.v2._internal.execution.storage import StorageContext
 
+from cluster import ray_private
 from pipelines.storage.durable import write_durably
 from pipelines.train.checkpoint import checkpoint_folders, damage, is_within_epoch, read_progress
 
 logger = logging.getLogger(__name__)
 
-_UNREADABLE = (CheckpointManagerInitializationError, AssertionError, LookupError, ValueError)
+_UNREADABLE = (
+    ray_private.CheckpointManagerInitializationError,
+    AssertionError,
+    LookupError,
+    ValueError,
+)
 
 
 def mend_record(directory: Path, heard: bool) -> None:
@@ -37,12 +36,12 @@ def mend_record(directory: Path, heard: bool) -> None:
     directory = directory.resolve()
     if not directory.is_dir():
         return
-    place = StorageContext(directory.parent, directory.name)
+    place = ray_private.StorageContext(directory.parent, directory.name)
     record = Path(place.checkpoint_manager_snapshot_path)
     if not record.exists():
         return
     try:
-        CheckpointManager(CheckpointConfig(), place)
+        ray_private.CheckpointManager(CheckpointConfig(), place)
     except _UNREADABLE as error:
         logger.warning("%s is made anew: %s", record, error)
         write_durably(record, [_record_of(directory, heard).encode()])
@@ -53,10 +52,12 @@ def _record_of(directory: Path, heard: bool) -> str:
     whole = [folder for folder in epochs if damage(folder) is None]
     known = [folder for folder in whole if heard or folder != epochs[0]] or whole
     results = [
-        _TrainingResultState(checkpoint_dir_name=folder.name, metrics=read_progress(folder).metrics)
+        ray_private._TrainingResultState(
+            checkpoint_dir_name=folder.name, metrics=read_progress(folder).metrics
+        )
         for folder in reversed(known)
     ]
-    return _CheckpointManagerState(
+    record = ray_private._CheckpointManagerState(
         checkpoint_results=results,
         checkpoint_report_indices=list(range(len(results))),
         latest_checkpoint_result=results[-1] if results else None,
@@ -66,4 +67,5 @@ def _record_of(directory: Path, heard: bool) -> str:
         validated_checkpoint_dir_names=[],
         timed_out_validation_checkpoint_dir_names=[],
         failed_validation_checkpoint_dir_names=[],
-    ).json()
+    )
+    return str(record.json())

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from cluster import ray_private
 from pipelines.storage.durable import flush, flush_tree
 from pipelines.storage.room import MINUTES
 from pipelines.train.checkpoint import (
@@ -33,9 +34,8 @@ from pipelines.train.reports import add_report
 def drained_nodes() -> str:
     """The hosts of this worker's job that are drained, by what Ray Train was told; often none."""
     import ray
-    from ray.train.v2._internal.execution.context import get_train_context
 
-    info = get_train_context().preemption_context.preemption_info
+    info = ray_private.get_train_context().preemption_context.preemption_info
     if info is None:
         return ""
     hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from ray import tune
 from ray.tune import Callback
-from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from cluster import ray_private
 from cluster.security.redact import is_secret_name
 from cluster.security.secrecy import redactor
 from pipelines.storage.store import ObjectStore
@@ -313,9 +313,8 @@ def run_trials(
     write_little()
     # Tune would hand the driver's AWS keys to its trials in their runtime_env, which Ray writes to
     # its logs. On one machine they are inherited; the nodes of a cluster have their own.
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
-        {variable for variable in class_cache.ENV_VARS_TO_PROPAGATE if is_secret_name(variable)}
-    )
+    passed_on = ray_private.class_cache.ENV_VARS_TO_PROPAGATE
+    passed_on.difference_update([name for name in passed_on if is_secret_name(name)])
     # Trials whose drivers may be starting at a time; otherwise one.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(_STARTING))
     room = max_concurrent if callable(max_concurrent) else _always(max_concurrent)

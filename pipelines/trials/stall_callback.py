@@ -12,19 +12,16 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.train import WorkerGroupError
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
+from cluster import ray_private
 from pipelines.train.life_signs import Sign, read_sign
 from pipelines.trials.last_signs import LastSign, forget_last_signs, write_last_signs
 from pipelines.trials.stall_watch import Stall, StallWatch
-
-if TYPE_CHECKING:
-    from ray.train.v2._internal.execution.worker_group import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +30,7 @@ class WorkerStalled(Exception):
     """A worker gave no sign of life; the text says which and where it stood."""
 
 
-class StallCallback(WorkerGroupCallback):
+class StallCallback(ray_private.WorkerGroupCallback):
     """Watches the workers of one job over all its worker groups.
 
     Args:
@@ -49,7 +46,7 @@ class StallCallback(WorkerGroupCallback):
         self._job_id, self._directory, self._minutes = job_id, directory, minutes
         self._tell = tell
         self._waiting: set[int] = set()
-        self._workers: dict[int, Worker] = {}
+        self._workers: dict[int, Any] = {}
         self._watch: StallWatch | None = None
         self._asked: dict[int, Any] = {}
         self._last: dict[int, LastSign] = {}

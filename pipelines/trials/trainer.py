@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from cluster import ray_private
 
 
-class JobTrainer(DataParallelTrainer):
+class JobTrainer(ray_private.DataParallelTrainer):
     """Starts a controller, which starts workers that run the training loop.
 
     Ray would also start a process that manages data sets, even where there are none: it imports
@@ -17,4 +16,4 @@ class JobTrainer(DataParallelTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
+        return [each for each in callbacks if not isinstance(each, ray_private.DatasetsCallback)]

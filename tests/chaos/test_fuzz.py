@@ -17,10 +17,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ray.train import CheckpointConfig
-from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
-from ray.train.v2._internal.execution.storage import StorageContext
 
 import tokenpool as tp
+from cluster.ray_private import CheckpointManager, StorageContext
 from pipelines.config import SearchConfig, TrainRunConfig
 from pipelines.config_file import load_as, load_config
 from pipelines.data.manifest import Manifest, load_manifest, verify_beton

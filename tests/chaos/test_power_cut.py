@@ -15,9 +15,8 @@ import ray.train
 import torch.distributed as dist
 from power import Recorder
 from ray.train import CheckpointConfig
-from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
-from ray.train.v2._internal.execution.storage import StorageContext
 
+from cluster.ray_private import CheckpointManager, StorageContext
 from pipelines.train.checkpoint import (
     BEST_NAME,
     JobProgress,

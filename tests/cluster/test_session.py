@@ -97,3 +97,23 @@ def test_workers_import_this_programs_packages_whatever_the_folder_holds(tmp_pat
         found = ray.get(ray.remote(places).remote())
     assert found == places()
     assert not [path for path in found if path.startswith(str(tmp_path))]
+
+
+def test_a_machine_too_busy_for_ray_is_one_line(monkeypatch):
+    """As Ray says it: an exception of no kind of its own, after half a minute."""
+
+    def slow(**options):
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(ray, "init", slow)
+    with pytest.raises(ClusterError, match=r"within half a minute.*same command"), ray_session():
+        pass
+
+
+def test_what_else_goes_wrong_at_the_start_is_not_taken_for_that(monkeypatch):
+    def broken(**options):
+        raise Exception("a bug")
+
+    monkeypatch.setattr(ray, "init", broken)
+    with pytest.raises(Exception, match="a bug"), ray_session():
+        pass
