@@ -15,7 +15,8 @@ import numpy as np
 
 from tokenpool import Schedule
 from tokenpool.cost import VitSpec, vit_macs
-from tune_spaces.outlook import DenseModel, Prices, Untrained
+from tune_spaces.candidate import Untrained
+from tune_spaces.outlook import DenseModel, Prices
 from tune_spaces.policy import FrontPolicy, PolicySettings
 from tune_spaces.space import Candidate, ScheduleSpace
 

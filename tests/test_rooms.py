@@ -137,5 +137,5 @@ def test_the_command_line_starts_without_what_takes_seconds():
     """Every command, `--help` too, waits for what the modules of all commands import."""
     code = "import sys, pipelines.cli; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    slow = HEAVY | {"torch", "timm", "torchvision", "matplotlib", "sklearn", "tokenpool"}
+    slow = HEAVY | {"torch", "timm", "torchvision", "matplotlib", "sklearn", "scipy"}
     assert "pipelines.cli" in ran.stdout.split() and not slow & set(ran.stdout.split())

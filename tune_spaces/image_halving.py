@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from tune_spaces.outlook import Untrained
+from tune_spaces.candidate import Untrained
 from tune_spaces.space import Candidate
 
 __all__ = ["ImageHalving", "See", "looks_of"]
@@ -77,9 +77,13 @@ class ImageHalving:
         means = self._means[candidate.key]
         whole = [known for known in self._means.values() if len(known) == len(self._looks)]
         if len(means) == len(self._looks) or not whole:
-            return Untrained(candidate, 0.0, means[-1], len(means) == len(self._looks))
+            return Untrained(candidate, 0.0, means[-1], self._seen_by(means))
         # As much more or less as it was for those who saw all.
         place = len(means) - 1
         first = sum(known[place] for known in whole)
         ratio = sum(known[-1] for known in whole) / first if first > 0 else 1.0
-        return Untrained(candidate, 0.0, means[-1] * ratio, False)
+        return Untrained(candidate, 0.0, means[-1] * ratio, self._seen_by(means))
+
+    def _seen_by(self, means: Sequence[float]) -> int | None:
+        """Images after as many looks; None for all."""
+        return None if len(means) == len(self._looks) else self._looks[len(means) - 1]

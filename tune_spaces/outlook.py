@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.gaussian_process.kernels import Kernel
 
+from tune_spaces.candidate import Candidate, Key, Untrained
 from tune_spaces.expectation import TrainedQuality
-from tune_spaces.space import Candidate, ScheduleSpace
+from tune_spaces.space import ScheduleSpace
 from tune_spaces.volume import added_volume
 
-__all__ = ["DenseModel", "Outlook", "Prices", "Trained", "Untrained"]
+__all__ = ["DenseModel", "Outlook", "Prices", "Trained"]
 
-Key = tuple[int, tuple[int, ...], str]
 # How much of what a schedule lacks untrained is guessed to be left after training.
 _LEFT = 0.5
 # Share of what a model lacks at the rung that it gains by the end, before any got there, and how
@@ -44,23 +44,6 @@ class DenseModel:
     gmacs: float
     top1: float
     untrained: float
-
-
-@dataclass(frozen=True)
-class Untrained:
-    """A candidate's score without training.
-
-    Attributes:
-        candidate: what was scored.
-        top1: a fraction.
-        loss: cross-entropy in nats.
-        whole: whether it was scored on all images; else the score is an estimate.
-    """
-
-    candidate: Candidate
-    top1: float
-    loss: float
-    whole: bool = True
 
 
 @dataclass

@@ -19,9 +19,10 @@ from typing import Literal
 import numpy as np
 
 from tune_spaces.actions import Action, PolicySettings, Score, Train, Wait
+from tune_spaces.candidate import Key, Untrained
 from tune_spaces.evolution import first_generation, next_generation
 from tune_spaces.halving import Entry, HalvingRule, Verdict
-from tune_spaces.outlook import DenseModel, Key, Outlook, Trained, Untrained
+from tune_spaces.outlook import DenseModel, Outlook, Trained
 from tune_spaces.scores import Scores
 from tune_spaces.space import Candidate, ScheduleSpace
 

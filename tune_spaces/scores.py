@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tune_spaces.candidate import Key, Untrained
 from tune_spaces.evolution import Scored
-from tune_spaces.outlook import DenseModel, Key, Outlook, Trained, Untrained
+from tune_spaces.outlook import DenseModel, Outlook, Trained
 from tune_spaces.pareto import front_ranks
 from tune_spaces.space import Candidate
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenpool import Schedule
+from tune_spaces.candidate import Candidate
 from tune_spaces.limits import Cost, Limit
 
 Arm = tuple[int, str]
@@ -24,31 +24,6 @@ _BISECTIONS = 16
 _CLOSE = 0.998
 _ATTEMPTS = 32
 _LEAST_DROP = 1e-3
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One point of the space: a model width, the patch tokens kept per block, and their cost.
-
-    Attributes:
-        method: How tokens are pooled, by the name the space has for it; empty where it has one
-            method without a name.
-    """
-
-    width: int
-    schedule: Schedule
-    gmacs: float
-    method: str = ""
-
-    @property
-    def key(self) -> tuple[int, tuple[int, ...], str]:
-        """What makes two candidates the same one."""
-        return self.width, tuple(self.schedule), self.method
-
-    @property
-    def arm(self) -> tuple[int, str]:
-        """The model and method whose schedules it competes with on equal terms."""
-        return self.width, self.method
 
 
 class ScheduleSpace:

@@ -25,7 +25,7 @@ from torch import Tensor
 import tokenpool as tp
 from benchmarks.machine import hardware
 from tokenpool.analysis import paired_errors
-from tokenpool.trace import record
+from tokenpool.token_trace import record
 
 RESULTS = Path(__file__).parents[1] / "results"
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)

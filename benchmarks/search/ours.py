@@ -13,8 +13,9 @@ from benchmarks.search.finetuning import Finetuning
 from benchmarks.search.steps import Step
 from benchmarks.search.world import World
 from pipelines.search.calibration import damage_table, plan, probe_counts, probes
+from tune_spaces.candidate import Untrained
 from tune_spaces.halving import rung_of
-from tune_spaces.outlook import DenseModel, Prices, Untrained
+from tune_spaces.outlook import DenseModel, Prices
 from tune_spaces.policy import FrontPolicy, PolicySettings, Score, Train
 from tune_spaces.space import Candidate
 

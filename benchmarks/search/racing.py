@@ -23,11 +23,10 @@ import tokenpool as tp
 from benchmarks.machine import hardware
 from pipelines.config import DataConfig
 from pipelines.search.calibration import damage_table, plan, probe_counts, probes
-from pipelines.search.decide import untrained
 from pipelines.search.race import BLOCK, Racer, images_seen
 from pipelines.search.scorer import Scorer
-from pipelines.search.state import ScreenedSchedule
-from tokenpool import Schedule
+from pipelines.search.state_records import candidate_of, candidate_row
+from tune_spaces.candidate import Untrained
 from tune_spaces.outlook import DenseModel, Prices
 from tune_spaces.policy import FrontPolicy, PolicySettings, Score
 from tune_spaces.racing import looks
@@ -40,7 +39,7 @@ Images = np.ndarray[Any, Any]  # [schedules, images]
 
 def collect(
     data: Path, bases: list[str], method: str, schedules: int, generations: int
-) -> tuple[list[ScreenedSchedule], Images, Images]:
+) -> tuple[list[Untrained], Images, Images]:
     """Every schedule of a screening with its loss and correctness on each image."""
     specs = {base: tp.vit_spec(tp.load(Path(base))) for base in bases}
     by_width = {spec.width: (base, spec) for base, spec in specs.items()}
@@ -78,19 +77,22 @@ def collect(
             )
             losses.append(loss)
             right.append(correct)
-            rows.append(
-                ScreenedSchedule(
-                    c.width, tuple(c.schedule), c.gmacs, float(correct.mean()),
-                    float(loss.mean(dtype=np.float64)), method,
-                )
-            )  # fmt: skip
-            policy.scored([untrained(rows[-1])])
+            rows.append(Untrained(c, float(correct.mean()), float(loss.mean(dtype=np.float64))))
+            policy.scored(rows[-1:])
     return rows, np.array(losses), np.array(right)
 
 
-def front(rows: list[ScreenedSchedule], mean: Images) -> list[int]:
+def _arms(rows: list[Untrained]) -> tuple[Images, Images]:
+    """Widths and costs."""
+    return (
+        np.array([r.candidate.width for r in rows]),
+        np.array([r.candidate.gmacs for r in rows]),
+    )
+
+
+def front(rows: list[Untrained], mean: Images) -> list[int]:
     """Places of what no other of its width beats at no more cost."""
-    width, cost = np.array([r.width for r in rows]), np.array([r.gmacs for r in rows])
+    width, cost = _arms(rows)
     return [
         i
         for i in range(len(rows))
@@ -99,7 +101,7 @@ def front(rows: list[ScreenedSchedule], mean: Images) -> list[int]:
 
 
 def race(
-    rows: list[ScreenedSchedule],
+    rows: list[Untrained],
     losses: Images,
     right: Images,
     size: int,
@@ -111,20 +113,20 @@ def race(
     count = losses.shape[1]
     pick = rng.integers(count, size=size) if size else rng.permutation(count)
     losses, right = losses[:, pick], right[:, pick]
-    place = {(r.width, r.schedule, r.method): i for i, r in enumerate(rows)}
+    place = {r.candidate.key: i for i, r in enumerate(rows)}
 
     def evaluate(some: Sequence[Candidate], start: int, stop: int) -> list[tuple[Images, Images]]:
         found = [place[c.key] for c in some]
         return [(losses[i, start:stop], right[i, start:stop]) for i in found]
 
-    candidates = [Candidate(r.width, Schedule(r.schedule), r.gmacs, r.method) for r in rows]
+    candidates = [row.candidate for row in rows]
     racer = Racer(evaluate, len(pick), tolerance=tolerance)
-    raced: list[ScreenedSchedule] = []
+    raced: list[Untrained] = []
     for start in range(0, len(candidates), BLOCK):
         raced += racer.score(candidates[start : start + BLOCK], raced)
     mean = losses.mean(1, dtype=np.float64)
-    kept = np.array([row.images is None for row in raced])
-    width, cost = np.array([r.width for r in rows]), np.array([r.gmacs for r in rows])
+    kept = np.array([row.whole for row in raced])
+    width, cost = _arms(rows)
     true = front(rows, mean)
     worse = [
         mean[kept & (width == width[i]) & (cost <= cost[i])].min(initial=np.inf) - mean[i]
@@ -154,19 +156,16 @@ def main() -> None:
     if options.kept is not None and options.kept.exists():
         stored = np.load(options.kept)
         losses, right = stored["losses"], stored["right"]
-        rows = [ScreenedSchedule(*row) for row in json.loads(str(stored["rows"]))]
         rows = [
-            ScreenedSchedule(r.width, tuple(r.schedule), r.gmacs, r.top1, r.loss, r.method)
-            for r in rows
+            Untrained(candidate_of(*candidate), top1, loss)
+            for candidate, top1, loss in json.loads(str(stored["rows"]))
         ]
     else:
         rows, losses, right = collect(
             options.data, options.bases, options.method, options.schedules, options.generations
         )
         if options.kept is not None:
-            text = json.dumps(
-                [(r.width, r.schedule, r.gmacs, r.top1, r.loss, r.method) for r in rows]
-            )
+            text = json.dumps([(candidate_row(r.candidate), r.top1, r.loss) for r in rows])
             np.savez(options.kept, losses=losses, right=right, rows=text)
     results = []
     for size in SIZES:

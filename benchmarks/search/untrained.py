@@ -31,9 +31,9 @@ from pipelines.search.calibration import damage_table, plan, probe_counts, probe
 from pipelines.search.race import BLOCK, Racer
 from pipelines.search.scorer import ImageScores, Scorer
 from pipelines.search.shared_prefixes import shared_work
-from pipelines.search.state import ScreenedSchedule
 from tokenpool.cost import block_macs
-from tune_spaces.outlook import DenseModel, Prices, Untrained
+from tune_spaces.candidate import Untrained
+from tune_spaces.outlook import DenseModel, Prices
 from tune_spaces.policy import FrontPolicy, PolicySettings, Score
 from tune_spaces.shapes import POWERS, shapes
 from tune_spaces.space import Candidate, ScheduleSpace
@@ -216,7 +216,7 @@ def ours(world: RealWorld, seed: int) -> Iterator[Step]:
         return world.look([tuple(c.schedule) for c in candidates], start, stop)
 
     racer = Racer(evaluate, config.images)
-    screened: list[ScreenedSchedule] = []
+    screened: list[Untrained] = []
     while isinstance(asked := policy.ask(), Score):
         if asked.is_new:
             policy.asked(asked.candidates)
@@ -224,16 +224,14 @@ def ours(world: RealWorld, seed: int) -> Iterator[Step]:
         before = world.macs
         rows = racer.score(asked.candidates[:BLOCK], screened)
         screened += rows
-        policy.scored(
-            [
-                Untrained(candidate, row.top1, row.loss, row.images is None)
-                for candidate, row in zip(asked.candidates[:BLOCK], rows, strict=True)
-            ]
-        )
+        policy.scored(rows)
         yield Step(world.macs - before, "look")
         for row in rows:
-            if row.images is None:
-                yield Step(0.0, "look", Point(row.width, row.schedule, row.gmacs, -row.loss))
+            if row.whole:
+                found = row.candidate
+                yield Step(
+                    0.0, "look", Point(found.width, tuple(found.schedule), found.gmacs, -row.loss)
+                )
 
 
 def _simple(names: Sequence[str] | None, powers: Sequence[float]) -> Contender:

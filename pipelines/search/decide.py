@@ -8,10 +8,9 @@ from typing import Any
 from pipelines.config import SearchConfig
 from pipelines.search.ledger import Event
 from pipelines.search.state import SearchState, Weights
-from pipelines.search.state_records import ScreenedSchedule
-from tokenpool import Schedule
+from pipelines.search.state_records import candidate_of
 from tune_spaces.halving import rung_of
-from tune_spaces.outlook import DenseModel, Prices, Untrained
+from tune_spaces.outlook import DenseModel, Prices
 from tune_spaces.policy import FrontPolicy, PolicySettings
 from tune_spaces.space import Candidate, ScheduleSpace
 
@@ -56,14 +55,11 @@ def tell(policy: FrontPolicy, state: SearchState, weights: Weights, event: Event
         if kind == "generation":
             policy.asked([candidate_of(*row) for row in event["rows"]])
         else:
-            policy.scored([untrained(row) for row in state.screened_rows(event)])
+            policy.scored(state.screened_rows(event))
     elif trial_id is None or trial_id not in state.trials or state.trials[trial_id].is_companion:
         return
     elif kind == "trial_created":
-        trial = state.trials[trial_id]
-        policy.began(
-            trial_id, Candidate(trial.width, Schedule(trial.schedule), trial.gmacs, trial.method)
-        )
+        policy.began(trial_id, state.trials[trial_id].candidate)
     elif kind == "trial_report":
         report = event["report"]
         policy.reported(trial_id, report["epoch"], report["top1_minival"])
@@ -78,22 +74,6 @@ _TOLD: dict[str, Any] = {
     "trial_done": FrontPolicy.done,
     "trial_failed": FrontPolicy.failed,
 }
-
-
-def row_of(candidate: Candidate) -> list[Any]:
-    """A candidate as JSON types."""
-    return [candidate.width, list(candidate.schedule), candidate.gmacs, candidate.method]
-
-
-def candidate_of(width: int, schedule: list[int], gmacs: float, method: str) -> Candidate:
-    """The candidate of a row that `row_of` made."""
-    return Candidate(width, Schedule(schedule), gmacs, method)
-
-
-def untrained(row: ScreenedSchedule) -> Untrained:
-    """A score as the policy takes it."""
-    candidate = Candidate(row.width, Schedule(row.schedule), row.gmacs, row.method)
-    return Untrained(candidate, row.top1, row.loss, row.images is None)
 
 
 def _settings(config: SearchConfig, state: SearchState, weights: Weights) -> PolicySettings:

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.search.scorer import ImageScores
-from pipelines.search.state import ScreenedSchedule
-from tokenpool import Schedule
+from tune_spaces.candidate import Untrained
 from tune_spaces.pareto import front_ranks
 from tune_spaces.racing import beaten, looks
 from tune_spaces.space import Candidate
@@ -53,9 +52,7 @@ class Racer:
         self._looks = looks(images) if racing else [images]
         self._veterans: dict[_Key, ImageScores] = {}
 
-    def score(
-        self, block: Sequence[Candidate], screened: Sequence[ScreenedSchedule]
-    ) -> list[ScreenedSchedule]:
+    def score(self, block: Sequence[Candidate], screened: Sequence[Untrained]) -> list[Untrained]:
         """What each of a block comes to.
 
         Args:
@@ -137,7 +134,7 @@ class Racer:
 
     def _row(
         self, candidate: Candidate, scores: ImageScores, usual: tuple[Floats, Floats]
-    ) -> ScreenedSchedule:
+    ) -> Untrained:
         losses, right = scores
         loss, top1 = float(losses.mean(dtype=np.float64)), float(right.mean())
         images = None
@@ -147,15 +144,7 @@ class Racer:
             loss += float(usual[0].mean() - usual[0][:images].mean())
             top1 += float(usual[1].mean() - usual[1][:images].mean())
             loss, top1 = max(0.0, loss), min(1.0, max(0.0, top1))
-        return ScreenedSchedule(
-            candidate.width,
-            tuple(candidate.schedule),
-            candidate.gmacs,
-            top1,
-            loss,
-            candidate.method,
-            images,
-        )
+        return Untrained(candidate, top1, loss, images)
 
     def _recall(self, rivals: Sequence[Candidate]) -> None:
         """Keeps what is known of the rivals alone; of a search that was resumed, finds it anew."""
@@ -171,7 +160,7 @@ class Racer:
         }
 
 
-def images_seen(screened: Sequence[ScreenedSchedule], images: int) -> float:
+def images_seen(screened: Sequence[Untrained], images: int) -> float:
     """Share of image evaluations that were made, of those that scoring all on all would take."""
     if not screened:
         return 1.0
@@ -187,15 +176,11 @@ def _joined(first: ImageScores, second: ImageScores) -> ImageScores:
     return losses, right
 
 
-def _fronts(screened: Sequence[ScreenedSchedule]) -> list[Candidate]:
+def _fronts(screened: Sequence[Untrained]) -> list[Candidate]:
     """Of each width, those scored on all images that nothing cheaper or as cheap beats."""
     found: list[Candidate] = []
-    for width in sorted({row.width for row in screened}):
-        own = [row for row in screened if row.width == width and row.images is None]
-        ranks = front_ranks([(row.gmacs, -row.loss) for row in own])
-        found += [
-            Candidate(row.width, Schedule(row.schedule), row.gmacs, row.method)
-            for row, rank in zip(own, ranks, strict=True)
-            if rank == 0
-        ]
+    for width in sorted({row.candidate.width for row in screened}):
+        own = [row for row in screened if row.candidate.width == width and row.whole]
+        ranks = front_ranks([(row.candidate.gmacs, -row.loss) for row in own])
+        found += [row.candidate for row, rank in zip(own, ranks, strict=True) if rank == 0]
     return found

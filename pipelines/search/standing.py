@@ -29,9 +29,9 @@ def is_finished(model: Model) -> bool:
 
 def seed_groups(state: SearchState) -> list[list[TrialState]]:
     """The trials, those of one width, schedule and method together."""
-    groups: dict[tuple[int, tuple[int, ...], str], list[TrialState]] = {}
+    groups: dict[tuple[object, ...], list[TrialState]] = {}
     for trial in state.trials.values():
-        groups.setdefault((trial.width, trial.schedule, trial.method), []).append(trial)
+        groups.setdefault(trial.candidate.key, []).append(trial)
     return list(groups.values())
 
 

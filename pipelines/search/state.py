@@ -13,27 +13,26 @@ from pipelines.search.latency_table import LatencyTable
 from pipelines.search.ledger import LEDGER_NAME, Event, read_events
 from pipelines.search.refresh import names_in_store, refresh
 from pipelines.search.state_records import (
+    CANDIDATE_KEYS,
     STAGES,
     AgreementState,
     BaseState,
     Calibration,
     Measure,
-    PlannedCandidate,
-    ScreenedSchedule,
     TrialState,
     TrialStatus,
     Weights,
+    candidate_of,
 )
 from pipelines.storage.address import is_address, join
 from pipelines.storage.working import search_store, store_of
+from tune_spaces.candidate import Candidate, Untrained
 
 __all__ = [
     "STAGES",
     "AgreementState",
     "BaseState",
     "Calibration",
-    "PlannedCandidate",
-    "ScreenedSchedule",
     "SearchState",
     "TrialState",
     "TrialStatus",
@@ -84,10 +83,10 @@ class SearchState:
     bases: list[BaseState] = field(default_factory=list)
     calibrations: dict[tuple[int, str], Calibration] = field(default_factory=dict)
     latency_tables: dict[tuple[int, str], LatencyTable] = field(default_factory=dict)
-    planned: list[PlannedCandidate] = field(default_factory=list)
-    screened: list[ScreenedSchedule] = field(default_factory=list)
+    planned: list[Candidate] = field(default_factory=list)
+    screened: list[Untrained] = field(default_factory=list)
     supernets: dict[int, BaseState] = field(default_factory=dict)
-    rescreened: list[ScreenedSchedule] = field(default_factory=list)
+    rescreened: list[Untrained] = field(default_factory=list)
     agreement: dict[str, AgreementState] = field(default_factory=dict)
     trials: dict[str, TrialState] = field(default_factory=dict)
     budget: dict[str, Any] = field(default_factory=dict)
@@ -229,24 +228,24 @@ class SearchState:
 
     def _on_planned(self, event: Event) -> None:
         self.planned = [
-            PlannedCandidate(width, tuple(schedule), gmacs, damage, *method or (self._method({}),))
-            for width, schedule, gmacs, damage, *method in event["rows"]
+            candidate_of(width, schedule, gmacs, *method or (self._method({}),))
+            for width, schedule, gmacs, _damage, *method in event["rows"]
         ]
 
     def _on_screened(self, event: Event) -> None:
         rows = self.rescreened if event.get("weights") == "supernet" else self.screened
         rows += self.screened_rows(event)
 
-    def screened_rows(self, event: Event) -> list[ScreenedSchedule]:
+    def screened_rows(self, event: Event) -> list[Untrained]:
         """The scores of a `screened` event."""
         if "width" in event:  # before there was racing
             width, method = event["width"], self._method(event)
             return [
-                ScreenedSchedule(width, tuple(schedule), gmacs, top1, loss, method)
+                Untrained(candidate_of(width, schedule, gmacs, method), top1, loss)
                 for schedule, gmacs, top1, loss in event["rows"]
             ]
         return [
-            ScreenedSchedule(width, tuple(schedule), gmacs, top1, loss, method, images)
+            Untrained(candidate_of(width, schedule, gmacs, method), top1, loss, images)
             for width, schedule, gmacs, top1, loss, method, images in event["rows"]
         ]
 
@@ -273,11 +272,8 @@ class SearchState:
     def _on_trial_created(self, event: Event) -> None:
         self.trials[event["trial_id"]] = TrialState(
             trial_id=event["trial_id"],
-            width=event["width"],
+            candidate=candidate_of(**{key: event[key] for key in CANDIDATE_KEYS}),
             num_heads=event["num_heads"],
-            schedule=tuple(event["schedule"]),
-            method=event["method"],
-            gmacs=event["gmacs"],
             seed=event.get("seed"),
             keep_rate=event.get("keep_rate"),
             start=event.get("start", "base"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from tokenpool.schedule import Schedule
+from tune_spaces.candidate import Candidate
 
 Weights = Literal["base", "supernet"]
 
@@ -21,6 +25,25 @@ to in the mean where the dense model is right as often as it says, and varies le
 
 MEASURE: Measure = "beside dense"
 """What schedules are screened by in searches that begin now (`docs/search-efficiency.md`)."""
+
+
+CANDIDATE_KEYS = ("width", "schedule", "gmacs", "method")
+"""A candidate's in the ledger; its rows have them in this order."""
+
+
+def candidate_row(candidate: Candidate) -> list[Any]:
+    """A candidate as JSON types."""
+    return [candidate.width, list(candidate.schedule), candidate.gmacs, candidate.method]
+
+
+def candidate_fields(candidate: Candidate) -> dict[str, Any]:
+    """The same by name."""
+    return dict(zip(CANDIDATE_KEYS, candidate_row(candidate), strict=True))
+
+
+def candidate_of(width: int, schedule: Iterable[int], gmacs: float, method: str) -> Candidate:
+    """The candidate of such a row."""
+    return Candidate(width, Schedule(schedule), gmacs, method)
 
 
 @dataclass
@@ -65,36 +88,6 @@ class Calibration:
 
 
 @dataclass
-class PlannedCandidate:
-    """A schedule the plan expects the least damage (nats) of, for its cost."""
-
-    width: int
-    schedule: tuple[int, ...]
-    gmacs: float
-    damage: float
-    method: str = ""
-
-
-@dataclass
-class ScreenedSchedule:
-    """A schedule's score without training on minival: top-1 (fraction) and loss (nats).
-
-    Attributes:
-        loss: what `SearchState.measure` says.
-        images: after how many of minival's it was dropped, as another was surely better at no more
-            cost; its score is then estimated from them. None: it was scored on all.
-    """
-
-    width: int
-    schedule: tuple[int, ...]
-    gmacs: float
-    top1: float
-    loss: float
-    method: str = ""
-    images: int | None = None
-
-
-@dataclass
 class AgreementState:
     """How well screening scores ordered the finals of equal cost.
 
@@ -114,10 +107,10 @@ class AgreementState:
 
 @dataclass
 class TrialState:
-    """One final: a width with a schedule, fine-tuned from its base.
+    """One final: a candidate, fine-tuned from its width's base.
 
     Attributes are as in `BaseState`; `reason` says why it was stopped or failed. Trials of one
-    width, schedule and method are repetitions of one model under other seeds.
+    candidate are repetitions of one model under other seeds.
 
     Attributes:
         seed: added to the search's seed; None for the first training of a schedule.
@@ -126,11 +119,8 @@ class TrialState:
     """
 
     trial_id: str
-    width: int
+    candidate: Candidate
     num_heads: int
-    schedule: tuple[int, ...]
-    method: str
-    gmacs: float
     status: TrialStatus = "pending"
     reports: list[dict[str, Any]] = field(default_factory=list)
     top1_minival: float | None = None
@@ -142,6 +132,26 @@ class TrialState:
     seed: int | None = None
     keep_rate: float | None = None
     start: Weights = "base"
+
+    @property
+    def width(self) -> int:
+        """The candidate's."""
+        return self.candidate.width
+
+    @property
+    def schedule(self) -> Schedule:
+        """The candidate's."""
+        return self.candidate.schedule
+
+    @property
+    def method(self) -> str:
+        """The candidate's."""
+        return self.candidate.method
+
+    @property
+    def gmacs(self) -> float:
+        """The candidate's."""
+        return self.candidate.gmacs
 
     @property
     def is_companion(self) -> bool:

@@ -23,9 +23,10 @@ from pipelines.search.calibration import damage_table, plan, probe_counts, probe
 from pipelines.search.scorer import Scorer
 from pipelines.squeeze.answers import Answers, Question, Seen, fingerprint
 from pipelines.squeeze.forecast import Work, in_words
+from tune_spaces.candidate import Untrained
 from tune_spaces.evolution import scaled
 from tune_spaces.image_halving import ImageHalving, See, looks_of
-from tune_spaces.outlook import DenseModel, Prices, Untrained
+from tune_spaces.outlook import DenseModel, Prices
 from tune_spaces.planner import DamageTable
 from tune_spaces.policy import FrontPolicy, PolicySettings, Score
 from tune_spaces.space import Candidate, ScheduleSpace

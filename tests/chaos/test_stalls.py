@@ -205,7 +205,7 @@ def test_scorers_that_hang_or_die(place, begin, told):
     assert "Traceback" not in command.text
     state = load_state(place / "runs", "s")
     # What was done again is there once.
-    scored = [(row.width, row.schedule) for row in state.screened]
+    scored = [(row.candidate.width, row.candidate.schedule) for row in state.screened]
     assert state.calibrations and 12 <= len(scored) == len(set(scored))
     events = list(read_events(place / "runs" / "searches" / "s" / LEDGER_NAME))
     assert [e["id"].split("-")[0] for e in events if e["event"] == "restarted"] == ["scorer"] * 2

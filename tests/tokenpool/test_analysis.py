@@ -8,7 +8,7 @@ import torch
 import tokenpool as tp
 from tokenpool import analysis, plots
 from tokenpool.clustering import matched_indices, nearest, work_features
-from tokenpool.trace import record
+from tokenpool.token_trace import record
 
 
 def wave(rows, columns, frequency):

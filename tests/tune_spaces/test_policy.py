@@ -6,8 +6,9 @@ import moocore
 import numpy as np
 import pytest
 
+from tune_spaces.candidate import Untrained
 from tune_spaces.halving import rung_of
-from tune_spaces.outlook import DenseModel, Prices, Untrained
+from tune_spaces.outlook import DenseModel, Prices
 from tune_spaces.policy import FrontPolicy, PolicySettings, Score, Train, Wait
 from tune_spaces.space import ScheduleSpace
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from tune_spaces.candidate import Untrained
 from tune_spaces.expectation import TrainedQuality
-from tune_spaces.outlook import DenseModel, Outlook, Prices, Trained, Untrained
+from tune_spaces.outlook import DenseModel, Outlook, Prices, Trained
 from tune_spaces.scores import Scores
 from tune_spaces.space import ScheduleSpace
 

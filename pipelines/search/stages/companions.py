@@ -10,6 +10,8 @@ from pipelines.config import SearchConfig
 from pipelines.search.search_space import vit_spec
 from pipelines.search.standing import front_ids
 from pipelines.search.state import SearchState, TrialState
+from pipelines.search.state_records import candidate_fields
+from tune_spaces.space import Candidate
 
 
 def companions(config: SearchConfig, state: SearchState) -> list[dict[str, Any]]:
@@ -24,11 +26,8 @@ def companions(config: SearchConfig, state: SearchState) -> list[dict[str, Any]]
     repeated = [
         {
             "trial_id": trial.trial_id,
-            "width": trial.width,
+            **candidate_fields(trial.candidate),
             "num_heads": trial.num_heads,
-            "schedule": list(trial.schedule),
-            "method": trial.method,
-            "gmacs": trial.gmacs,
             "start": trial.start,
         }
         for trial in sorted(finals.values(), key=lambda trial: (trial.gmacs, trial.trial_id))
@@ -44,23 +43,22 @@ def companions(config: SearchConfig, state: SearchState) -> list[dict[str, Any]]
 def _constant_rates(
     config: SearchConfig, state: SearchState, finals: dict[str, TrialState]
 ) -> list[dict[str, Any]]:
-    known = {(trial.width, trial.schedule, trial.method) for trial in finals.values()}
+    known = {trial.candidate.key for trial in finals.values()}
     method = _usual_method(config, finals)
     found: list[dict[str, Any]] = []
     for width in config.space.widths:
         spec = vit_spec(config, width, state.num_classes)
         for rate in config.finals.constant_rates:
             schedule = tp.Schedule.constant_rate(spec.depth, spec.patches, rate)
-            if (width.width, tuple(schedule), method) in known:
+            gmacs = tp.vit_macs(spec, schedule, method).gmacs
+            candidate = Candidate(width.width, schedule, gmacs, method)
+            if candidate.key in known:
                 continue
             found.append(
                 {
                     "trial_id": f"c{len(found):03d}",
-                    "width": width.width,
+                    **candidate_fields(candidate),
                     "num_heads": width.heads,
-                    "schedule": list(schedule),
-                    "method": method,
-                    "gmacs": tp.vit_macs(spec, schedule, method).gmacs,
                     "keep_rate": rate,
                 }
             )

@@ -15,6 +15,7 @@ from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.screen_stage import base_policy, score
 from pipelines.search.stages.supernet_stage import supernet_policy
 from pipelines.search.state import SearchState, TrialState, Weights
+from pipelines.search.state_records import candidate_fields
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.trials.run_trials import Jobs, TrialRequest, run_trials, unheard_reports
 from tune_spaces.policy import FrontPolicy, Score, Train
@@ -157,11 +158,8 @@ class _PolicyJobs:
         self._context.recorder.add(
             "trial_created",
             trial_id=action.trial_id,
-            width=candidate.width,
+            **candidate_fields(candidate),
             num_heads=self._heads[candidate.width],
-            schedule=list(candidate.schedule),
-            method=candidate.method,
-            gmacs=candidate.gmacs,
             start=_start(self._context.state, candidate.width, self._weights),
         )
         self._policy.began(action.trial_id, candidate)
@@ -212,7 +210,7 @@ def _agree(context: StageContext, weights: Weights) -> None:
 def screening_agreement(state: SearchState, weights: Weights) -> Agreement:
     """Kendall's τ between screening scores and the finals that started from the same weights."""
     rows = state.rescreened if weights == "supernet" else state.screened
-    scores = {(row.width, row.schedule, row.method): -row.loss for row in rows}
+    scores = {row.candidate.key: -row.loss for row in rows}
     return agreement(
         [
             Final(
@@ -224,7 +222,7 @@ def screening_agreement(state: SearchState, weights: Weights) -> Agreement:
             for trial in state.trials.values()
             if not trial.is_companion
             and trial.start == weights
-            and (key := (trial.width, trial.schedule, trial.method)) in scores
+            and (key := trial.candidate.key) in scores
         ]
     )
 

@@ -7,13 +7,14 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from pipelines.search.decide import policy_of, row_of, untrained
+from pipelines.search.decide import policy_of
 from pipelines.search.race import BLOCK, Racer, images_seen
 from pipelines.search.scorer import ImageScores
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.scorer_pool import scorers
-from pipelines.search.state import ScreenedSchedule, Weights
-from tokenpool import Schedule
+from pipelines.search.state import Weights
+from pipelines.search.state_records import candidate_row
+from tune_spaces.candidate import Untrained
 from tune_spaces.evolution import Scored, select
 from tune_spaces.policy import FrontPolicy, Score
 from tune_spaces.space import Candidate, ScheduleSpace
@@ -66,7 +67,7 @@ def score(context: StageContext, policy: FrontPolicy, weights: Weights) -> None:
         while isinstance(asked := policy.ask(), Score):
             if asked.is_new:
                 # On disk before any of it is scored: a killed search goes on with the same ones.
-                rows = [row_of(candidate) for candidate in asked.candidates]
+                rows = [candidate_row(candidate) for candidate in asked.candidates]
                 recorder.add("generation", weights=weights, rows=rows)
                 policy.asked(asked.candidates)
                 continue
@@ -74,45 +75,42 @@ def score(context: StageContext, policy: FrontPolicy, weights: Weights) -> None:
             recorder.add(
                 "screened",
                 weights=weights,
-                rows=[
-                    (r.width, r.schedule, r.gmacs, r.top1, r.loss, r.method, r.images)
-                    for r in scored
-                ],
+                rows=[_row(row) for row in scored],
             )
-            policy.scored([untrained(row) for row in scored])
+            policy.scored(scored)
             bar.advance(len(scored), note=f"top-1 up to {max(row.top1 for row in scored):.1%}")
             context.check()
     text = f"{len(screened)} schedules scored without training"
-    dropped = sum(row.images is not None for row in screened)
+    dropped = sum(not row.whole for row in screened)
     if dropped and "minival" in state.images:
         share = images_seen(screened, state.images["minival"])
         text += f", {dropped} of them dropped early: {1 - share:.0%} of the work saved"
     context.screen.say(text)
 
 
+def _row(row: Untrained) -> list[Any]:
+    """As it stands in the ledger (`SearchState.screened_rows`)."""
+    width, schedule, gmacs, method = candidate_row(row.candidate)
+    return [width, schedule, gmacs, row.top1, row.loss, method, row.images]
+
+
 def seeds(context: StageContext, space: ScheduleSpace) -> list[Candidate]:
     """What the plan expects most of."""
-    return [
-        space.candidate(row.width, row.schedule, row.method or None)
-        for row in context.state.planned
-    ]
+    return [space.candidate(c.width, c.schedule, c.method or None) for c in context.state.planned]
 
 
-def as_scored(screened: Sequence[ScreenedSchedule]) -> list[Scored]:
+def as_scored(screened: Sequence[Untrained]) -> list[Scored]:
     """What was screened, for the evolution: the lower the loss the better.
 
     It tells apart schedules whose top-1 is equal on a small minival.
     """
-    return [
-        Scored(Candidate(row.width, Schedule(row.schedule), row.gmacs, row.method), -row.loss)
-        for row in screened
-    ]
+    return [Scored(row.candidate, -row.loss) for row in screened]
 
 
-def best_of(screened: Sequence[ScreenedSchedule], count: int) -> list[Scored]:
+def best_of(screened: Sequence[Untrained], count: int) -> list[Scored]:
     """The best for their cost; those that were dropped early only where there are no others."""
-    complete = select(as_scored([row for row in screened if row.images is None]), count)
-    dropped = as_scored([row for row in screened if row.images is not None])
+    complete = select(as_scored([row for row in screened if row.whole]), count)
+    dropped = as_scored([row for row in screened if not row.whole])
     return complete + (select(dropped, count - len(complete)) if len(complete) < count else [])
 
 

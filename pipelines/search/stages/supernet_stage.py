@@ -96,7 +96,7 @@ def supernet_policy(context: StageContext) -> FrontPolicy:
 
 def near_front(state: SearchState, width: int, count: int) -> list[Candidate]:
     """The best of a width's schedules, by screening on its base's weights."""
-    own = [row for row in state.screened if row.width == width]
+    own = [row for row in state.screened if row.candidate.width == width]
     return [entry.candidate for entry in best_of(own, count)]
 
 

@@ -55,7 +55,7 @@ def test_supernets_are_runs_but_no_points_and_their_cost_counts():
     assert not any("supernet" in point.point_id for point in front.points)
     without = fold("digits", events())
     assert projection.state.device_seconds == without.device_seconds + 80.0
-    assert [row.width for row in projection.state.rescreened] == [96]
+    assert [row.candidate.width for row in projection.state.rescreened] == [96]
     assert len(projection.state.screened) == len(without.screened)
     assert projection.state.weights(96) == "/nowhere/s"
     assert projection.state.weights(96, "base") == "/nowhere/base-96"

@@ -55,12 +55,11 @@ def test_a_checkpoint_two_methods_and_bounds_make_a_front(place, digits, trained
         == set(METHODS)
         == {arm[1] for arm in state.latency_tables}
     )
-    assert {row.method for row in state.screened} == set(METHODS)
+    assert {row.candidate.method for row in state.screened} == set(METHODS)
     for row in state.screened:
         spec = tp.vit_spec(tp.load(base.checkpoint))
-        assert row.gmacs == pytest.approx(
-            tp.vit_macs(spec, tp.Schedule(row.schedule), row.method).gmacs
-        )
+        found = row.candidate
+        assert found.gmacs == pytest.approx(tp.vit_macs(spec, found.schedule, found.method).gmacs)
     done = [trial for trial in state.trials.values() if trial.status == "done"]
     assert done
     for trial in done:

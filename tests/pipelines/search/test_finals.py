@@ -8,6 +8,7 @@ from pipelines.search.recorder import Recorder
 from pipelines.search.stages.companions import companions
 from pipelines.search.stages.finals_stage import _FinalsListener
 from pipelines.search.state import BaseState, SearchState, TrialState, fold
+from pipelines.search.state_records import candidate_of
 from tune_spaces.halving import Verdict
 
 
@@ -110,7 +111,7 @@ CONFIG = {
 
 
 def over(trial_id, schedule, gmacs, top1, status="done"):
-    trial = TrialState(trial_id, 8, 2, schedule, "leader", gmacs, status=status)
+    trial = TrialState(trial_id, candidate_of(8, schedule, gmacs, "leader"), 2, status=status)
     trial.top1_minival = top1
     return trial
 

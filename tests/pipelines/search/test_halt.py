@@ -29,6 +29,7 @@ from pipelines.search.stages.base_stage import has_learned
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.finals_stage import _within_budget
 from pipelines.search.state import SearchState, TrialState, fold, search_names
+from pipelines.search.state_records import candidate_of
 
 
 class Clock:
@@ -199,7 +200,7 @@ def test_nobody_waits_for_ever_for_a_report(context):
 
 def test_the_budget_of_trials_lets_those_go_on_that_were_begun(context):
     def trial(name, status):
-        return TrialState(name, 8, 2, (4,), "kmedoids", 0.01, status=status)
+        return TrialState(name, candidate_of(8, (4,), 0.01, "kmedoids"), 2, status=status)
 
     trials = [trial("a", "done"), trial("b", "running"), trial("c", "pending")]
     context.state.trials.update({t.trial_id: t for t in trials})

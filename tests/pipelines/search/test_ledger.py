@@ -106,7 +106,7 @@ def test_the_state_is_the_same_however_often_it_is_rebuilt(tmp_path):
     state = fold("s", events)
     assert fold("s", json.loads(json.dumps(events))) == state == load_state(tmp_path, "s")
     assert state.trials["t000"].top1_val == 0.8 and state.base(64).top1_val == 0.7
-    assert state.screened[0].schedule == (8, 4)
+    assert state.screened[0].candidate.schedule == (8, 4)
 
 
 def test_an_unknown_search_offers_near_matches(tmp_path):

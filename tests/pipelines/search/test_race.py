@@ -5,8 +5,9 @@ import pytest
 
 from pipelines.search.race import BLOCK, Racer, images_seen
 from pipelines.search.stages.screen_stage import best_of
-from pipelines.search.state import ScreenedSchedule
+from pipelines.search.state_records import candidate_of
 from tokenpool import Schedule
+from tune_spaces.candidate import Untrained
 from tune_spaces.racing import looks
 from tune_spaces.space import Candidate
 
@@ -65,7 +66,7 @@ def front(candidates, losses):
 
 
 def complete(rows):
-    return {(row.width, row.schedule, row.method) for row in rows if row.images is None}
+    return {row.candidate.key for row in rows if row.whole}
 
 
 def test_the_front_survives_and_most_of_the_work_is_saved():
@@ -129,7 +130,7 @@ def test_estimates_of_the_dropped_are_near_the_truth():
 def test_those_scored_on_all_images_have_their_plain_scores():
     candidates, losses = make_set(6, count=40)
     for row in race(candidates, losses, racing=False):
-        own = losses[row.width, row.schedule, row.method]
+        own = losses[row.candidate.key]
         assert row.images is None and row.loss == pytest.approx(own.mean(dtype=np.float64))
         assert row.top1 == pytest.approx((own < 0.5).mean())
 
@@ -151,7 +152,7 @@ def test_a_search_that_is_resumed_races_on_as_if_nothing_had_happened():
 
 def test_the_dropped_are_chosen_last():
     rows = [
-        ScreenedSchedule(8, (k,), 0.1 * k, 0.5, 1 / k, "m", images)
+        Untrained(candidate_of(8, (k,), 0.1 * k, "m"), 0.5, 1 / k, images)
         for k, images in ((1, None), (2, 32), (3, None), (4, 32))
     ]
     chosen = [entry.candidate.schedule[0] for entry in best_of(rows, 3)]

@@ -16,10 +16,11 @@ from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.stages.supernet_stage import near_front
 from pipelines.search.state import (
     BaseState,
-    ScreenedSchedule,
     SearchState,
     load_state,
 )
+from pipelines.search.state_records import candidate_of
+from tune_spaces.candidate import Untrained
 
 ONE = {"num_workers": 1, "cpus_per_worker": 0.9}
 TRAIN = {"epochs": 1, "batch_size": 64, "lr": 0.0005, "warmup_epochs": 0}
@@ -66,8 +67,8 @@ def test_a_search_trains_a_supernet_screens_with_it_and_starts_its_finals_from_i
     assert state.stage_seconds["supernet"] >= net.device_seconds > 0
     assert len(state.screened) == 16 and len(state.rescreened) == 12
     # The same schedules, on weights that were trained for them: they lose less.
-    before = {row.schedule: row.loss for row in state.screened if row.images is None}
-    after = {row.schedule: row.loss for row in state.rescreened if row.images is None}
+    before = {row.candidate.schedule: row.loss for row in state.screened if row.whole}
+    after = {row.candidate.schedule: row.loss for row in state.rescreened if row.whole}
     both = before.keys() & after.keys()
     assert both and sum(after[s] < before[s] for s in both) > len(both) / 2
     assert {trial.start for trial in state.trials.values()} == {"supernet"}
@@ -99,7 +100,8 @@ def test_the_job_is_the_bases_with_the_front_of_the_first_screening(tmp_path):
     wanted = config(tmp_path, "d", "c", random=3, uniform_share=0.1, near=6)
     state = SearchState("s", bases=[BaseState(32, 2, 0.5)])
     state.screened = [
-        ScreenedSchedule(32, (12, 8, k), 0.01 * k, 0.5, 1 / k, "wkmedoids") for k in range(2, 9)
+        Untrained(candidate_of(32, (12, 8, k), 0.01 * k, "wkmedoids"), 0.5, 1 / k)
+        for k in range(2, 9)
     ]
     near = near_front(state, 32, 6)
     job = supernet_job(
@@ -108,4 +110,6 @@ def test_the_job_is_the_bases_with_the_front_of_the_first_screening(tmp_path):
     assert (job.init, job.schedule, job.seed) == ("/base/model", None, wanted.seed)
     assert (job.sandwich.random, job.sandwich.uniform_share) == (3, 0.1)
     assert job.sandwich.min_tokens == 2 and len(job.sandwich.near) == 6
-    assert {each.schedule for each in job.sandwich.near} <= {r.schedule for r in state.screened}
+    assert {each.schedule for each in job.sandwich.near} <= {
+        r.candidate.schedule for r in state.screened
+    }
