@@ -1,0 +1,150 @@
+"""Whether the figures that README.md and docs/ quote from benchmarks/results/ are there.
+
+A figure is quoted by a link to its file, and the link's title says where in the file it stands:
+
+    [0.8565 ± 0.0022](benchmarks/results/a.json "contenders[name=ours].hypervolume.mean/std")
+    [0.8565 ± 0.0022][a], with [a]: benchmarks/results/a.json "contenders[…" below
+
+A title is a path of keys; JSON lines are a list, [key=value] its rows that have it, a/b takes both,
+mean, std and count are a list's; semicolons divide paths. The link's figures are these values, in
+order. In Markdown one line holds title and figures. Links without a title, and other figures with a
+decimal point in a paragraph, list or table that names a results file (a table also by the block
+before it), stand somewhere in these files. A figure is right if the value rounds to it, also in per
+cent or MMACs where the block speaks of them. Signs are not compared, code is not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+_FIGURE = re.compile(r"(?<![\w.,/])\d+(?:,\d{3})*(?:\.\d+)?(?![\w/])")
+_NAMED = re.compile(r"benchmarks/results/[\w.-]+\.(?:jsonl?|md)\b")
+_LINK = re.compile(r'(?<!!)\[([^\[\]]+)\](?:\(([^()\s]+)(?:\s+"([^"]*)")?\)|\[([^\[\]]+)\])')
+_DEFINED = re.compile(r'^\[([^\]]+)\]:\s+(\S+)(?:\s+"([^"]*)")?[ \t]*$', re.MULTILINE)
+_FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"(?:^[^\n]*\S[^\n]*\n?)+", re.MULTILINE)
+_CODE = re.compile(r"`[^`]*`|\]\([^)]*\)")
+_STEP = re.compile(r"\[([^\]=]*)=([^\]]*)\]|([^.\[\]]+)")
+
+
+class Quote(NamedTuple):
+    """Figures of one place of a page, and where they are said to be from."""
+
+    line: int
+    figures: list[str]
+    files: list[Path]
+    title: str | None
+    scales: tuple[int, ...]
+
+
+def quotes(page: Path, root: Path = ROOT) -> Iterator[Quote]:
+    """All quotes of a page."""
+    text = _FENCED.sub(_blank, page.read_text(encoding="utf-8"))
+    defined = {name: where for name, *where in _DEFINED.findall(text)}
+    text = _DEFINED.sub(_blank, text)
+    before: list[Path] = []
+    for block in _BLOCK.finditer(text):
+        scales = (1, *[100] * ("%" in block[0]), *[1000] * ("MMAC" in block[0]))
+        files = [root / name for name in _NAMED.findall(block[0])]
+        rest = block[0]
+        for link in _LINK.finditer(block[0]):
+            target, title = defined.get(link[4], (link[0], "")) if link[4] else link.group(2, 3)
+            file = (page.parent / target).resolve()
+            if _NAMED.search(file.as_posix()):
+                files.append(file)
+            elif target != link[0]:  # a label that is not defined is a file that is not there
+                continue
+            rest = rest[: link.start()] + _blank(link) + rest[link.end() :]
+            line = 1 + text.count("\n", 0, block.start() + link.start())
+            yield Quote(line, _FIGURE.findall(link[1]), [file], title, scales)
+        before = files or (before if rest.startswith("|") else [])
+        for figure in _FIGURE.finditer(_CODE.sub(_blank, rest)) if before else ():
+            if "." in figure[0]:
+                line = 1 + text.count("\n", 0, block.start() + figure.start())
+                yield Quote(line, [figure[0]], before, None, scales)
+
+
+def wrong(quote: Quote) -> str | None:
+    """What is wrong with a quote, in one line."""
+    _, figures, files, title, scales = quote
+
+    def rounds(figure: str, value: float) -> bool:
+        number, half = float(figure.replace(",", "")), 0.5 * 10.0 ** -len(figure.partition(".")[2])
+        return any(abs(abs(value) * scale - number) <= half + 1e-9 for scale in scales)
+
+    try:
+        contents = [_load(file) for file in files]
+        if title and not isinstance(contents[0], str):
+            found = _numbers([_select(contents[0], path.strip()) for path in title.split(";")])
+            right = len(found) == len(figures) and all(map(rounds, figures, found))
+            why = f"has {', '.join(f'{value:.6g}' for value in found)}"
+        else:
+            parts = [x for x in contents[0].splitlines() if title in x] if title else [contents]
+            right = any(all(any(rounds(f, v) for v in _numbers(p)) for f in figures) for p in parts)
+            why = "is not there"
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        right, why = False, str(error)
+    names = " or ".join(sorted({file.name for file in files}))
+    return None if right else f"{', '.join(figures)}: {names} {title or ''}: {why}"
+
+
+def _blank(match: re.Match[str]) -> str:
+    return re.sub(r"[^\n]", " ", match[0])
+
+
+@lru_cache
+def _load(file: Path) -> Any:
+    text = file.read_text(encoding="utf-8")
+    text = f"[{','.join(text.splitlines())}]" if file.suffix == ".jsonl" else text
+    return text if file.suffix == ".md" else json.loads(text)
+
+
+def _select(value: Any, path: str) -> Any:
+    for field, wanted, keys in _STEP.findall(path):
+        if field:
+            value = [row for row in value if str(row.get(field)) == wanted]
+        else:
+            value = [_key(value, k) for k in keys.split("/")] if "/" in keys else _key(value, keys)
+    return value
+
+
+def _key(value: Any, key: str) -> Any:
+    if isinstance(value, list):
+        of_all: Any = {"mean": statistics.fmean, "std": statistics.stdev, "count": len}.get(key)
+        return of_all(_numbers(value)) if of_all else [_key(part, key) for part in value]
+    return value[key]
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, str):
+        return [float(figure.replace(",", "")) for figure in _FIGURE.findall(value)]
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return [number for part in parts for number in _numbers(part)]
+    return [] if value is None or isinstance(value, bool) else [float(value)]
+
+
+def main() -> None:
+    """Lists the quotes that do not hold, and exits with 1 if there are any."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("pages", nargs="*", type=Path, help="default README.md and docs/*.md")
+    checked = [(page, q) for page in parser.parse_args().pages or PAGES for q in quotes(page)]
+    faults = [f"{os.path.relpath(p)}:{q.line}: {why}" for p, q in checked if (why := wrong(q))]
+    print("\n".join(faults) or f"{len(checked)} quotes hold")
+    raise SystemExit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()
