@@ -1,16 +1,14 @@
 """Whether the figures that README.md and docs/ quote from benchmarks/results/ are there.
 
 A figure is quoted by a link to its file, and the link's title says where in the file it stands:
-
-    [0.8565 ± 0.0022](benchmarks/results/a.json "contenders[name=ours].hypervolume.mean/std")
-    [0.8565 ± 0.0022][a], with [a]: benchmarks/results/a.json "contenders[…" below
+[0.85 ± 0.01](benchmarks/results/a.json "rows[name=ours].top1.mean/std"), or [0.85 ± 0.01][a].
 
 A title is a path of keys; JSON lines are a list, [key=value] its rows that have it, a/b takes both,
 mean, std and count are a list's; semicolons divide paths. The link's figures are these values, in
 order. In Markdown one line holds title and figures. Links without a title, and other figures with a
-decimal point in a paragraph, list or table that names a results file (a table also by the block
-before it), stand somewhere in these files. A figure is right if the value rounds to it, also in per
-cent or MMACs where the block speaks of them. Signs are not compared, code is not looked at.
+decimal point in a paragraph, list or row of a table that names a results file (or else in that of
+the paragraph before the table), stand somewhere in there. A figure is right if the value rounds to
+it, also in per cent or MMACs where these are spoken of; signs are not compared, nor is code.
 """
 
 from __future__ import annotations
@@ -33,8 +31,8 @@ _NAMED = re.compile(r"benchmarks/results/[\w.-]+\.(?:jsonl?|md)\b")
 _LINK = re.compile(r'(?<!!)\[([^\[\]]+)\](?:\(([^()\s]+)(?:\s+"([^"]*)")?\)|\[([^\[\]]+)\])')
 _DEFINED = re.compile(r'^\[([^\]]+)\]:\s+(\S+)(?:\s+"([^"]*)")?[ \t]*$', re.MULTILINE)
 _FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
-_BLOCK = re.compile(r"(?:^[^\n]*\S[^\n]*\n?)+", re.MULTILINE)
-_CODE = re.compile(r"`[^`]*`|\]\([^)]*\)")
+_BLOCK = re.compile(r"^\|[^\n]*\n?|(?:^(?!\|)[^\n]*\S[^\n]*\n?)+", re.MULTILINE)
+_CODE = re.compile(r"`[^`]*`")
 _STEP = re.compile(r"\[([^\]=]*)=([^\]]*)\]|([^.\[\]]+)")
 
 
@@ -53,12 +51,14 @@ def quotes(page: Path, root: Path = ROOT) -> Iterator[Quote]:
     text = _FENCED.sub(_blank, page.read_text(encoding="utf-8"))
     defined = {name: where for name, *where in _DEFINED.findall(text)}
     text = _DEFINED.sub(_blank, text)
-    before: list[Path] = []
+    spoken, before = "", list[Path]()
     for block in _BLOCK.finditer(text):
-        scales = (1, *[100] * ("%" in block[0]), *[1000] * ("MMAC" in block[0]))
+        row = block[0].startswith("|")
+        spoken = spoken * row + block[0]
+        scales = (1, *[100] * ("%" in spoken), *[1000] * ("MMAC" in spoken))
         files = [root / name for name in _NAMED.findall(block[0])]
-        rest = block[0]
-        for link in _LINK.finditer(block[0]):
+        rest = _CODE.sub(_blank, block[0])
+        for link in _LINK.finditer(rest):
             target, title = defined.get(link[4], (link[0], "")) if link[4] else link.group(2, 3)
             file = (page.parent / target).resolve()
             if _NAMED.search(file.as_posix()):
@@ -68,11 +68,11 @@ def quotes(page: Path, root: Path = ROOT) -> Iterator[Quote]:
             rest = rest[: link.start()] + _blank(link) + rest[link.end() :]
             line = 1 + text.count("\n", 0, block.start() + link.start())
             yield Quote(line, _FIGURE.findall(link[1]), [file], title, scales)
-        before = files or (before if rest.startswith("|") else [])
-        for figure in _FIGURE.finditer(_CODE.sub(_blank, rest)) if before else ():
-            if "." in figure[0]:
+        before = before if row else files
+        for figure in _FIGURE.finditer(rest):
+            if "." in figure[0] and (files or before):
                 line = 1 + text.count("\n", 0, block.start() + figure.start())
-                yield Quote(line, [figure[0]], before, None, scales)
+                yield Quote(line, [figure[0]], files or before, None, scales)
 
 
 def wrong(quote: Quote) -> str | None:
@@ -93,8 +93,8 @@ def wrong(quote: Quote) -> str | None:
             parts = [x for x in contents[0].splitlines() if title in x] if title else [contents]
             right = any(all(any(rounds(f, v) for v in _numbers(p)) for f in figures) for p in parts)
             why = "is not there"
-    except (OSError, LookupError, TypeError, ValueError) as error:
-        right, why = False, str(error)
+    except (OSError, AttributeError, LookupError, TypeError, ValueError) as error:
+        right, why = False, getattr(error, "strerror", None) or repr(error)
     names = " or ".join(sorted({file.name for file in files}))
     return None if right else f"{', '.join(figures)}: {names} {title or ''}: {why}"
 
@@ -122,7 +122,9 @@ def _select(value: Any, path: str) -> Any:
 def _key(value: Any, key: str) -> Any:
     if isinstance(value, list):
         of_all: Any = {"mean": statistics.fmean, "std": statistics.stdev, "count": len}.get(key)
-        return of_all(_numbers(value)) if of_all else [_key(part, key) for part in value]
+        parts = [] if of_all else [_key(part, key) for part in value]
+        flat = [x for part in parts for x in (part if isinstance(part, list) else [part])]
+        return of_all(_numbers(value)) if of_all else flat
     return value[key]
 
 
