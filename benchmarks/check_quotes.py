@@ -2,13 +2,11 @@
 
 A figure is quoted by a link to its file, and the link's title says where in the file it stands:
 [0.85 ± 0.01](benchmarks/results/a.json "rows[name=ours].top1.mean/std"), or [0.85 ± 0.01][a].
-
 A title is a path of keys; JSON lines are a list, [key=value] its rows that have it, a/b takes both,
 mean, std and count are a list's; semicolons divide paths. The link's figures are these values, in
-order. In Markdown one line holds title and figures. Links without a title, and other figures with a
-decimal point in a paragraph, list or row of a table that names a results file (or else in that of
-the paragraph before the table), stand somewhere in there. A figure is right if the value rounds to
-it, also in per cent or MMACs where these are spoken of; signs are not compared, nor is code.
+order. In Markdown one line holds title and figures. Links without a title, and other decimals of a
+paragraph, list or row of a table that names a results file (else of the paragraph before), stand
+somewhere in there. Values are rounded, also in per cent or MMACs where these are spoken of.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ _NAMED = re.compile(r"benchmarks/results/[\w.-]+\.(?:jsonl?|md)\b")
 _LINK = re.compile(r'(?<!!)\[([^\[\]]+)\](?:\(([^()\s]+)(?:\s+"([^"]*)")?\)|\[([^\[\]]+)\])')
 _DEFINED = re.compile(r'^\[([^\]]+)\]:\s+(\S+)(?:\s+"([^"]*)")?[ \t]*$', re.MULTILINE)
 _FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
-_BLOCK = re.compile(r"^\|[^\n]*\n?|(?:^(?!\|)[^\n]*\S[^\n]*\n?)+", re.MULTILINE)
+_BLOCK = re.compile(r"^ *\|[^\n]*\n?|(?:^(?! *\|)[^\n]*\S[^\n]*\n?)+", re.MULTILINE)
 _CODE = re.compile(r"`[^`]*`")
 _STEP = re.compile(r"\[([^\]=]*)=([^\]]*)\]|([^.\[\]]+)")
 
@@ -53,7 +51,7 @@ def quotes(page: Path, root: Path = ROOT) -> Iterator[Quote]:
     text = _DEFINED.sub(_blank, text)
     spoken, before = "", list[Path]()
     for block in _BLOCK.finditer(text):
-        row = block[0].startswith("|")
+        row = block[0].lstrip().startswith("|")
         spoken = spoken * row + block[0]
         scales = (1, *[100] * ("%" in spoken), *[1000] * ("MMAC" in spoken))
         files = [root / name for name in _NAMED.findall(block[0])]
@@ -88,7 +86,7 @@ def wrong(quote: Quote) -> str | None:
         if title and not isinstance(contents[0], str):
             found = _numbers([_select(contents[0], path.strip()) for path in title.split(";")])
             right = len(found) == len(figures) and all(map(rounds, figures, found))
-            why = f"has {', '.join(f'{value:.6g}' for value in found)}"
+            why = f"has {', '.join(f'{value:.6g}' for value in found) or 'nothing'}"
         else:
             parts = [x for x in contents[0].splitlines() if title in x] if title else [contents]
             right = any(all(any(rounds(f, v) for v in _numbers(p)) for f in figures) for p in parts)
@@ -120,12 +118,13 @@ def _select(value: Any, path: str) -> Any:
 
 
 def _key(value: Any, key: str) -> Any:
-    if isinstance(value, list):
-        of_all: Any = {"mean": statistics.fmean, "std": statistics.stdev, "count": len}.get(key)
-        parts = [] if of_all else [_key(part, key) for part in value]
-        flat = [x for part in parts for x in (part if isinstance(part, list) else [part])]
-        return of_all(_numbers(value)) if of_all else flat
-    return value[key]
+    if isinstance(value, dict):
+        return value[key]
+    of_all: Any = {"mean": statistics.fmean, "std": statistics.stdev, "count": len}.get(key)
+    if of_all:
+        return of_all(_numbers(value))
+    found = [_key(row, key) for row in value]
+    return [x for part in found for x in (part if isinstance(part, list) else [part])]
 
 
 def _numbers(value: Any) -> list[float]:
@@ -139,8 +138,7 @@ def _numbers(value: Any) -> list[float]:
 
 def main() -> None:
     """Lists the quotes that do not hold, and exits with 1 if there are any."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pages", nargs="*", type=Path, help="default README.md and docs/*.md")
     checked = [(page, q) for page in parser.parse_args().pages or PAGES for q in quotes(page)]
     faults = [f"{os.path.relpath(p)}:{q.line}: {why}" for p, q in checked if (why := wrong(q))]
