@@ -119,9 +119,9 @@ def test_estimates_of_the_dropped_are_near_the_truth():
     rows = race(candidates, losses)
     dropped = [row for row in rows if row.images is not None]
     assert len(dropped) > 50 and {row.images for row in dropped} < set(looks(IMAGES))
-    true = np.array([losses[r.width, r.schedule, r.method].mean() for r in dropped])
+    true = np.array([losses[r.candidate.key].mean() for r in dropped])
     found = np.array([row.loss for row in dropped])
-    plain = np.array([losses[r.width, r.schedule, r.method][: r.images].mean() for r in dropped])
+    plain = np.array([losses[r.candidate.key][: r.images].mean() for r in dropped])
     assert np.abs(found - true).mean() < 0.5 * np.abs(plain - true).mean()
     assert np.corrcoef(found, true)[0, 1] > 0.98
     assert all(0 <= row.top1 <= 1 for row in rows)
