@@ -12,7 +12,6 @@ from pipelines.config import DataConfig
 from pipelines.data.augment import normalize
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
-from pipelines.search.decide import untrained
 from pipelines.search.race import Racer
 from pipelines.search.scorer import Scorer
 from pipelines.search.stages.screen_stage import _evaluate
@@ -152,7 +151,7 @@ def test_thousands_of_schedules_are_bred_and_raced_in_seconds():
             policy.asked(asked.candidates)
             continue
         scored = racer.score(asked.candidates[:64], rows)
-        policy.scored([untrained(row) for row in scored])
+        policy.scored(scored)
         rows += scored
     assert len({row.candidate.key for row in rows}) == 3000
     assert sum(row.images is not None for row in rows) > 1500
