@@ -15,7 +15,7 @@ from pipelines.search.driver import driver_runs
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.refresh import refresh
 from pipelines.search.state import load_state
-from pipelines.storage.working import open_root
+from pipelines.storage.working import open_root, search_folder
 
 _LOOK_SECONDS = 1.0
 
@@ -46,7 +46,7 @@ def logs(
 
 def _here(storage: Path, name: str, follow: bool) -> None:
     load_state(storage, name)  # an unknown name is said
-    directory, shown = storage / "searches" / name, 0
+    directory, shown = search_folder(storage, name), 0
     try:
         while True:
             runs = driver_runs(directory)

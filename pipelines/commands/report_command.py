@@ -16,7 +16,7 @@ from pipelines.results.page import split_sizes, write_page
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.refresh import send, send_outside
 from pipelines.search.state import load_state
-from pipelines.storage.working import open_root
+from pipelines.storage.working import open_root, search_folder
 from pipelines.tracking.tracking_store import tracking_store
 
 track = typer.Typer(help="Keep MLflow in step with a search.", no_args_is_help=True)
@@ -32,7 +32,7 @@ def report(
     """Write a search's front as one self-contained HTML page."""
     root = open_root(storage)
     state = load_state(root, name)
-    directory = root / "searches" / name
+    directory = search_folder(root, name)
     target = out or directory / "report.html"
     write_page(
         build_front(state),
@@ -66,8 +66,8 @@ def import_results(
     """Add a front measured elsewhere to a search's report, for comparison."""
     root = open_root(storage)
     load_state(root, name)
-    found = import_front(root / "searches" / name, source, label)
-    send_outside(root / "searches" / name)
+    found = import_front(search_folder(root, name), source, label)
+    send_outside(search_folder(root, name))
     typer.echo(f"{found.name}: {len(found.points)} models; see `tokenpool report {name}`")
 
 

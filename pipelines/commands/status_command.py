@@ -16,7 +16,7 @@ from pipelines.results.front import history
 from pipelines.results.status import search_status, status_text
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.state import load_state, search_names
-from pipelines.storage.working import open_root
+from pipelines.storage.working import open_root, search_folder
 
 _REFRESH_SECONDS = 2.0
 
@@ -55,7 +55,7 @@ def status(
 
 
 def _status(storage: Path, name: str) -> dict[str, Any]:
-    directory = storage / "searches" / name
+    directory = search_folder(storage, name)
     state = load_state(storage, name)
     return search_status(state, directory, history(name, read_events(directory / LEDGER_NAME)))
 

@@ -16,7 +16,7 @@ from pipelines.search.halt import read_request, request_stop
 from pipelines.search.refresh import refresh
 from pipelines.search.standing import model_id
 from pipelines.search.state import SearchState, load_state
-from pipelines.storage.working import open_root
+from pipelines.storage.working import open_root, search_folder
 
 _LOOK_SECONDS = 0.3
 
@@ -38,7 +38,7 @@ def stop(
         stop_there(address, name, storage, wait, allow_open=i_know_this_is_open)
         return
     root = open_root(storage)
-    directory = root / "searches" / name
+    directory = search_folder(root, name)
     before = load_state(root, name)
     if not driver_runs(directory):
         how = "is complete" if before.complete else "is not running"

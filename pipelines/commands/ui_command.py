@@ -13,7 +13,7 @@ from pipelines.commands.front_command import Storage
 from pipelines.errors import UserError
 from pipelines.search.refresh import refresh
 from pipelines.search.state import load_state, search_names
-from pipelines.storage.working import open_root
+from pipelines.storage.working import open_root, search_folder
 from pipelines.tracking.mlflow_server import (
     LOOPBACK,
     check_port,
@@ -55,7 +55,7 @@ def ui(
     if not names:
         raise UserError(f"no search under {storage}: run `tokenpool search CONFIG.yaml` first")
     for each in names:
-        refresh(root / "searches" / each)
+        refresh(search_folder(root, each))
     store = tracking_store(root)
     if store.is_local:
         check_port(port, host)

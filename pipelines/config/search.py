@@ -21,6 +21,7 @@ from pipelines.config.stages import (
     SupernetStageConfig,
 )
 from pipelines.storage.address import join
+from pipelines.storage.working import search_folder
 
 
 class SearchConfig(RunConfig):
@@ -107,7 +108,7 @@ class SearchConfig(RunConfig):
     @property
     def directory(self) -> Path:
         """Where this search keeps its ledger, checkpoints and results, on this machine."""
-        return self.root / "searches" / self.name
+        return search_folder(self.root, self.name)
 
     @property
     def address(self) -> str | None:

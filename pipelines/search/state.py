@@ -25,7 +25,7 @@ from pipelines.search.state_records import (
     candidate_of,
 )
 from pipelines.storage.address import is_address, join
-from pipelines.storage.working import search_store, store_of
+from pipelines.storage.working import search_folder, search_store, store_of
 from tune_spaces.candidate import Candidate, Untrained
 
 __all__ = [
@@ -374,7 +374,7 @@ def load_state(storage: Path, name: str) -> SearchState:
     Raises:
         UserError: there is no such search; near matches are offered.
     """
-    directory = storage / "searches" / name
+    directory = search_folder(storage, name)
     refresh(directory)
     state = fold(name, read_events(directory / LEDGER_NAME), directory)
     if not state.exists:

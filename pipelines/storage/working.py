@@ -74,6 +74,11 @@ def open_root(storage: str | Path) -> Path:
     return root
 
 
+def search_folder(root: Path, name: str) -> Path:
+    """Where a search keeps its ledger, checkpoints and results under a root."""
+    return root / "searches" / name
+
+
 def store_of(root: Path) -> ObjectStore | None:
     """The store that a root stands for; None where it stands for itself."""
     try:

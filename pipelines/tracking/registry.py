@@ -26,6 +26,7 @@ from pipelines.results.find_data import find_data
 from pipelines.results.front import Point, build_front
 from pipelines.results.load_checkpoint import load_checkpoint
 from pipelines.search.state import SearchState
+from pipelines.storage.working import search_folder
 from pipelines.tracking.mirror import LedgerMirror
 from pipelines.tracking.mlflow_errors import told
 from pipelines.tracking.tracking_store import TrackingStore
@@ -73,7 +74,7 @@ def register_published(
         )
     with told(store, all_errors=False):
         return _register_points(
-            LedgerMirror(storage / "searches" / state.name, store), points, state, data
+            LedgerMirror(search_folder(storage, state.name), store), points, state, data
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.search.driver import driver_runs
 from pipelines.search.state import load_state
+from pipelines.storage.working import search_folder
 from pipelines.tracking.mirror import LedgerMirror
 from pipelines.tracking.mlflow_errors import told
 from pipelines.tracking.tracking_store import TrackingStore
@@ -43,7 +44,7 @@ def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> Addre
     Raises:
         UserError: MLflow does not take it; one line that says why, and what to do.
     """
-    directory = storage / "searches" / name
+    directory = search_folder(storage, name)
     mirror = LedgerMirror(directory, store)
     with told(store):
         if not driver_runs(directory):
@@ -67,7 +68,7 @@ def rebuild(storage: Path, name: str, store: TrackingStore) -> int:
         UserError: A driver is at work on the search, MLflow does not take it, or a registered
             model's checkpoint or data is gone.
     """
-    directory = storage / "searches" / name
+    directory = search_folder(storage, name)
     if driver_runs(directory):
         raise UserError(f"search {name} is running and logs by itself: stop it first", exit_code=1)
     with told(store):
