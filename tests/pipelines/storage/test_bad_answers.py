@@ -35,7 +35,7 @@ def test_a_ledger_waits_for_it(directory, trouble, monkeypatch, caplog, kind):
     assert len(caplog.messages) <= 1 and "Traceback" not in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["500", "503", "cut"])
+@pytest.mark.parametrize("kind", ["500", "503", pytest.param("cut", marks=pytest.mark.slow)])
 @pytest.mark.fault("object store answering 500, 503, slowly or not to the end")
 def test_what_it_does_not_take_is_told_in_one_line(store, trouble, tmp_path, kind):
     """A worker's upload: it says that the store is away, so that the job is tried again."""
