@@ -6,18 +6,14 @@ A door is tried the way a stranger would: without a token, by a request that onl
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
 import psutil
-
-from cluster import ray_private
 
 FLAG = "--i-know-this-is-open"
 # What a stranger is told: asked for a token, let in, nobody there, or something else there.
@@ -110,6 +106,12 @@ def _is_loopback_ip(text: str) -> bool:
     return bool((mapped or address).is_loopback)
 
 
+_RAYS_WORDS = (
+    *("/ray/core/src/ray/", "/ray/dashboard/", "/ray/autoscaler/_private/", "/ray/_private/"),
+    "ray.util.client.server",
+)
+
+
 @dataclass(frozen=True)
 class Listener:
     """A TCP port of this machine that waits for connections.
@@ -119,7 +121,6 @@ class Listener:
         pid: Of the process; None where it is another user's.
         name: What the process calls itself.
         command: Its command line.
-        mine: Whether it is a process of this user.
     """
 
     host: str
@@ -127,7 +128,6 @@ class Listener:
     pid: int | None
     name: str
     command: tuple[str, ...]
-    mine: bool
 
     @property
     def exposed(self) -> bool:
@@ -138,15 +138,8 @@ class Listener:
     def owner(self) -> Literal["ray", "mlflow", "other"]:
         """Whose door it is, by the command line."""
         words = " ".join(self.command)
-        if (
-            self.name.startswith(("ray::", "raylet", "gcs_server"))
-            or words.startswith("ray::")
-            or "/ray/core/src/ray/" in words
-            or "/ray/dashboard/" in words
-            or "/ray/autoscaler/_private/" in words
-            or "/ray/_private/" in words
-            or "ray.util.client.server" in words
-        ):
+        called = self.name.startswith(("ray::", "raylet", "gcs_server"))
+        if called or words.startswith("ray::") or any(part in words for part in _RAYS_WORDS):
             return "ray"
         if "mlflow" in words and ("server" in words or "uvicorn" in words or "gunicorn" in words):
             return "mlflow"
@@ -164,29 +157,16 @@ def listeners() -> list[Listener]:
         if connection.status != psutil.CONN_LISTEN:
             continue
         host, port = connection.laddr.ip, connection.laddr.port
-        name, command, mine = _process(connection.pid)
-        found[(port, host)] = Listener(host, port, connection.pid, name, command, mine)
+        found[(port, host)] = Listener(host, port, connection.pid, *_process(connection.pid))
     return [found[key] for key in sorted(found)]
 
 
-def _process(pid: int | None) -> tuple[str, tuple[str, ...], bool]:
-    if pid is None:
-        return "?", (), False
+def _process(pid: int | None) -> tuple[str, tuple[str, ...]]:
     try:
-        process = psutil.Process(pid)
-        return process.name(), tuple(process.cmdline()), process.uids().real == os.getuid()
+        process = psutil.Process(pid) if pid is not None else None
+        return (process.name(), tuple(process.cmdline())) if process else ("?", ())
     except (psutil.Error, OSError):
-        return "?", (), False
-
-
-def own_hosts() -> Iterator[str]:
-    """This machine's addresses that others may reach it by."""
-    for entries in psutil.net_if_addrs().values():
-        for entry in entries:
-            if entry.family in (socket.AF_INET, socket.AF_INET6):
-                host = entry.address.partition("%")[0]
-                if not _is_loopback_ip(host) and not ipaddress.ip_address(host).is_link_local:
-                    yield host
+        return "?", ()
 
 
 def try_door(address: RayAddress, timeout: float = _PATIENCE) -> Door:
@@ -294,12 +274,17 @@ def refuse_open(address: str | None, allowed: bool = False, *, timeout: float = 
         OpenToNetworkError: It is open; one line with the remedy.
         ValueError: It is no address.
     """
-    if allowed or not address or address == "local":
+    if allowed:
         return
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or _running_ray()
-        if not address or address in ("auto", "local"):
+        from cluster.probe import AddressError, resolve  # here: Ray takes a second
+
+        try:
+            address = resolve(address)
+        except AddressError:
             return
+    if not address or address == "local":
+        return
     parsed = parse_address(address)
     if try_door(parsed, timeout) != "open" or _is_on_loopback_alone(parsed):
         return
@@ -322,12 +307,6 @@ def refuse_open_host(host: str, what: str, remedy: str, allowed: bool = False) -
         f"{what} on {host} would be open to everybody who reaches this machine, without a "
         f"password: {remedy}, or give {FLAG}"
     )
-
-
-def _running_ray() -> str | None:
-    """The cluster that runs on this machine, as Ray itself finds it."""
-    found = sorted(ray_private.find_gcs_addresses())
-    return found[0] if found else None
 
 
 def _is_on_loopback_alone(address: RayAddress) -> bool:
