@@ -46,11 +46,6 @@ def check_listeners(here: Sequence[Listener]) -> Iterator[Check]:
         elif owner == "ray":
             yield from _check_ray_ports(own, exposed)
         # MLflow's are asked by `check_mlflow`, which knows how.
-    others = [one for one in here if one.owner == "other" and one.exposed]
-    if others:
-        yield Check(
-            "other ports", "ok", f"{_ports(others)} reachable from the network, not this program's"
-        )
 
 
 def _check_ray_ports(own: list[Listener], exposed: list[Listener]) -> Iterator[Check]:

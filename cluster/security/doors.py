@@ -5,6 +5,7 @@ A door is tried the way a stranger would: without a token, by a request that onl
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import socket
 import urllib.error
@@ -22,6 +23,11 @@ Door = Literal["guarded", "open", "silent", "foreign"]
 _WORST_FIRST: tuple[Door, ...] = ("open", "guarded", "foreign")
 _PATIENCE = 5.0
 _RAY_PORTS = {"ray": 10001, "http": 8265, "https": 443, "gcs": 6379}
+# What stands in the command lines of Ray's processes.
+_RAYS_WORDS = (
+    *("/ray/core/src/ray/", "/ray/dashboard/", "/ray/autoscaler/_private/", "/ray/_private/"),
+    "ray.util.client.server",
+)
 # Reads that change nothing; each is refused by a Ray that asks for tokens.
 _JOBS = "/api/jobs/"
 _GCS_READ = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
@@ -33,6 +39,13 @@ _RAY_READS = (
     "/ray.rpc.CoreWorkerService/NumPendingTasks",
     "/ray.rpc.LogService/ListLogs",
 )
+
+# Any other code comes from a Ray that has taken the call.
+_DOORS_BY_CODE: dict[str, Door] = {
+    "UNAUTHENTICATED": "guarded",
+    "PERMISSION_DENIED": "guarded",
+    **dict.fromkeys(("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL"), "foreign"),
+}
 
 
 class OpenToNetworkError(Exception):
@@ -68,21 +81,16 @@ def parse_address(address: str) -> RayAddress:
     Raises:
         ValueError: It is none.
     """
-    parts = urlsplit(address if "://" in address else f"gcs://{address}")
-    kind = parts.scheme
-    if kind not in ("http", "https", "ray", "gcs") or not parts.hostname:
-        raise ValueError(f"{without_userinfo(address)} is no Ray address: give http://HOST:8265")
     try:
-        port = parts.port
+        parts = urlsplit(address if "://" in address else f"gcs://{address}")
+        kind, host, port = parts.scheme, parts.hostname, parts.port
     except ValueError:
-        raise ValueError(f"{without_userinfo(address)} has no valid port") from None
-    return RayAddress(kind, parts.hostname, port or _RAY_PORTS[kind])  # type: ignore[arg-type]
-
-
-def without_userinfo(address: str) -> str:
-    """An address without a name and password in it, for messages."""
-    scheme, separator, rest = address.rpartition("://")
-    return scheme + separator + rest.rpartition("@")[2]
+        kind, host, port = "", None, None
+    if kind not in ("http", "https", "ray", "gcs") or not host:
+        scheme, separator, rest = address.rpartition("://")
+        shown = scheme + separator + rest.rpartition("@")[2]
+        raise ValueError(f"{shown} is no Ray address: give http://HOST:8265")
+    return RayAddress(kind, host, port or _RAY_PORTS[kind])  # type: ignore[arg-type]
 
 
 def is_loopback(host: str) -> bool:
@@ -104,12 +112,6 @@ def _is_loopback_ip(text: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_loopback)
-
-
-_RAYS_WORDS = (
-    *("/ray/core/src/ray/", "/ray/dashboard/", "/ray/autoscaler/_private/", "/ray/_private/"),
-    "ray.util.client.server",
-)
 
 
 @dataclass(frozen=True)
@@ -163,10 +165,12 @@ def listeners() -> list[Listener]:
 
 def _process(pid: int | None) -> tuple[str, tuple[str, ...]]:
     try:
-        process = psutil.Process(pid) if pid is not None else None
-        return (process.name(), tuple(process.cmdline())) if process else ("?", ())
+        if pid is not None:
+            process = psutil.Process(pid)
+            return process.name(), tuple(process.cmdline())
     except (psutil.Error, OSError):
-        return "?", ()
+        pass  # it has ended, or is another user's
+    return "?", ()
 
 
 def try_door(address: RayAddress, timeout: float = _PATIENCE) -> Door:
@@ -192,12 +196,10 @@ def try_http(url: str, timeout: float = _PATIENCE, content: str = "json") -> Doo
             return "open" if is_it else "foreign"
     except urllib.error.HTTPError as error:
         return "guarded" if error.code in (401, 403) else "foreign"
-    except (OSError, ValueError, EOFError) as error:
-        # Whoever answers with something other than HTTP is there, but is not what is asked for.
-        reason = getattr(error, "reason", error)
-        return "silent" if isinstance(reason, (OSError, socket.timeout)) else "foreign"
-    except Exception:  # http.client's own errors on bytes that are no HTTP
-        return "foreign"
+    except OSError as error:
+        return "silent" if isinstance(getattr(error, "reason", error), OSError) else "foreign"
+    except (http.client.HTTPException, ValueError, EOFError):
+        return "foreign"  # whoever answers with something other than HTTP is there, but is not it
 
 
 def try_ray_port(host: str, port: int, timeout: float = _PATIENCE) -> Door | Literal["metrics"]:
@@ -233,27 +235,16 @@ def try_grpc(host: str, port: int, method: str, timeout: float = _PATIENCE) -> D
     # Here, as it takes a while; it comes with Ray.
     import grpc
 
-    target = f"{_bracketed(host)}:{port}"
-    options = [("grpc.enable_http_proxy", 0)]
     try:
-        with socket.create_connection((host, port), timeout):
-            pass
+        socket.create_connection((host, port), timeout).close()
     except OSError:
         return "silent"
+    target, options = f"{_bracketed(host)}:{port}", [("grpc.enable_http_proxy", 0)]
     with grpc.insecure_channel(target, options=options) as channel:
         try:
             channel.unary_unary(method)(b"", timeout=timeout)
         except grpc.RpcError as error:
-            code = error.code()
-            if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-                return "guarded"
-            unlike_ray = (
-                grpc.StatusCode.UNAVAILABLE,
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                grpc.StatusCode.UNIMPLEMENTED,
-                grpc.StatusCode.INTERNAL,
-            )
-            return "foreign" if code in unlike_ray else "open"
+            return _DOORS_BY_CODE.get(error.code().name, "open")
     return "open"
 
 

@@ -41,7 +41,9 @@ def test_addresses(text, kind, host, port):
     assert parse_address(text) == RayAddress(kind, host, port)
 
 
-@pytest.mark.parametrize("text", ["ftp://h:1", "http://", "h:99999", "http://u:planted@h:port"])
+@pytest.mark.parametrize(
+    "text", ["ftp://h:1", "http://", "h:99999", "http://u:planted@h:port", "http://u:planted@[::1"]
+)
 def test_what_is_no_address_is_said_without_its_password(text):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - several messages
         parse_address(text)
