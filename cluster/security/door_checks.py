@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 from cluster.doctor import Check, some
@@ -49,7 +50,7 @@ def check_listeners(here: Sequence[Listener]) -> Iterator[Check]:
 
 
 def _check_ray_ports(own: list[Listener], exposed: list[Listener]) -> Iterator[Check]:
-    doors = {one: try_ray_port(_reach(one), one.port, _KNOCK_SECONDS) for one in exposed}
+    doors = dict(zip(exposed, _knock([(_reach(one), one.port) for one in exposed]), strict=True))
     opened = [f"{one.name} {one.host}:{one.port}" for one, door in doors.items() if door == "open"]
     if opened:
         yield Check("Ray ports", "fail", f"anyone who reaches this machine may use {some(opened)}",
@@ -61,6 +62,12 @@ def _check_ray_ports(own: list[Listener], exposed: list[Listener]) -> Iterator[C
     if metrics:
         yield Check("Ray metrics", "warn", f"{_ports(metrics)} show figures (nodes, jobs, load) to "
                     "everybody, and take no orders", _GUARD_METRICS)  # fmt: skip
+
+
+def _knock(ports: list[tuple[str, int]]) -> list[str]:
+    """What a stranger is told at some ports, asked side by side: one that hangs takes seconds."""
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return list(pool.map(lambda port: try_ray_port(*port, _KNOCK_SECONDS), ports))
 
 
 def _reach(one: Listener) -> str:
@@ -80,9 +87,9 @@ def check_cluster(address: str) -> Iterator[Check]:
         what = "nothing answers" if door == "silent" else "what answers is no Ray cluster"
         yield Check(name, "fail", f"{what} at {parsed}", "give http://HOST:8265 of a running one")
         return
-    doors: dict[int, str] = {parsed.port: door}
-    for port in _RAY_PORTS.keys() - doors.keys():
-        doors[port] = try_ray_port(parsed.host, port, _KNOCK_SECONDS)
+    others = [port for port in _RAY_PORTS if port != parsed.port]
+    doors = dict(zip(others, _knock([(parsed.host, port) for port in others]), strict=True))
+    doors[parsed.port] = door
     opened, guarded, metrics = (
         sorted(port for port, door in doors.items() if door == kind)
         for kind in ("open", "guarded", "metrics")
