@@ -67,7 +67,7 @@ def _check_ray_ports(own: list[Listener], exposed: list[Listener]) -> Iterator[C
 def _knock(ports: list[tuple[str, int]]) -> list[str]:
     """What a stranger is told at some ports, asked side by side: one that hangs takes seconds."""
     with ThreadPoolExecutor(max_workers=16) as pool:
-        return list(pool.map(lambda port: try_ray_port(*port, _KNOCK_SECONDS), ports))
+        return list(pool.map(lambda end: try_ray_port(end[0], end[1], _KNOCK_SECONDS), ports))
 
 
 def _reach(one: Listener) -> str:
