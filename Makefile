@@ -5,7 +5,7 @@ PRESET := tune_spaces/presets/digits.yaml
 # Two files of tests at a time: many wait for processes they have started.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help install search test test-fast test-slow chaos bench lint types clean
+.PHONY: help install search test test-fast test-slow chaos bench lint types audit clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -45,6 +45,9 @@ lint: install ## formatting and style
 
 types: install ## static types
 	@$(BIN)/mypy
+
+audit: install ## published advisories on what is installed, by pip-audit
+	@$(BIN)/python .ci/audit.py
 
 clean: ## removes what the demo made, not .venv
 	rm -rf runs

@@ -1,4 +1,4 @@
-"""Checks of the machine a search is to run on."""
+"""What `tokenpool doctor` finds, and its checks of the machine a search is to run on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-
-from cluster.security.checks import Check
-
-__all__ = ["Check", "run_checks"]
+from typing import Literal
 
 _MIN_DISK_GB = 5.0
 _MIN_SHM_GB = 1.0
@@ -29,6 +27,28 @@ _PACKAGES = {
     "pyarrow": "pyarrow",
     "moocore": "moocore",
 }
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; `remedy` is empty when all is well.
+
+    Attributes:
+        is_door: Whether it says that something stands open to the network, which may be meant.
+    """
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    found: str
+    remedy: str = ""
+    is_door: bool = False
+
+
+def some(names: list[str]) -> str:
+    """The first few of some names."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def run_checks(storage: Path, *, ui_port: int) -> list[Check]:

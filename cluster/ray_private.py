@@ -16,7 +16,6 @@ PLACES = {
     # Connecting: who answers at an address, and with which token.
     "AuthenticationTokenLoader": "ray._raylet",
     "Config": "ray._raylet",
-    "find_gcs_addresses": "ray._private.services",
     "gcs_service_pb2": "ray.core.generated",
     "gcs_service_pb2_grpc": "ray.core.generated",
     "get_ray_address_from_environment": "ray._private.services",

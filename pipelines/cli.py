@@ -10,7 +10,6 @@ from collections.abc import Callable
 import typer
 
 from cluster.proxies import go_direct
-from cluster.security.secrecy import guard_process, redactor, show_traceback
 from pipelines.commands import report_command as reports
 from pipelines.commands import schedule_command
 from pipelines.commands.analyze_command import analyze
@@ -35,6 +34,7 @@ from pipelines.commands.ui_command import ui
 from pipelines.console import use_own_scripts
 from pipelines.data.names import printable
 from pipelines.errors import UserError
+from pipelines.secrecy.guard import guard_process, redactor, show_traceback
 from pipelines.streams import drop_output, is_closed_pipe, take_any_text
 
 app = typer.Typer(

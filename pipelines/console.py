@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.rule import Rule
 
-from cluster.security.secrecy import redactor
+from pipelines.secrecy.guard import redactor
 
 _PLAIN_STEPS = 10
 _PLAIN_SECONDS = 15.0

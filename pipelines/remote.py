@@ -18,6 +18,8 @@ from pipelines.config import SearchConfig
 from pipelines.console import program
 from pipelines.errors import UserError
 from pipelines.search.check_inputs import check_weights, named_places
+from pipelines.secrecy.guard import redactor
+from pipelines.secrecy.redact import secret_places
 
 CONFIG_FILE = "search.yaml"
 STOPPED_BY_HAND = 130  # what shells give a command that Ctrl-C ended
@@ -119,6 +121,7 @@ class Remote:
                     words = ["search", CONFIG_FILE, "--address", "auto"]
                     if self._allow_open:
                         words.append(FLAG)
+                    refuse_secrets(words, notes, variables)
                     self.api.submit(
                         words, package, job_id=job_id, metadata=notes, variables=variables
                     )
@@ -195,13 +198,11 @@ class Remote:
         """
         from cluster.package import pack
 
+        variables = _shell(None)
+        refuse_secrets(words, {}, variables)
         with one_line(), tempfile.TemporaryDirectory() as folder:
-            job = self.api.run(
-                words,
-                pack(Path(folder, "code")),
-                seconds=seconds,
-                variables=_shell(None),
-            )
+            package = pack(Path(folder, "code"))
+            job = self.api.run(words, package, seconds=seconds, variables=variables)
             printed = self.api.logs(job.job_id)
             self.api.forget(job.job_id)
         code = 0 if job.status == "SUCCEEDED" else job.exit_code or 1
@@ -209,6 +210,21 @@ class Remote:
         stream.write(printed or (f"tokenpool: {_first_line(job.message)}\n" if code else ""))
         stream.flush()
         return code
+
+
+def refuse_secrets(words: list[str], metadata: dict[str, str], variables: dict[str, str]) -> None:
+    """Refuses to describe a job by a secret: whoever reaches the dashboard reads descriptions.
+
+    Raises:
+        UserError: a password, token or key stands in it; one line, without it.
+    """
+    seen = {"arguments": words, "metadata": metadata, "variables": variables}
+    places = secret_places(seen, redactor())
+    if places:
+        raise UserError(
+            f"{places[0]} of the job would hold a password, token or key: leave it out, it "
+            "belongs into the environment of the cluster's nodes"
+        )
 
 
 @contextmanager

@@ -27,7 +27,7 @@ BENCH = [
     for n in ("loader", "pooling", "search", "train")
 ]
 # Inside pipelines/, from the bottom: a room imports those above it in this list alone, and rooms
-# in one line do not import each other. errors, streams and console are everybody's.
+# in one line do not import each other. errors, streams, console and secrecy are everybody's.
 FLOORS = [
     ("storage",),
     ("config",),
@@ -44,7 +44,7 @@ FLOORS = [
     ("commands",),
     ("cli",),
 ]
-EVERYBODYS = {"errors", "streams", "console"}
+EVERYBODYS = {"errors", "streams", "console", "secrecy"}
 
 
 def modules(path):

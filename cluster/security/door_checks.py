@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
-from cluster.security import mlflow_doors
-from cluster.security.checks import Check, some
+from cluster.doctor import Check, some
 from cluster.security.doors import (
     Listener,
     is_loopback,
     parse_address,
     try_door,
+    try_http,
     try_ray_port,
 )
-from cluster.security.secrecy import mlflow_credentials
 
 _KNOCK_SECONDS = 2.0
 # Where a Ray head listens unless it is told otherwise.
@@ -26,16 +26,17 @@ _RAY_PORTS = {
     44227: "dashboard's metrics",
     52365: "a node's agent",
 }
+_MLFLOW_READ = "/api/2.0/mlflow/experiments/search?max_results=1"
 _GUARD_RAY = (
     "start Ray with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE on every node, or keep the "
     "network out"
 )
+_GUARD_METRICS = "Ray cannot guard them: keep the network out with a firewall or network policy"
 _GUARD_MLFLOW = "bind it to 127.0.0.1 (`tokenpool ui` does), or give it passwords (cluster/mlflow/)"
 
 
-def check_listeners(here: Iterable[Listener]) -> Iterator[Check]:
+def check_listeners(here: Sequence[Listener]) -> Iterator[Check]:
     """What of Ray and MLflow waits for connections here, and what it does with strangers."""
-    here = list(here)
     for owner, what in (("ray", "Ray"), ("mlflow", "MLflow")):
         own = [one for one in here if one.owner == owner]
         exposed = [one for one in own if one.exposed]
@@ -46,36 +47,27 @@ def check_listeners(here: Iterable[Listener]) -> Iterator[Check]:
         elif owner == "ray":
             yield from _check_ray_ports(own, exposed)
         # MLflow's are asked by `check_mlflow`, which knows how.
-    others = [one for one in here if one.owner == "other" and one.exposed]
-    if others:
-        yield Check(
-            "other ports", "ok", f"{_ports(others)} reachable from the network, not this program's"
-        )
 
 
 def _check_ray_ports(own: list[Listener], exposed: list[Listener]) -> Iterator[Check]:
-    doors = {one: try_ray_port(_reach(one), one.port, _KNOCK_SECONDS) for one in exposed}
-    metrics = [one for one, door in doors.items() if door == "metrics"]
-    control = [one for one, door in doors.items() if door == "open"]
-    if control:
-        names = some([f"{one.name} {one.host}:{one.port}" for one in control])
-        yield Check(
-            "Ray ports", "fail", f"anyone who reaches this machine may use {names}", _GUARD_RAY,
-            is_door=True,
-        )  # fmt: skip
+    doors = dict(zip(exposed, _knock([(_reach(one), one.port) for one in exposed]), strict=True))
+    opened = [f"{one.name} {one.host}:{one.port}" for one, door in doors.items() if door == "open"]
+    if opened:
+        yield Check("Ray ports", "fail", f"anyone who reaches this machine may use {some(opened)}",
+                    _GUARD_RAY, is_door=True)  # fmt: skip
     else:
-        yield Check(
-            "Ray ports",
-            "ok",
-            f"{len(own)} open, {len(exposed)} of them to the network: none lets a stranger in",
-        )
+        yield Check("Ray ports", "ok", f"{len(own)} open, {len(exposed)} of them to the network: "
+                    "none lets a stranger in")  # fmt: skip
+    metrics = [one for one, door in doors.items() if door == "metrics"]
     if metrics:
-        yield Check(
-            "Ray metrics",
-            "warn",
-            f"{_ports(metrics)} show figures (nodes, jobs, load) to everybody, and take no orders",
-            "Ray cannot guard them: keep the network out with a firewall or network policy",
-        )
+        yield Check("Ray metrics", "warn", f"{_ports(metrics)} show figures (nodes, jobs, load) to "
+                    "everybody, and take no orders", _GUARD_METRICS)  # fmt: skip
+
+
+def _knock(ports: list[tuple[str, int]]) -> list[str]:
+    """What a stranger is told at some ports, asked side by side: one that hangs takes seconds."""
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return list(pool.map(lambda end: try_ray_port(end[0], end[1], _KNOCK_SECONDS), ports))
 
 
 def _reach(one: Listener) -> str:
@@ -95,27 +87,23 @@ def check_cluster(address: str) -> Iterator[Check]:
         what = "nothing answers" if door == "silent" else "what answers is no Ray cluster"
         yield Check(name, "fail", f"{what} at {parsed}", "give http://HOST:8265 of a running one")
         return
-    opened, guarded = ([parsed.port], []) if door == "open" else ([], [parsed.port])
-    metrics: list[int] = []
-    for port in _RAY_PORTS:
-        if port == parsed.port:
-            continue
-        found = try_ray_port(parsed.host, port, _KNOCK_SECONDS)
-        {"open": opened, "guarded": guarded, "metrics": metrics}.get(found, []).append(port)
+    others = [port for port in _RAY_PORTS if port != parsed.port]
+    doors = dict(zip(others, _knock([(parsed.host, port) for port in others]), strict=True))
+    doors[parsed.port] = door
+    opened, guarded, metrics = (
+        sorted(port for port, door in doors.items() if door == kind)
+        for kind in ("open", "guarded", "metrics")
+    )
     if opened:
         names = ", ".join(f"{port} ({_RAY_PORTS.get(port, 'given')})" for port in opened)
-        yield Check(
-            name, "fail", f"{parsed.host} lets strangers in at port {names}", _GUARD_RAY,
-            is_door=True,
-        )  # fmt: skip
+        yield Check(name, "fail", f"{parsed.host} lets strangers in at port {names}", _GUARD_RAY,
+                    is_door=True)  # fmt: skip
     else:
-        ports = ", ".join(map(str, sorted(guarded)))
+        ports = ", ".join(map(str, guarded))
         yield Check(name, "ok", f"{parsed.host} asks for a token at port {ports}")
     if metrics:
-        yield Check(
-            "cluster metrics", "warn", f"{parsed.host} shows figures to everybody at {metrics}",
-            "keep the network out with a firewall or network policy",
-        )  # fmt: skip
+        yield Check("cluster metrics", "warn", f"{parsed.host} shows figures to everybody at "
+                    f"{metrics}", _GUARD_METRICS)  # fmt: skip
     if parsed.kind == "http" and not is_loopback(parsed.host):
         yield Check(
             "cluster token",
@@ -125,83 +113,46 @@ def check_cluster(address: str) -> Iterator[Check]:
         )
 
 
-def check_mlflow(environment: Mapping[str, str], here: Iterable[Listener]) -> Iterator[Check]:
-    """The servers of one's own: the one that is logged to, and those that run here."""
-    uri = environment.get("MLFLOW_TRACKING_URI", "")
-    asked: set[tuple[str, int]] = set()
-    if uri.startswith(("http://", "https://")):
-        parts = urlsplit(uri)
-        asked.add((parts.hostname or "", parts.port or 0))
-        yield from _check_server(mlflow_doors.base_url(uri), _is_exposed(parts.hostname or "",
-                                 parts.port or 0, here))  # fmt: skip
-        _, password = mlflow_credentials(environment)
-        sends = password or environment.get("MLFLOW_TRACKING_TOKEN") or "@" in parts.netloc
-        if parts.scheme == "http" and sends and not is_loopback(parts.hostname or ""):
-            yield Check(
-                "MLflow password",
-                "warn",
-                f"it travels unencrypted to {parts.hostname}",
-                "use https, or a tunnel",
-            )
-        if "@" in parts.netloc:
-            yield Check(
-                "MLflow password",
-                "fail",
-                "it stands in MLFLOW_TRACKING_URI, which MLflow and others log",
-                "use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-                "~/.mlflow/credentials",
-            )
-    elif not uri:
+def check_mlflow(tracking_uri: str, here: Sequence[Listener]) -> Iterator[Check]:
+    """The servers of one's own: the one that is logged to, and those that run here.
+
+    Args:
+        tracking_uri: `MLFLOW_TRACKING_URI`; empty where runs are kept in a file.
+        here: What listens on this machine.
+    """
+    # An exposed one last, so that it counts where a port is bound to several addresses.
+    by_reach = sorted(here, key=lambda one: one.exposed)
+    servers = {one.port: one for one in by_reach if one.owner == "mlflow"}
+    try:
+        parts = urlsplit(tracking_uri)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        yield Check("MLflow", "fail", "MLFLOW_TRACKING_URI is no address", "give http://HOST:5000")
+        return
+    if parts.scheme in ("http", "https"):
+        is_here = is_loopback(host)
+        exposed = not is_here or any(one.port == port and one.exposed for one in here)
+        base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        yield _check_server(base, exposed)
+        if is_here and port is not None:
+            servers.pop(port, None)
+    elif not tracking_uri:
         yield Check("MLflow", "ok", "runs are kept in a file under the storage folder")
-    if environment.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
-        yield Check(
-            "MLflow", "fail", "MLFLOW_TRACKING_INSECURE_TLS trusts any server's certificate",
-            "unset it; MLFLOW_TRACKING_SERVER_CERT_PATH names one to trust",
-        )  # fmt: skip
-    for one in here:
-        if one.owner == "mlflow" and not any(
-            port == one.port and is_loopback(host) for host, port in asked
-        ):
-            asked.add(("127.0.0.1", one.port))
-            yield from _check_server(f"http://{_reach(one)}:{one.port}", one.exposed)
+    for one in servers.values():
+        yield _check_server(f"http://{_reach(one)}:{one.port}", one.exposed)
 
 
-def _is_exposed(host: str, port: int, here: Iterable[Listener]) -> bool:
-    """Whether others reach it too: it is elsewhere, or here on more than loopback."""
-    if not is_loopback(host):
-        return True
-    return any(one.port == port and one.exposed for one in here)
-
-
-def _check_server(url: str, exposed: bool) -> Iterator[Check]:
-    door = mlflow_doors.try_server(url, _KNOCK_SECONDS)
-    name = "MLflow"
+def _check_server(url: str, exposed: bool) -> Check:
+    name, door = "MLflow", try_http(url + _MLFLOW_READ, _KNOCK_SECONDS)
     if door in ("silent", "foreign"):
         what = "does not answer" if door == "silent" else "answers, but not as an MLflow server"
-        yield Check(name, "warn", f"{url} {what}", "is it up, and is the address right?")
-        return
-    if door == "open" and exposed:
-        yield Check(name, "fail", f"{url} lets everybody read and delete runs", _GUARD_MLFLOW,
-                    is_door=True)  # fmt: skip
-    elif door == "open":
-        yield Check(name, "ok", f"{url} asks for no password, and only this machine reaches it")
-    else:
-        known = mlflow_doors.well_known_password(url, _KNOCK_SECONDS)
-        if known:
-            yield Check(name, "fail", f"{url} takes a password everybody knows ({known})",
-                        "change it: mlflow.server.get_app_client('basic-auth', …)"
-                        ".update_user_password", is_door=True)  # fmt: skip
-        else:
-            yield Check(name, "ok", f"{url} asks for a password, and takes no well-known one")
-    if mlflow_doors.checks_host(url, _KNOCK_SECONDS) is False:
-        yield Check(
-            name,
-            "fail" if door == "open" else "warn",
-            f"{url} answers requests meant for other hosts, so web pages can reach it through a "
-            "browser (DNS rebinding)",
-            "start it without --gunicorn-opts and --disable-security-middleware, with "
-            "--allowed-hosts naming its own",
-        )
+        return Check(name, "warn", f"{url} {what}", "is it up, and is the address right?")
+    if door == "guarded":
+        return Check(name, "ok", f"{url} asks for a password")
+    if exposed:
+        return Check(name, "fail", f"{url} lets everybody read and delete runs", _GUARD_MLFLOW,
+                     is_door=True)  # fmt: skip
+    return Check(name, "ok", f"{url} asks for no password, and only this machine reaches it")
 
 
 def _ports(ports: Iterable[Listener]) -> str:

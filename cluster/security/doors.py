@@ -5,19 +5,16 @@ A door is tried the way a stranger would: without a token, by a request that onl
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
-import os
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
 import psutil
-
-from cluster import ray_private
 
 FLAG = "--i-know-this-is-open"
 # What a stranger is told: asked for a token, let in, nobody there, or something else there.
@@ -26,6 +23,11 @@ Door = Literal["guarded", "open", "silent", "foreign"]
 _WORST_FIRST: tuple[Door, ...] = ("open", "guarded", "foreign")
 _PATIENCE = 5.0
 _RAY_PORTS = {"ray": 10001, "http": 8265, "https": 443, "gcs": 6379}
+# What stands in the command lines of Ray's processes.
+_RAYS_WORDS = (
+    *("/ray/core/src/ray/", "/ray/dashboard/", "/ray/autoscaler/_private/", "/ray/_private/"),
+    "ray.util.client.server",
+)
 # Reads that change nothing; each is refused by a Ray that asks for tokens.
 _JOBS = "/api/jobs/"
 _GCS_READ = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
@@ -37,6 +39,13 @@ _RAY_READS = (
     "/ray.rpc.CoreWorkerService/NumPendingTasks",
     "/ray.rpc.LogService/ListLogs",
 )
+
+# Any other code comes from a Ray that has taken the call.
+_DOORS_BY_CODE: dict[str, Door] = {
+    "UNAUTHENTICATED": "guarded",
+    "PERMISSION_DENIED": "guarded",
+    **dict.fromkeys(("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL"), "foreign"),
+}
 
 
 class OpenToNetworkError(Exception):
@@ -72,21 +81,16 @@ def parse_address(address: str) -> RayAddress:
     Raises:
         ValueError: It is none.
     """
-    parts = urlsplit(address if "://" in address else f"gcs://{address}")
-    kind = parts.scheme
-    if kind not in ("http", "https", "ray", "gcs") or not parts.hostname:
-        raise ValueError(f"{without_userinfo(address)} is no Ray address: give http://HOST:8265")
     try:
-        port = parts.port
+        parts = urlsplit(address if "://" in address else f"gcs://{address}")
+        kind, host, port = parts.scheme, parts.hostname, parts.port
     except ValueError:
-        raise ValueError(f"{without_userinfo(address)} has no valid port") from None
-    return RayAddress(kind, parts.hostname, port or _RAY_PORTS[kind])  # type: ignore[arg-type]
-
-
-def without_userinfo(address: str) -> str:
-    """An address without a name and password in it, for messages."""
-    scheme, separator, rest = address.rpartition("://")
-    return scheme + separator + rest.rpartition("@")[2]
+        kind, host, port = "", None, None
+    if kind not in ("http", "https", "ray", "gcs") or not host:
+        scheme, separator, rest = address.rpartition("://")
+        shown = scheme + separator + rest.rpartition("@")[2]
+        raise ValueError(f"{shown} is no Ray address: give http://HOST:8265")
+    return RayAddress(kind, host, port or _RAY_PORTS[kind])  # type: ignore[arg-type]
 
 
 def is_loopback(host: str) -> bool:
@@ -119,7 +123,6 @@ class Listener:
         pid: Of the process; None where it is another user's.
         name: What the process calls itself.
         command: Its command line.
-        mine: Whether it is a process of this user.
     """
 
     host: str
@@ -127,7 +130,6 @@ class Listener:
     pid: int | None
     name: str
     command: tuple[str, ...]
-    mine: bool
 
     @property
     def exposed(self) -> bool:
@@ -138,15 +140,8 @@ class Listener:
     def owner(self) -> Literal["ray", "mlflow", "other"]:
         """Whose door it is, by the command line."""
         words = " ".join(self.command)
-        if (
-            self.name.startswith(("ray::", "raylet", "gcs_server"))
-            or words.startswith("ray::")
-            or "/ray/core/src/ray/" in words
-            or "/ray/dashboard/" in words
-            or "/ray/autoscaler/_private/" in words
-            or "/ray/_private/" in words
-            or "ray.util.client.server" in words
-        ):
+        called = self.name.startswith(("ray::", "raylet", "gcs_server"))
+        if called or words.startswith("ray::") or any(part in words for part in _RAYS_WORDS):
             return "ray"
         if "mlflow" in words and ("server" in words or "uvicorn" in words or "gunicorn" in words):
             return "mlflow"
@@ -164,29 +159,18 @@ def listeners() -> list[Listener]:
         if connection.status != psutil.CONN_LISTEN:
             continue
         host, port = connection.laddr.ip, connection.laddr.port
-        name, command, mine = _process(connection.pid)
-        found[(port, host)] = Listener(host, port, connection.pid, name, command, mine)
+        found[(port, host)] = Listener(host, port, connection.pid, *_process(connection.pid))
     return [found[key] for key in sorted(found)]
 
 
-def _process(pid: int | None) -> tuple[str, tuple[str, ...], bool]:
-    if pid is None:
-        return "?", (), False
+def _process(pid: int | None) -> tuple[str, tuple[str, ...]]:
     try:
-        process = psutil.Process(pid)
-        return process.name(), tuple(process.cmdline()), process.uids().real == os.getuid()
+        if pid is not None:
+            process = psutil.Process(pid)
+            return process.name(), tuple(process.cmdline())
     except (psutil.Error, OSError):
-        return "?", (), False
-
-
-def own_hosts() -> Iterator[str]:
-    """This machine's addresses that others may reach it by."""
-    for entries in psutil.net_if_addrs().values():
-        for entry in entries:
-            if entry.family in (socket.AF_INET, socket.AF_INET6):
-                host = entry.address.partition("%")[0]
-                if not _is_loopback_ip(host) and not ipaddress.ip_address(host).is_link_local:
-                    yield host
+        pass  # it has ended, or is another user's
+    return "?", ()
 
 
 def try_door(address: RayAddress, timeout: float = _PATIENCE) -> Door:
@@ -212,12 +196,10 @@ def try_http(url: str, timeout: float = _PATIENCE, content: str = "json") -> Doo
             return "open" if is_it else "foreign"
     except urllib.error.HTTPError as error:
         return "guarded" if error.code in (401, 403) else "foreign"
-    except (OSError, ValueError, EOFError) as error:
-        # Whoever answers with something other than HTTP is there, but is not what is asked for.
-        reason = getattr(error, "reason", error)
-        return "silent" if isinstance(reason, (OSError, socket.timeout)) else "foreign"
-    except Exception:  # http.client's own errors on bytes that are no HTTP
-        return "foreign"
+    except OSError as error:
+        return "silent" if isinstance(getattr(error, "reason", error), OSError) else "foreign"
+    except (http.client.HTTPException, ValueError, EOFError):
+        return "foreign"  # whoever answers with something other than HTTP is there, but is not it
 
 
 def try_ray_port(host: str, port: int, timeout: float = _PATIENCE) -> Door | Literal["metrics"]:
@@ -253,27 +235,16 @@ def try_grpc(host: str, port: int, method: str, timeout: float = _PATIENCE) -> D
     # Here, as it takes a while; it comes with Ray.
     import grpc
 
-    target = f"{_bracketed(host)}:{port}"
-    options = [("grpc.enable_http_proxy", 0)]
     try:
-        with socket.create_connection((host, port), timeout):
-            pass
+        socket.create_connection((host, port), timeout).close()
     except OSError:
         return "silent"
+    target, options = f"{_bracketed(host)}:{port}", [("grpc.enable_http_proxy", 0)]
     with grpc.insecure_channel(target, options=options) as channel:
         try:
             channel.unary_unary(method)(b"", timeout=timeout)
         except grpc.RpcError as error:
-            code = error.code()
-            if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-                return "guarded"
-            unlike_ray = (
-                grpc.StatusCode.UNAVAILABLE,
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                grpc.StatusCode.UNIMPLEMENTED,
-                grpc.StatusCode.INTERNAL,
-            )
-            return "foreign" if code in unlike_ray else "open"
+            return _DOORS_BY_CODE.get(error.code().name, "open")
     return "open"
 
 
@@ -294,12 +265,17 @@ def refuse_open(address: str | None, allowed: bool = False, *, timeout: float = 
         OpenToNetworkError: It is open; one line with the remedy.
         ValueError: It is no address.
     """
-    if allowed or not address or address == "local":
+    if allowed:
         return
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or _running_ray()
-        if not address or address in ("auto", "local"):
+        from cluster.probe import AddressError, resolve  # here: Ray takes a second
+
+        try:
+            address = resolve(address)
+        except AddressError:
             return
+    if not address or address == "local":
+        return
     parsed = parse_address(address)
     if try_door(parsed, timeout) != "open" or _is_on_loopback_alone(parsed):
         return
@@ -322,12 +298,6 @@ def refuse_open_host(host: str, what: str, remedy: str, allowed: bool = False) -
         f"{what} on {host} would be open to everybody who reaches this machine, without a "
         f"password: {remedy}, or give {FLAG}"
     )
-
-
-def _running_ray() -> str | None:
-    """The cluster that runs on this machine, as Ray itself finds it."""
-    found = sorted(ray_private.find_gcs_addresses())
-    return found[0] if found else None
 
 
 def _is_on_loopback_alone(address: RayAddress) -> bool:

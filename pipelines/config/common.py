@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from cluster.security.redact import secret_places
-from cluster.security.secrecy import redactor
+from pipelines.secrecy.guard import redactor
+from pipelines.secrecy.redact import secret_places
 from pipelines.storage.address import parse_storage
 from pipelines.storage.room import MINUTES
 from pipelines.storage.working import local_root

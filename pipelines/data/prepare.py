@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from cluster.security.secrecy import redactor
 from pipelines.data.assemble import assemble, find_absent_classes, find_rejected, split_rows
 from pipelines.data.compiled import native_available
 from pipelines.data.manifest import (
@@ -43,6 +42,7 @@ from pipelines.data.sources.source import Source
 from pipelines.data.splits import NO_SPLIT
 from pipelines.data.summary import summarize
 from pipelines.errors import UserError
+from pipelines.secrecy.guard import redactor
 from pipelines.storage.durable import flush, write_durably
 
 _SHARD_FORMAT = 4  # changes with what a shard's table holds

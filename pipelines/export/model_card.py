@@ -5,11 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from cluster.security.secrecy import redactor
 from pipelines.data.manifest import Manifest
 from pipelines.results.front import Point
 from pipelines.results.points import standard_error
 from pipelines.results.table import compact_schedule, described, with_spread
+from pipelines.secrecy.guard import redactor
 
 _USE = {
     "timm": """```python

@@ -18,9 +18,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cluster.security.secrecy import redactor
 from pipelines.errors import UserError
 from pipelines.search.steady_clock import steady_time
+from pipelines.secrecy.guard import redactor
 from pipelines.storage.checked_lines import checked_line, has_checksum, parse_line
 from pipelines.storage.room import DiskFull, lacks_room, shortage
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from cluster.security.redact import credentials_in, is_secret_name
 from pipelines.errors import UserError
+from pipelines.secrecy.redact import credentials_in, is_secret_name
 
 if TYPE_CHECKING:
     import pyarrow.fs

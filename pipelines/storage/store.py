@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.security.secrecy import redactor
 from pipelines.errors import UserError
+from pipelines.secrecy.guard import redactor
 from pipelines.storage.address import join, open_filesystem, without_options
 
 if TYPE_CHECKING:

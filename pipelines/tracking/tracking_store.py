@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.security.secrecy import redactor
+from pipelines.secrecy.guard import redactor
 
 _SERVER = re.compile(r"https?://|databricks")
 

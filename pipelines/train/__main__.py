@@ -13,11 +13,11 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.security.secrecy import clean_errors, guard_process, redactor
 from pipelines.config import TrainRunConfig
 from pipelines.config_file import load_as
 from pipelines.console import Screen, use_own_scripts
 from pipelines.errors import UserError
+from pipelines.secrecy.guard import clean_errors, guard_process, redactor
 from pipelines.streams import drop_output, take_any_text
 from pipelines.train.reports import epoch_line, short_note
 from pipelines.train.spec import TrainJob, job_of

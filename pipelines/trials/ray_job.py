@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import ray_private
 from cluster.placement import Gang, fit
-from cluster.security.secrecy import clean_errors, guard_process
+from pipelines.secrecy.guard import clean_errors, guard_process
 from pipelines.train.imports import without_collector
 from pipelines.train.reports import NO_ROOM, NOTICE, NOTICE_LINE, RESTARTED, WAITS
 from pipelines.train.spec import TrainJob

@@ -17,8 +17,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cluster import ray_private
-from cluster.security.redact import is_secret_name
-from cluster.security.secrecy import redactor
+from pipelines.secrecy.guard import redactor
+from pipelines.secrecy.redact import is_secret_name
 from pipelines.storage.store import ObjectStore
 from pipelines.train.reports import (
     NOTICE,

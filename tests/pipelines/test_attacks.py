@@ -2,13 +2,16 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
+from pipelines.config_file import load_config
 from pipelines.data import compiled
 from pipelines.data.fetch import fetch
 from pipelines.data.manifest import load_manifest, sha256_file
 from pipelines.errors import UserError
+from pipelines.remote import Remote, refuse_secrets
 
 SHA = "0" * 64
 
@@ -77,29 +80,45 @@ def test_no_library_is_loaded_that_others_could_have_placed(tmp_path, monkeypatc
             compiled.built()
 
 
-class Client:
-    """Ray's job API, which must not be asked."""
+class Api:
+    """A cluster's job API, which must not be asked to run anything."""
 
-    def submit_job(self, **_):
+    def searches(self, name):
+        return []
+
+    def run(self, *_, **__):
         raise AssertionError("submitted")
+
+    submit = run
 
 
 @pytest.mark.parametrize(
-    ("words", "options"),
+    ("words", "metadata", "variables"),
     [
-        (["search", "x.yaml", "--set", "data.path=s3://k:pLaNt3d@b/x"], {}),
-        (["search", "x.yaml"], {"metadata": {"api_key": "pLaNt3d"}}),
-        (["search", "x.yaml"], {"variables": {"HF_TOKEN": "pLaNt3d"}}),
-        (["search", "pLaNt3d-known"], {}),
+        (["search", "x.yaml", "--set", "data.path=s3://k:pLaNt3d@b/x"], {}, {}),
+        (["search", "x.yaml"], {"api_key": "pLaNt3d"}, {}),
+        (["search", "x.yaml"], {}, {"HF_TOKEN": "pLaNt3d"}),
+        (["search", "pLaNt3d-known"], {}, {}),
     ],
 )
-def test_a_jobs_description_holds_no_secret(tmp_path, monkeypatch, words, options):
-    from cluster.jobs import JobApi
-    from cluster.probe import ClusterError
-
+def test_a_jobs_description_holds_no_secret(monkeypatch, words, metadata, variables):
     monkeypatch.setenv("SOME_SECRET", "pLaNt3d-known")
-    api = JobApi.__new__(JobApi)
-    api.url, api._client = "http://127.0.0.1:9", Client()
-    with pytest.raises(ClusterError, match="leave it out") as caught:
-        api.submit(words, tmp_path, **options)
+    with pytest.raises(UserError, match="leave it out") as caught:
+        refuse_secrets(words, metadata, variables)
     assert "pLaNt3d" not in str(caught.value)
+
+
+def test_nothing_is_submitted_with_a_secret_in_it(monkeypatch):
+    """By either way that a job is described: a search of its own, and a short command."""
+    remote = Remote.__new__(Remote)
+    remote.url, remote.api, remote._allow_open = "http://127.0.0.1:9", Api(), False
+    preset = Path(__file__).parents[2] / "tune_spaces/presets/digits.yaml"
+    config = load_config(preset, ["storage=/shared/pLaNt3d-later", "data.path=/shared/digits"])
+    monkeypatch.setenv("SOME_SECRET", "pLaNt3d-later")  # since the config was read
+    for asked in (
+        lambda: remote.submit(config),
+        lambda: remote.run(["status", "--storage", "/shared/pLaNt3d-later"]),
+    ):
+        with pytest.raises(UserError, match="leave it out") as caught:
+            asked()
+        assert "pLaNt3d" not in str(caught.value)

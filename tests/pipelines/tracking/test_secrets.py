@@ -9,9 +9,9 @@ import ledgers
 import pytest
 from thinning import fast
 
-from cluster.security.secrecy import CleanedError, clean_errors, known_secrets, redactor
 from pipelines.errors import UserError
 from pipelines.search.ledger import Ledger
+from pipelines.secrecy.guard import CleanedError, clean_errors, known_secrets, redactor
 from pipelines.tracking.mlflow_errors import first_line
 from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.tracking_store import tracking_store
@@ -247,7 +247,7 @@ def test_a_changed_environment_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_last_resort_of_logging_is_guarded() -> None:
     code = (
-        "import logging; from cluster.security.secrecy import guard_process; guard_process();"
+        "import logging; from pipelines.secrecy.guard import guard_process; guard_process();"
         "logging.getLogger('x').warning('http://me:pLaNt3d@host')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.security.door_checks import check_mlflow
 from cluster.security.doors import listeners
-from cluster.security.report import check_mlflow
 from pipelines.commands.ui_command import ui
 from pipelines.errors import UserError
 from pipelines.tracking.mlflow_server import check_port, start_server, stop_server
@@ -106,7 +106,7 @@ def test_the_server_refuses_foreign_hosts_and_ends(
         assert refused.value.code == 403
         found = {one.host for one in listeners() if one.port == port}
         assert found == {"127.0.0.1"}
-        checks = list(check_mlflow({}, [one for one in listeners() if one.port == port]))
+        checks = list(check_mlflow("", [one for one in listeners() if one.port == port]))
         assert [check.status for check in checks] == ["ok", "ok"], checks
         with pytest.raises(UserError, match=f"port {port} cannot be used"):
             check_port(port)

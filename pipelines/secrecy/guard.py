@@ -6,6 +6,7 @@ last line on the terminal, the reason a trial failed for. `redact` says what is 
 
 from __future__ import annotations
 
+import base64
 import configparser
 import logging
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cluster.security.redact import Redactor, basic_auth, credentials_in, is_secret_name
+from pipelines.secrecy.redact import Redactor, credentials_in, is_secret_name
 
 _LARGEST_TOKEN_FILE = 4096
 _cached: tuple[frozenset[tuple[str, str]], Redactor] | None = None
@@ -35,10 +36,10 @@ def known_secrets(environment: Mapping[str, str]) -> set[str]:
     for value in environment.values():
         if "://" in value:
             found |= credentials_in(value)
-    found.add(_first_line(ray_token_file(environment)))
+    found.add(read_token(ray_token_file(environment)))
     user, password = mlflow_credentials(environment)
     if password:
-        found |= {password, basic_auth(user, password)}
+        found |= {password, base64.b64encode(f"{user}:{password}".encode()).decode()}
     # Flags and counts are no secrets, whatever their variable is called.
     return {secret for secret in found if len(set(secret)) > 2}
 
@@ -47,6 +48,15 @@ def ray_token_file(environment: Mapping[str, str]) -> Path:
     """Where Ray reads its token, if it is not in a variable."""
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     return Path(named) if named else _home(environment) / ".ray" / "auth_token"
+
+
+def read_token(path: Path) -> str:
+    """What the file of a token holds; nothing where it cannot be read."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(_LARGEST_TOKEN_FILE).strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def mlflow_credentials_file(environment: Mapping[str, str]) -> Path:
@@ -154,11 +164,3 @@ def _print_thread_traceback(args: Any) -> None:
 def _home(environment: Mapping[str, str]) -> Path:
     home = environment.get("HOME")
     return Path(home) if home else Path.home()
-
-
-def _first_line(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(_LARGEST_TOKEN_FILE).strip()
-    except (OSError, UnicodeDecodeError):
-        return ""

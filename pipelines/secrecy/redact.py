@@ -1,14 +1,13 @@
 """What is a secret, by its name, its shape or its place in an address, and texts without it.
 
-Pure: what a process knows to be secret is given to `Redactor`; `secrecy` gathers it and stands
-at the edges where texts leave a process.
+Pure: what a process knows to be secret is given to `Redactor`; `guard` gathers it and stands at the
+edges where texts leave a process.
 """
 
 from __future__ import annotations
 
-import base64
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -75,6 +74,15 @@ _SHAPES = re.compile(
     r"|AIza[A-Za-z0-9_-]{35}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,})"
 )
+# In their order: what a text must hold to be looked through, what goes, and what stands for it.
+_BY_PLACE: tuple[tuple[str, re.Pattern[str], str], ...] = (
+    ("private key", _PRIVATE_KEY, HIDDEN),
+    ("@", _USERINFO, ""),  # what is left can be opened
+    ("authorization", _AUTHORIZATION, rf"\g<head>{HIDDEN}"),
+    ("bearer", _BEARER, rf"\g<head>{HIDDEN}"),
+    ("basic", _BEARER, rf"\g<head>{HIDDEN}"),
+    ("sig", _QUERY, rf"\g<name>{HIDDEN}"),
+)
 
 
 def is_secret_name(name: str) -> bool:
@@ -114,7 +122,7 @@ def credentials_in(url: str) -> set[str]:
 
 
 class Redactor:
-    """Takes secrets out of texts, values, command lines and exceptions.
+    """Takes secrets out of texts, values and exceptions.
 
     Args:
         known: Values that are secret wherever they stand; those under 8 characters are left out,
@@ -132,17 +140,10 @@ class Redactor:
         """The text with `***` in place of each secret; without any it is returned unchanged."""
         if self._known is not None:
             text = self._known.sub(HIDDEN, text)
-        if "PRIVATE KEY" in text:
-            text = _PRIVATE_KEY.sub(HIDDEN, text)
-        if "@" in text:
-            text = _USERINFO.sub("", text)  # what is left can be opened
         lowered = text.lower()
-        if "authorization" in lowered:
-            text = _AUTHORIZATION.sub(rf"\g<head>{HIDDEN}", text)
-        if "bearer" in lowered or "basic" in lowered:
-            text = _BEARER.sub(rf"\g<head>{HIDDEN}", text)
-        if "sig" in lowered:
-            text = _QUERY.sub(rf"\g<name>{HIDDEN}", text)
+        for mark, pattern, shown in _BY_PLACE:
+            if mark in lowered:
+                text = pattern.sub(shown, text)
         if _SECRET.search(text):
             text = _ASSIGNMENT.sub(_hide_assigned, text)
             text = _OPTION.sub(_hide_option, text)
@@ -168,19 +169,6 @@ class Redactor:
             shown = self.text(str(value))
             return value if shown == str(value) else type(value)(shown)
         return value
-
-    def command(self, words: Sequence[str]) -> list[str]:
-        """A command line with `--token VALUE`, `--token=VALUE` and `NAME=VALUE` hidden."""
-        shown: list[str] = []
-        hide_next = ""
-        for word in words:
-            if hide_next and not word.startswith("-"):
-                shown.append(HIDDEN if holds_secret(hide_next, word) else self.text(word))
-                hide_next = ""
-                continue
-            hide_next = word if word.startswith("-") and "=" not in word else ""
-            shown.append(self.text(word))
-        return shown
 
     def error(self, error: BaseException) -> None:
         """Takes secrets out of an exception and all that led to it, in place.
@@ -243,11 +231,6 @@ def secret_places(value: Any, redactor: Redactor, place: str = "", name: str = "
         for where, called, inner in inside
         for found in secret_places(inner, redactor, where, called)
     ]
-
-
-def basic_auth(user: str, password: str) -> str:
-    """The value of an `Authorization: Basic` header after the word Basic."""
-    return base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def _is_plain(value: Any) -> bool:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import configparser
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
-from cluster.security.checks import Check, some
-from cluster.security.mlflow_doors import WELL_KNOWN
-from cluster.security.redact import (
+from cluster.doctor import Check, some
+from cluster.security.doors import is_loopback
+from pipelines.secrecy.guard import (
+    known_secrets,
+    mlflow_credentials,
+    mlflow_credentials_file,
+    ray_token_file,
+    read_token,
+)
+from pipelines.secrecy.redact import (
     MIN_KNOWN_LENGTH,
     Redactor,
     credentials_in,
     is_secret_name,
     spellings,
 )
-from cluster.security.secrecy import known_secrets, mlflow_credentials_file, ray_token_file
 
 _MIN_TOKEN_LENGTH = 32
 _LARGEST_FILE = 64 << 20
@@ -45,7 +51,7 @@ def check_tokens(environment: Mapping[str, str]) -> Iterator[Check]:
         yield _check_length(name, token, "RAY_AUTH_TOKEN")
     elif path.exists():
         yield from _check_secret_file(name, path)
-        yield _check_length(name, _read(path).strip(), str(path))
+        yield _check_length(name, read_token(path), str(path))
     elif "RAY_AUTH_TOKEN_PATH" in environment:
         yield Check(name, "fail", f"no file {path}", "make it, or unset RAY_AUTH_TOKEN_PATH")
     else:
@@ -58,7 +64,30 @@ def check_tokens(environment: Mapping[str, str]) -> Iterator[Check]:
     auth = environment.get("MLFLOW_AUTH_CONFIG_PATH")
     if auth and Path(auth).exists():
         yield from _check_secret_file("MLflow auth", Path(auth))
-        yield from _check_auth_config(Path(auth))
+
+
+def check_tracking(environment: Mapping[str, str]) -> Iterator[Check]:
+    """How MLflow's password travels, and whether a server's certificate is looked at."""
+    name = "MLflow password"
+    try:
+        parts = urlsplit(environment.get("MLFLOW_TRACKING_URI", ""))
+    except ValueError:  # `check_mlflow` says so
+        return
+    in_address = "@" in parts.netloc
+    sent = mlflow_credentials(environment)[1] or environment.get("MLFLOW_TRACKING_TOKEN")
+    if parts.scheme == "http" and (sent or in_address) and not is_loopback(parts.hostname or ""):
+        yield Check(name, "warn", f"it travels unencrypted to {parts.hostname}",
+                    "use https, or a tunnel")  # fmt: skip
+    if in_address and parts.scheme in ("http", "https"):
+        yield Check(
+            name, "fail", "it stands in MLFLOW_TRACKING_URI, which MLflow and others log",
+            "use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ~/.mlflow/credentials",
+        )  # fmt: skip
+    if environment.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
+        yield Check(
+            "MLflow", "fail", "MLFLOW_TRACKING_INSECURE_TLS trusts any server's certificate",
+            "unset it; MLFLOW_TRACKING_SERVER_CERT_PATH names one to trust",
+        )  # fmt: skip
 
 
 def _check_length(name: str, token: str, where: str) -> Check:
@@ -104,18 +133,6 @@ def _others_reach(path: Path, mode: int) -> bool:
     )
 
 
-def _check_auth_config(path: Path) -> Iterator[Check]:
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        parser.read(path)
-        password = parser["mlflow"].get("admin_password", "")
-    except (OSError, configparser.Error, KeyError, UnicodeDecodeError):
-        return
-    if password in {known for _, known in WELL_KNOWN}:
-        yield Check("MLflow auth", "fail", f"{path} has a password everybody knows",
-                    "choose another before the server's first start")  # fmt: skip
-
-
 def check_environment(environment: Mapping[str, str]) -> Iterator[Check]:
     """Secrets in the environment that others would write down or show."""
     held = sorted(name for name, value in environment.items() if value and is_secret_name(name))
@@ -138,16 +155,16 @@ def check_environment(environment: Mapping[str, str]) -> Iterator[Check]:
             f"{some(in_urls)}: an address with a password in it, which programs log as it is",
             "keep name and password apart from the address",
         )
+    known = known_secrets(environment)
     shown = [
         name
         for name in _SHOWN_BY_RAY
-        if Redactor(known_secrets(environment)).text(environment.get(name, ""))
-        != environment.get(name, "")
+        if Redactor(known).text(environment.get(name, "")) != environment.get(name, "")
     ]
     if shown:
         yield Check("secrets", "fail", f"{some(shown)} holds one, and Ray's dashboard shows it",
                     "leave it out; set it where the nodes are started")  # fmt: skip
-    exposed = _in_command_lines(known_secrets(environment))
+    exposed = _in_command_lines(known)
     if exposed:
         yield Check(
             "secrets",
@@ -175,29 +192,22 @@ def check_written(storage: Path, environment: Mapping[str, str]) -> Check:
         if len(secret) >= MIN_KNOWN_LENGTH
         for text in spellings(secret)
     ]
-    found = [path for path in _written_files(storage) if _holds(path, needles)] if needles else []
+    found = [
+        str(path.relative_to(storage))
+        for pattern in _WRITTEN
+        for path in storage.glob(f"**/{pattern}")
+        if _holds(path, needles)
+    ]
     if found:
-        return Check(
-            "storage",
-            "fail",
-            f"a secret stands in {some([str(path.relative_to(storage)) for path in found])}",
-            "change the secret, then delete or mend the file",
-        )
+        return Check("storage", "fail", f"a secret stands in {some(found)}",
+                     "change the secret, then delete or mend the file")  # fmt: skip
     return Check("storage", "ok", f"no secret of this environment stands in files of {storage}")
-
-
-def _written_files(storage: Path) -> Iterator[Path]:
-    for pattern in _WRITTEN:
-        for path in storage.glob(f"**/{pattern}"):
-            try:
-                if path.is_file() and path.stat().st_size <= _LARGEST_FILE:
-                    yield path
-            except OSError:
-                continue
 
 
 def _holds(path: Path, needles: list[bytes]) -> bool:
     try:
+        if not needles or not path.is_file() or path.stat().st_size > _LARGEST_FILE:
+            return False
         content = path.read_bytes()
     except OSError:
         return False
@@ -216,10 +226,3 @@ def check_storage(storage: Path) -> Check:
             f"chmod o-w {storage}",
         )  # fmt: skip
     return Check(name, "ok", f"{storage} has mode {stat.S_IMODE(mode):04o}")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""

@@ -1,0 +1,1 @@
+"""What is secret, and how texts leave this program without it."""
