@@ -176,7 +176,7 @@ def test_every_way_to_run_has_a_page_and_its_links_lead_somewhere():
     for page in ("laptop", "gpu-box", "aws", "gcp", "kubernetes", "slurm", "mlflow"):
         assert f"({page}.md)" in index
     for path in docs.glob("*.md"):
-        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
             assert "://" in link or (docs / link).exists(), f"{path.name}: {link}"
         for shipped in re.findall(r"\bcluster/[\w/.-]+\.(?:yaml|sh|sbatch|txt)", path.read_text()):
             assert (ROOT / shipped).exists(), f"{path.name}: {shipped}"
