@@ -6,6 +6,8 @@ import errno
 import logging
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -45,6 +47,25 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"tokenpool {version('tokenpool')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    shown: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Say which version it is."
+        ),
+    ] = False,
+) -> None: ...
+
+
 bench = typer.Typer(help="Measure speed against peers, in one run.", no_args_is_help=True)
 bench.command("loader")(bench_loader)
 bench.command("pooling")(pooling)
