@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 PRESET := tune_spaces/presets/digits.yaml
-# Two files of tests at a time: many wait for processes they have started.
-TWO := -n 2 --dist loadfile
+# Two files of tests at a time, as many wait for processes they have started; the longest come early.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install search test test-fast test-slow chaos bench lint types audit clean
 
