@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from pipelines.config import BudgetConfig
 from pipelines.search.halt import DeviceMeter, Halt
 from pipelines.search.ledger import Ledger, read_events
@@ -10,6 +12,7 @@ from pipelines.search.state import SearchState, fold
 DAY = 86400.0
 
 
+@pytest.mark.fault("clock set a day or a month forth and back")
 def test_a_clock_that_somebody_sets_moves_neither_records_nor_budgets(tmp_path, monkeypatch, told):
     real, jump = time.time, [0.0]
     monkeypatch.setattr(time, "time", lambda: real() + jump[0])
@@ -25,7 +28,7 @@ def test_a_clock_that_somebody_sets_moves_neither_records_nor_budgets(tmp_path, 
             assert 0 <= state.seconds_at_work() < 60, jump
     times = [event["time"] for event in read_events(ledger.path)]
     assert times == sorted(times) and 0 <= times[-1] - begun + 0.01 < 60
-    told("clock set a day or a month forth and back", times=3)
+    told("clock set a day or a month forth and back", times=2)  # beside the mark
 
 
 def test_a_deadline_by_the_clock_goes_by_the_clock(tmp_path, monkeypatch):
