@@ -78,7 +78,7 @@ class ObjectStore:
 
     @cached_property
     def _opened(self) -> tuple[pyarrow.fs.FileSystem, str]:
-        with self._named():
+        with self.named():
             return open_filesystem(self.address)
 
     def __getstate__(self) -> dict[str, str]:
@@ -112,7 +112,7 @@ class ObjectStore:
     def write(self, name: str, content: bytes) -> None:
         """Puts an object there, in the place of one of this name."""
         target = f"{self.path}/{name}"
-        with self._named(name):
+        with self.named(name):
             if self.filesystem.type_name in _WHOLE:
                 self._write(target, content)
                 return
@@ -128,7 +128,7 @@ class ObjectStore:
 
     def read(self, name: str) -> bytes | None:
         """An object's content; None if there is none of this name."""
-        with self._named(name):
+        with self.named(name):
             try:
                 with self.filesystem.open_input_stream(f"{self.path}/{name}") as source:
                     return bytes(source.read())
@@ -164,7 +164,7 @@ class ObjectStore:
 
         # Not allow_not_found: of a bucket that does not exist it would say that it is empty.
         selector = pyarrow.fs.FileSelector(f"{self.path}/{folder}".rstrip("/"), recursive=recursive)
-        with self._named(folder):
+        with self.named(folder):
             try:
                 found = self.filesystem.get_file_info(selector)
             except FileNotFoundError:
@@ -173,17 +173,17 @@ class ObjectStore:
 
     def delete(self, name: str) -> None:
         """Deletes an object; it may be gone already."""
-        with self._named(name), suppress(FileNotFoundError):
+        with self.named(name), suppress(FileNotFoundError):
             self.filesystem.delete_file(f"{self.path}/{name}")
 
     def delete_folder(self, name: str) -> None:
         """Deletes all below a folder; it may be gone already."""
-        with self._named(name), suppress(FileNotFoundError):
+        with self.named(name), suppress(FileNotFoundError):
             self.filesystem.delete_dir(f"{self.path}/{name}")
 
     def copy(self, name: str, target: str) -> None:
         """Copies an object within the store; nothing passes through this machine."""
-        with self._named(name):
+        with self.named(name):
             self.filesystem.copy_file(f"{self.path}/{name}", f"{self.path}/{target}")
 
     def upload(self, source: Path, name: str) -> None:
@@ -198,7 +198,7 @@ class ObjectStore:
         import pyarrow.fs
 
         local = pyarrow.fs.LocalFileSystem()
-        with self._named(name):
+        with self.named(name):
             if up and self.filesystem.type_name not in _WHOLE:
                 self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
             pyarrow.fs.copy_files(
@@ -219,7 +219,12 @@ class ObjectStore:
         self.delete(name)
 
     @contextmanager
-    def _named(self, name: str = "") -> Iterator[None]:
+    def named(self, name: str = "") -> Iterator[None]:
+        """What goes wrong with the store inside, also in others' code, is a StoreError.
+
+        Args:
+            name: of what is asked for, below this folder.
+        """
         try:
             yield
         except OSError as error:  # pyarrow's and fsspec's are all of this kind
@@ -232,8 +237,9 @@ class ObjectStore:
 def explain(error: OSError) -> str:
     """Pyarrow's words on what a store did, as what is wrong and what to do."""
     lines = str(error).splitlines() or [type(error).__name__]
-    text = _NOISE.sub("", redactor().text(error.strerror or lines[0]))[:300]
+    said = redactor().text(error.strerror or lines[0])
+    text = _NOISE.sub("", said)[:300]
     for pattern, remedy in _REMEDIES:
-        if re.search(pattern, text):
+        if re.search(pattern, said):
             return f"{remedy} ({text})"
     return f"{text}: set storage to a place that can be listed, read and written"

@@ -6,10 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ray.exceptions import ActorDiedError
+
 from cluster import ray_private
 from pipelines.errors import UserError
 from pipelines.storage.room import DiskFull, cannot_be_written, lacks_room
-from pipelines.storage.store import StoreAway
+from pipelines.storage.store import ObjectStore, StoreAway, StoreError
 
 # What code raises that is wrong, or that is given what it cannot take: never a machine's failure.
 _BUGS: tuple[type[Exception], ...] = (
@@ -34,12 +36,19 @@ class Failure:
     text: str = ""
 
 
-def failure_of(error: Exception) -> Failure:
-    """What a `TrainingFailedError` comes from."""
+def failure_of(error: Exception, address: str | None = None) -> Failure:
+    """What a `TrainingFailedError` comes from, or the death of Ray Train's controller.
+
+    Args:
+        error: as `fit` raised it.
+        address: of the job's folder in an object store, if it is in one.
+    """
     from pipelines.train.draining import NodeDrained
     from pipelines.trials.stall_callback import WorkerStalled
 
     controller = getattr(error, "controller_failure", None)
+    if isinstance(error, ActorDiedError):
+        controller = _died_of(error, address)
     if isinstance(controller, ray_private.WorkerGroupStartupTimeoutError):
         return Failure("room")
     wrapped = [*getattr(error, "worker_failures", {}).values(), controller]
@@ -63,6 +72,25 @@ def failure_of(error: Exception) -> Failure:
     if bugs and not any(isinstance(cause, ray_private.RayTrainError) for cause in causes):
         return Failure("bug", f"{type(bugs[0]).__name__}: {bugs[0]}{_place(error)}")
     return Failure("machine")
+
+
+def _died_of(error: ActorDiedError, address: str | None) -> Exception | None:
+    """Why a controller died as it was made; None where it was killed.
+
+    It looks into the job's folder before it starts anything. Ray hands on only what was printed.
+    """
+    found = re.findall(r"^OSError: (?:\[Errno (\d+)\] )?(.*)$", str(error), re.MULTILINE)
+    if not found:
+        return None
+    number, text = found[-1]
+    cause = OSError(int(number), text) if number else OSError(text)
+    if address is None:
+        return cause
+    try:
+        with ObjectStore(address).named():
+            raise cause
+    except StoreError as named:
+        return named
 
 
 def _root(error: BaseException) -> BaseException:

@@ -92,6 +92,7 @@ def run_trainer(job: TrainJob) -> None:
         ray.train.TrainingFailedError: the job failed for good.
         RuntimeError: so it did, in the words of this program.
     """
+    from ray.exceptions import ActorDiedError
     from ray.train import TrainingFailedError
 
     from pipelines.trials.ray_record import mend_record
@@ -106,8 +107,8 @@ def run_trainer(job: TrainJob) -> None:
         try:
             _make_trainer(job).fit()
             return
-        except TrainingFailedError as error:
-            failure = failure_of(error)
+        except (TrainingFailedError, ActorDiedError) as error:
+            failure = failure_of(error, job.address)
             if failure.kind == "room":
                 waits_since = waits_since or begun
                 patience = _PATIENCE_TAKEN if _could_hold(job) else _PATIENCE_GONE

@@ -1,4 +1,5 @@
 import pytest
+from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 
 from pipelines.config import WorkersConfig
@@ -6,6 +7,7 @@ from pipelines.errors import UserError
 from pipelines.storage.store import StoreAway
 from pipelines.train.draining import NodeDrained
 from pipelines.trials import ray_job
+from pipelines.trials.job_failures import failure_of
 from pipelines.trials.run_trials import TrialRequest, _List, _Queue, short_reason
 
 
@@ -43,6 +45,7 @@ def test_jobs_are_given_out_while_there_is_room():
 
 class Job:
     store = "s3://bucket/jobs"  # nothing lies in a folder
+    address = "s3://bucket/jobs/j"
     full_disk_minutes = 15.0
 
     def __init__(self, job_id):
@@ -147,3 +150,28 @@ def test_a_job_without_room_waits_and_no_restart_is_counted(
     else:
         ray_job.run_trainer(job)
     assert len(errors) == left
+
+
+@pytest.mark.parametrize(
+    ("address", "printed", "kind"),
+    [
+        (
+            "s3://b/runs/t0",
+            "OSError: Testing: AWS Error UNKNOWN (HTTP status 503): x",
+            "disk",
+        ),
+        ("s3://b/runs/t0", "OSError: Bucket 'b' not found", "person"),
+        (None, "OSError: [Errno 28] No space left on device: '/x'", "disk"),
+        (None, "OSError: [Errno 30] Read-only file system: '/x'", "no disk"),
+        (None, "The actor is dead because its worker process has died.", "machine"),
+    ],
+)
+def test_why_a_controller_died_is_read_off_what_ray_prints(address, printed, kind):
+    """It looks into the job's folder before there are any workers."""
+
+    class Died(ActorDiedError):
+        def __str__(self):
+            return f"The actor died: Traceback\n  File ...\n{printed}"
+
+    found = failure_of(Died(), address)
+    assert found.kind == kind and "\n" not in found.text
