@@ -135,6 +135,20 @@ def recovered(command):
     return next(at for at, text in command.lines if at > line and "epoch" in text) - line
 
 
+def test_a_controller_that_is_killed(place, calm, begin, told):
+    """Its workers die with it; what Ray had reserved for them is given back."""
+    command = begin("train", "train.yaml", "--set", "name=headless")
+    command.wait_for("epoch 4/")
+    (victim,) = command.named("TrainController")
+    at = time.monotonic()
+    victim.kill()
+    command.wait_for(r"^headless: .*: goes on from its last checkpoint \(restart 1 of 3\)$")
+    assert command.end() == 0, command.text
+    assert outcome(place, "headless") == calm and "Traceback" not in command.text
+    first = next(when for when, text in command.lines if when > at and text.startswith("epoch"))
+    told("a job's controller killed", seconds=first - at)
+
+
 def test_a_worker_that_is_stopped(place, calm, begin, told):
     command = begin("train", "train.yaml", "--set", "name=stopped")
     command.wait_for("epoch 4/")
