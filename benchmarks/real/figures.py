@@ -14,6 +14,13 @@ __all__ = ["draw", "markdown"]
 _OF_REFERENCE = ("constant rate", "constant number")
 
 
+def _time(row: Row) -> str:
+    """Milliseconds and speed-up; none where the machine was busy, until `time` is run."""
+    if row["milliseconds"] is None:
+        return "– | –"
+    return f"{row['milliseconds']:.1f} | {row['dense_milliseconds'] / row['milliseconds']:.2f}"
+
+
 def markdown(rows: Rows) -> str:
     """One table a data set and picture size: for each cost the methods, the best first.
 
@@ -73,8 +80,7 @@ def _table(rows: Rows, mine: Sequence[Row], share: float) -> Iterable[str]:
         yield (
             f"| `{row['method']}` | {row['shape']} | {row['kl']:.3f} ({row['kl_low']:.3f} to "
             f"{row['kl_high']:.3f}) | {_ratio(rows, row, against)} | {row['agreement']:.1%} | "
-            f"{row['top1']:.1%} | {row['macs_share']:.1%} | {row['milliseconds']:.1f} | "
-            f"{row['dense_milliseconds'] / row['milliseconds']:.2f} |"
+            f"{row['top1']:.1%} | {row['macs_share']:.1%} | {_time(row)} |"
         )
 
 
