@@ -49,6 +49,8 @@ def failure_of(error: Exception, address: str | None = None) -> Failure:
     controller = getattr(error, "controller_failure", None)
     if isinstance(error, ActorDiedError):
         controller = _died_of(error, address)
+        if controller is None and "creation task" in str(error):
+            return Failure("bug", str(error).strip().splitlines()[-1])
     if isinstance(controller, ray_private.WorkerGroupStartupTimeoutError):
         return Failure("room")
     wrapped = [*getattr(error, "worker_failures", {}).values(), controller]

@@ -163,6 +163,7 @@ def test_a_job_without_room_waits_and_no_restart_is_counted(
         ("s3://b/runs/t0", "OSError: Bucket 'b' not found", "person"),
         (None, "OSError: [Errno 28] No space left on device: '/x'", "disk"),
         (None, "OSError: [Errno 30] Read-only file system: '/x'", "no disk"),
+        (None, "raised in its creation task\nValueError: 'PACKED' is no strategy", "bug"),
         (None, "The actor is dead because its worker process has died.", "machine"),
     ],
 )
