@@ -55,7 +55,7 @@ def bench(
     world = World(config, cache, device, say)
     bases = tuple(world.base_point(width) for width in world.space.widths)
     for point in bases:
-        if point.top1 < _LEAST_TIMES_CHANCE / world.num_classes:
+        if point.top1 < _LEAST_TIMES_CHANCE / world.pictures.num_classes:
             raise UserError(
                 f"the base of width {point.width} does not learn (top-1 on minival "
                 f"{point.top1:.1%}): change base.lr or base.epochs",

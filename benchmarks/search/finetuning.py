@@ -49,7 +49,7 @@ class Finetuning:
         found = self._world.cache.get(*key)
         if found is None:
             model = self._train_to(epoch)
-            found = self._world.cache.put(self._world.measure(model, "val"), *key)
+            found = self._world.cache.put(self._world.pictures.measure(model, "val"), *key)
         return float(found)
 
     def _key(self, what: str, epoch: int) -> tuple[Any, ...]:
@@ -67,7 +67,7 @@ class Finetuning:
     def _compute(self, epoch: int) -> dict[str, Any]:
         model, world = self._train_to(epoch), self._world
         begin = world.clock()
-        row: dict[str, Any] = {"top1": world.measure(model, "minival")}
+        row: dict[str, Any] = {"top1": world.pictures.measure(model, "minival")}
         row["seconds"] = world.clock() - begin
         return dict(world.cache.put(row, *self._key("measured", epoch)))
 
@@ -76,7 +76,7 @@ class Finetuning:
         if self._model is None or self._epochs is None or self._trained > epoch:
             model = copy.deepcopy(world.base(self._candidate.width))
             self._model = tp.pool(model, self._candidate.schedule, world.config.method)
-            self._epochs = world.train(
+            self._epochs = world.pictures.train(
                 self._model, world.config.finetune, self._seed + 1, world.config.finetune_images
             )
             self._trained = 0

@@ -56,8 +56,8 @@ def _settings(world: World, seed: int) -> PolicySettings:
         prices=Prices(
             first=rung_of(config.halving.grace_epochs, config.finetune.epochs),
             last=config.finetune.epochs,
-            images=config.finetune_images or len(world.split("train")[1]),
-            measured=len(world.split("minival")[1]),
+            images=config.finetune_images or len(world.pictures.split("train")[1]),
+            measured=len(world.pictures.split("minival")[1]),
             floor=config.top1_floor,
             log_cost=config.log_cost,
         ),

@@ -11,34 +11,26 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import tokenpool as tp
+from benchmarks.pictures import Pictures
 from benchmarks.search.cache import Cache
 from benchmarks.search.config import BenchConfig
 from benchmarks.search.finetuning import Finetuning
 from benchmarks.search.steps import Point, Step
-from pipelines.config import DataConfig, TrainConfig, deciding
-from pipelines.data.augment import DeviceAugment, normalize, step_generator
-from pipelines.data.loader import make_loader
+from pipelines.config import DataConfig, deciding
 from pipelines.data.manifest import load_manifest
 from pipelines.search.scorer import Scorer
 from pipelines.search.state_records import MEASURE
-from pipelines.train.engine import learning_rate, make_optimizer
-from pipelines.train.evaluate import evaluate
-from pipelines.train.losses import training_loss
 from pipelines.train.model import init_from_scratch
 from tune_spaces.space import Candidate, ScheduleSpace
-
-Split = tuple[Tensor, Tensor]
 
 
 class World:
@@ -56,8 +48,7 @@ class World:
     ) -> None:
         self.config, self.device = config, torch.device(device)
         manifest = load_manifest(config.data.path)
-        self._mean, self._std = manifest.mean, manifest.std
-        self.num_classes = len(manifest.classes)
+        self.pictures = Pictures(config.data, self.device, config.batch_size)
         self.directory = directory / f"{config.name}-{_identity(config, manifest.splits, device)}"
         self.cache = Cache(self.directory / "answers.jsonl")
         self.heads = {w.width: w.heads for w in config.widths}
@@ -70,7 +61,6 @@ class World:
             min_tokens=config.min_tokens,
         )
         self._say = say
-        self._splits: dict[str, Split] = {}
         self._bases: dict[int, nn.Module] = {}
         self._scorers: dict[int, Scorer] = {}
 
@@ -123,19 +113,19 @@ class World:
                 width,
                 self.config.model.depth,
                 self.heads[width],
-                self.num_classes,
+                self.pictures.num_classes,
             )
         ).to(self.device)
         seconds = 0.0
-        for epoch, taken in self.train(model, self.config.base, 0, None):
+        for epoch, taken in self.pictures.train(model, self.config.base, 0, None):
             seconds += taken
             if epoch % 4 == 0 or epoch == self.config.base.epochs:
-                top1 = self.measure(model, "minival")
+                top1 = self.pictures.measure(model, "minival")
                 self._say(f"base of width {width}: epoch {epoch}, top-1 {top1:.2%}, {seconds:.0f}s")
         row = {
             "seconds": seconds,
-            "top1": self.measure(model, "minival"),
-            "top1_val": self.measure(model, "val"),
+            "top1": self.pictures.measure(model, "minival"),
+            "top1_val": self.pictures.measure(model, "val"),
         }
         self.cache.put(row, "base", width, self.heads[width])
         tp.save(model, folder)
@@ -190,10 +180,10 @@ class World:
             model = copy.deepcopy(self.base(width))
             tp.pool(model, None)
             train = self.config.finetune
-            images, labels = self.split("train")
-            order = _order(len(images), seed, 0, stage.steps * train.batch_size)
+            images, labels = self.pictures.split("train")
+            order = self.pictures.order(seed, 0, stage.steps * train.batch_size)
             batches = (
-                (self._normalized(images[rows]), labels[rows])
+                (self.pictures.normalized(images[rows]), labels[rows])
                 for rows in order.split(train.batch_size)
             )
             begin = self.clock()
@@ -210,85 +200,7 @@ class World:
 
     def clock(self) -> float:
         """Seconds of the device so far."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            return time.perf_counter()
-        return time.process_time()
-
-    def split(self, name: str) -> Split:
-        """A split's images (uint8) and labels, all of them on the device."""
-        if name not in self._splits:
-            loader = make_loader(
-                self.config.data.path,
-                name,
-                batch_size=self.config.batch_size,
-                train=False,
-                image_size=self.config.data.image_size,
-                implementation=self.config.data.loader,
-            )
-            try:
-                batches = [(images.clone(), labels.clone()) for images, labels in loader]
-            finally:
-                loader.close()
-            images = torch.cat([images for images, _ in batches]).to(self.device)
-            labels = torch.cat([labels for _, labels in batches]).to(self.device)
-            self._splits[name] = images, labels
-        return self._splits[name]
-
-    def train(
-        self, model: nn.Module, train: TrainConfig, seed: int, images_per_epoch: int | None
-    ) -> Iterator[tuple[int, float]]:
-        """Trains; yields each epoch and its device seconds."""
-        images, labels = self.split("train")
-        steps = (images_per_epoch or len(images)) // train.batch_size
-        if not steps:
-            raise ValueError(f"an epoch holds less than one batch of {train.batch_size} images")
-        augment = DeviceAugment(
-            train.augment, mean=self._mean, std=self._std, num_classes=self.num_classes
-        )
-        optimizer = make_optimizer(model, train)
-        model.train()
-        # Dropped paths and the like; the order and the augmentation have generators of their own.
-        torch.manual_seed(seed)
-        for epoch in range(train.epochs):
-            begin = self.clock()
-            for step in range(epoch * steps, (epoch + 1) * steps):
-                rows = _order(len(images), seed, step * train.batch_size, train.batch_size)
-                inputs, targets = augment(
-                    images[rows], labels[rows], step_generator(seed, epoch, step)
-                )
-                rate = learning_rate(
-                    step,
-                    num_steps=train.epochs * steps,
-                    warmup_steps=round(train.warmup_epochs * steps),
-                    peak=train.lr,
-                    low=train.min_lr,
-                )
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group["lr_scale"]
-                with self._precision(train):
-                    loss = training_loss(model(inputs).float(), targets, None, None)
-                loss.backward()
-                if train.clip_grad:
-                    nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad)
-                optimizer.step()
-                optimizer.zero_grad()
-            yield epoch + 1, self.clock() - begin
-
-    def _precision(self, train: TrainConfig) -> Any:
-        if train.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
-
-    def measure(self, model: nn.Module, split: str) -> float:
-        """Top-1 on a split."""
-        images, labels = self.split(split)
-        size = self.config.batch_size
-        batches = zip(images.split(size), labels.split(size), strict=True)
-        return evaluate(model, batches, self._normalized, self.device)["top1"]
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        return normalize(images, self._mean, self._std)
+        return self.pictures.clock()
 
     def _scorer(self, width: int) -> Scorer:
         if width not in self._scorers:
@@ -314,21 +226,9 @@ class World:
             prefix=1,
             hidden=4 * width,
             patch_in=3 * self.config.model.patch_size**2,
-            classes=self.num_classes,
+            classes=self.pictures.num_classes,
             heads=self.heads[width],
         )
-
-
-def _order(total: int, seed: int, start: int, count: int) -> Tensor:
-    """Rows `start` to `start + count` of one random order of all images after another."""
-    rows, position = [], start
-    while position < start + count:
-        lap, offset = divmod(position, total)
-        order = torch.randperm(total, generator=step_generator(seed, lap, -1))
-        part = order[offset : offset + start + count - position]
-        rows.append(part)
-        position += len(part)
-    return torch.cat(rows)
 
 
 # What is asked, and not what the answer would be.
