@@ -10,7 +10,6 @@ import yaml
 from typer.testing import CliRunner
 
 from benchmarks.pictures import Pictures
-from benchmarks.search import world as worlds
 from benchmarks.search.cache import Cache
 from benchmarks.search.config import BenchConfig
 from benchmarks.search.report import (
