@@ -7,7 +7,7 @@ product's: its augmentation, optimizer, rates and loss.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines.config import DataConfig, TrainConfig
+import tokenpool as tp
+from pipelines.config import DataConfig, ModelConfig, TrainConfig, WidthConfig
 from pipelines.data.augment import DeviceAugment, normalize, step_generator
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
@@ -24,8 +25,9 @@ from pipelines.data.preprocessing import Preprocessing, data_preprocessing
 from pipelines.train.engine import learning_rate, make_optimizer
 from pipelines.train.evaluate import evaluate
 from pipelines.train.losses import training_loss
+from pipelines.train.model import init_from_scratch
 
-__all__ = ["Pictures"]
+__all__ = ["Pictures", "train_base"]
 
 
 class Pictures:
@@ -160,6 +162,51 @@ class Pictures:
         if train.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def train_base(
+    pictures: Pictures,
+    model: ModelConfig,
+    image_size: int,
+    width: WidthConfig,
+    train: TrainConfig,
+    say: Callable[[str], None],
+) -> tuple[nn.Module, dict[str, float]]:
+    """A dense DeiT from scratch.
+
+    Args:
+        pictures: it is trained and measured on.
+        model: its depth and patch size.
+        image_size: side of the images in pixels.
+        width: its width and heads.
+        train: the recipe.
+        say: told of every fourth epoch.
+
+    Returns:
+        The model, and `{seconds, top1, top1_val}`: of the device, on minival, on val.
+    """
+    torch.manual_seed(0)
+    made = init_from_scratch(
+        tp.build_vit(
+            image_size,
+            model.patch_size,
+            width.width,
+            model.depth,
+            width.heads,
+            pictures.num_classes,
+        )
+    ).to(pictures.device)
+    seconds = 0.0
+    for epoch, taken in pictures.train(made, train, 0):
+        seconds += taken
+        if epoch % 4 == 0 or epoch == train.epochs:
+            top1 = pictures.measure(made, "minival")
+            say(f"base of width {width.width}: epoch {epoch}, top-1 {top1:.2%}, {seconds:.0f}s")
+    return made, {
+        "seconds": seconds,
+        "top1": pictures.measure(made, "minival"),
+        "top1_val": pictures.measure(made, "val"),
+    }
 
 
 def _order(total: int, seed: int, start: int, count: int) -> Tensor:

@@ -17,6 +17,7 @@ from pipelines.commands import schedule_command
 from pipelines.commands.analyze_command import analyze
 from pipelines.commands.bench_loader_command import bench_loader
 from pipelines.commands.bench_pooling_command import pooling
+from pipelines.commands.bench_quality_command import bench_quality
 from pipelines.commands.bench_search_command import bench_search
 from pipelines.commands.bench_train_command import bench_train
 from pipelines.commands.doctor_command import doctor
@@ -66,9 +67,10 @@ def _options(
 ) -> None: ...
 
 
-bench = typer.Typer(help="Measure speed against peers, in one run.", no_args_is_help=True)
+bench = typer.Typer(help="Measure against peers, in one run.", no_args_is_help=True)
 bench.command("loader")(bench_loader)
 bench.command("pooling")(pooling)
+bench.command("quality")(bench_quality)
 bench.command("search")(bench_search)
 bench.command("train")(bench_train)
 

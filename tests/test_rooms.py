@@ -24,7 +24,7 @@ ALLOWED = {
 # `tokenpool bench` alone calls the benchmarks.
 BENCH = [
     ROOT / "pipelines" / "commands" / f"bench_{n}_command.py"
-    for n in ("loader", "pooling", "search", "train")
+    for n in ("loader", "pooling", "quality", "search", "train")
 ]
 # Inside pipelines/, from the bottom: a room imports those above it in this list alone, and rooms
 # in one line do not import each other. errors, streams, console and secrecy are everybody's.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from tokenpool import Schedule
 
-__all__ = ["POWERS", "constant_number", "shaped", "shapes"]
+__all__ = ["POWERS", "cheapened", "constant_number", "shaped", "shapes"]
 
 POWERS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """Of `shaped`: below 0 early layers pool more, 0 is a constant rate, above 0 late ones do."""
@@ -38,7 +38,7 @@ def shaped(depth: int, patches: int, power: float, cost: Cost, target: float) ->
     def curve(strength: float) -> Schedule:
         return Schedule(max(1, round(patches * math.exp(-strength * e))) for e in exponents)
 
-    return _cheapened(curve, cost, target, most=math.log(2 * patches) / exponents[0])
+    return cheapened(curve, cost, target, most=math.log(2 * patches) / exponents[0])
 
 
 def constant_number(depth: int, patches: int, cost: Cost, target: float) -> Schedule | None:
@@ -51,7 +51,7 @@ def constant_number(depth: int, patches: int, cost: Cost, target: float) -> Sche
     def curve(number: float) -> Schedule:
         return Schedule(max(1, patches - round(number * layer)) for layer in range(1, depth + 1))
 
-    return _cheapened(curve, cost, target, most=(patches - 1) / depth)
+    return cheapened(curve, cost, target, most=(patches - 1) / depth)
 
 
 def shapes(
@@ -65,7 +65,7 @@ def shapes(
     return {name: schedule for name, schedule in found.items() if schedule is not None}
 
 
-def _cheapened(
+def cheapened(
     curve: Callable[[float], Schedule], cost: Cost, target: float, most: float
 ) -> Schedule | None:
     """The schedule at the least strength in 0..most whose cost is within the target, if any."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["mean_interval", "ratio_interval"]
+__all__ = ["difference_interval", "mean_interval", "ratio_interval"]
 
 _RESAMPLES, _LEVEL, _SEED = 4000, 0.95, 0
 
@@ -27,6 +27,21 @@ def ratio_interval(values: Values, others: Values) -> tuple[float, float, float]
     weights = _weights(len(above))
     low, high = _middle((weights @ above) / (weights @ below))
     return float(above.mean() / below.mean()), low, high
+
+
+def difference_interval(
+    values: NDArray[np.bool_], others: NDArray[np.bool_]
+) -> tuple[float, float, float]:
+    """mean(values) − mean(others) and its 95 % interval; both `[seeds, n]`, of the same images.
+
+    Paired: images and seeds are drawn, and a draw is the same one for both.
+    """
+    apart = values.astype(np.float64) - others.astype(np.float64)
+    rng = np.random.default_rng(_SEED)
+    seeds = len(apart)
+    drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=_RESAMPLES) / seeds
+    low, high = _middle(np.einsum("rs,rn,sn->r", drawn, _weights(apart.shape[1]), apart))
+    return float(apart.mean()), low, high
 
 
 def _weights(images: int) -> NDArray[np.float64]:

@@ -20,16 +20,15 @@ import torch
 from torch import nn
 
 import tokenpool as tp
-from benchmarks.pictures import Pictures
+from benchmarks.pictures import Pictures, train_base
 from benchmarks.search.cache import Cache
 from benchmarks.search.config import BenchConfig
 from benchmarks.search.finetuning import Finetuning
 from benchmarks.search.steps import Point, Step
-from pipelines.config import DataConfig, deciding
+from pipelines.config import DataConfig, WidthConfig, deciding
 from pipelines.data.manifest import load_manifest
 from pipelines.search.scorer import Scorer
 from pipelines.search.state_records import MEASURE
-from pipelines.train.model import init_from_scratch
 from tune_spaces.space import Candidate, ScheduleSpace
 
 
@@ -105,28 +104,11 @@ class World:
         return row
 
     def _train_base(self, width: int, folder: Path) -> None:
-        torch.manual_seed(0)
-        model = init_from_scratch(
-            tp.build_vit(
-                self.config.data.image_size,
-                self.config.model.patch_size,
-                width,
-                self.config.model.depth,
-                self.heads[width],
-                self.pictures.num_classes,
-            )
-        ).to(self.device)
-        seconds = 0.0
-        for epoch, taken in self.pictures.train(model, self.config.base, 0, None):
-            seconds += taken
-            if epoch % 4 == 0 or epoch == self.config.base.epochs:
-                top1 = self.pictures.measure(model, "minival")
-                self._say(f"base of width {width}: epoch {epoch}, top-1 {top1:.2%}, {seconds:.0f}s")
-        row = {
-            "seconds": seconds,
-            "top1": self.pictures.measure(model, "minival"),
-            "top1_val": self.pictures.measure(model, "val"),
-        }
+        config = self.config
+        where = WidthConfig(width=width, heads=self.heads[width])
+        model, row = train_base(
+            self.pictures, config.model, config.data.image_size, where, config.base, self._say
+        )
         self.cache.put(row, "base", width, self.heads[width])
         tp.save(model, folder)
 

@@ -9,6 +9,7 @@ import pytest
 COMMANDS = {
     "loader": "bench_loader",
     "pooling": "pooling",
+    "quality": "bench_quality",
     "search": "bench_search",
     "train": "bench_train",
 }
