@@ -73,8 +73,8 @@ def markdown(config: QualityConfig, rows: Sequence[Row], facts: dict[str, Any]) 
         "",
         f"Top-1 in % on {images} images of val, mean ± standard deviation over seeds ({seeds}); "
         "differences in points with a 95 % interval over images and seeds, paired, **bold where it "
-        f"leaves out zero**. Everybody is fine-tuned alike (epochs: {config.finetune.epochs}), from "
-        f"the same base, the dense model too. {facts['hardware']}, torch {facts['torch']}, timm "
+        f"leaves out zero**. All are fine-tuned alike (epochs: {config.finetune.epochs}), from the "
+        f"same base, the dense model too. {facts['hardware']}, torch {facts['torch']}, timm "
         f"{facts['timm']}, {facts['date'][:10]}. Made by `{facts['command']}`.",
     ]
     for width in sorted({row["width"] for row in rows}, reverse=True):
