@@ -7,12 +7,14 @@ import pytest
 import yaml
 
 import tokenpool as tp
+from benchmarks.quality.config import QualityConfig
 from pipelines.config import SearchConfig, TrainRunConfig
 from pipelines.config_file import load_as, load_config
 from pipelines.search.search_space import check_method, dense_gmacs, make_space
 
 PRESETS = Path(__file__).parents[2] / "tune_spaces/presets"
 SEARCHES = [p for p in sorted(PRESETS.glob("*.yaml")) if "space" in yaml.safe_load(p.read_text())]
+QUALITIES = [p for p in sorted(PRESETS.glob("quality-*.yaml"))]
 TRAININGS = [p for p in sorted(PRESETS.glob("train-*.yaml"))]
 CLASSES = {
     "digits": 10,
@@ -21,6 +23,7 @@ CLASSES = {
     "deit-ti": 1000,
     "deit-s": 1000,
     "deit-b": 1000,
+    "pretrained": 36,
 }
 
 
@@ -45,6 +48,12 @@ def test_a_search_preset_has_a_space_one_can_sample(path):
 @pytest.mark.parametrize("path", TRAININGS, ids=lambda p: p.stem)
 def test_a_training_preset_loads(path):
     load_as(TrainRunConfig, path)
+
+
+@pytest.mark.parametrize("path", QUALITIES, ids=lambda p: p.stem)
+def test_a_quality_preset_loads(path):
+    config = load_as(QualityConfig, path)
+    assert f"quality-{config.name}" == path.stem and len(config.costs) in (1, 6)
 
 
 def test_dense_costs_are_the_published_ones():
