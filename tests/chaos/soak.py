@@ -4,8 +4,8 @@
 
 Faults come from a seed: workers killed and stopped, the job's controller killed, the driver killed
 and told to end (the same command is then typed again), all processes killed at once, the machine
-suspended. After `--minutes` nothing breaks any more. The place is kept: what is done there already
-is not done again.
+suspended. After `--minutes` nothing breaks any more, and what is left is trained two at a time. The
+place is kept: what is done there already is not done again.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class Storm:
         self.place, self.generator = place, np.random.default_rng(seed)
         self.faults = Counter()
         self.driver = None
-        self.seconds = 0.0
+        self.seconds, self.done = 0.0, 0
 
     def family(self):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -96,26 +96,40 @@ class Storm:
                 process.resume()
 
     def run(self, minutes, every):
-        """Until the search is complete.
+        """Breaks things, at most until the search is complete; then lets it end.
 
         Args:
             minutes: of faults.
             every: seconds between two of them.
         """
         begun = last = time.monotonic()
-        while True:
-            family = self.family() if self.driver is not None else []
-            if self.driver is None or self.driver.poll() is not None:
-                if self.place.stage(STORM) == "complete":
-                    break
-                self.driver = self.place.start(STORM)
+        while self.seconds < 60 * minutes and self.goes_on():
             time.sleep(1)
             now = time.monotonic()
             self.seconds = now - begun
-            if now - last >= every and self.seconds < 60 * minutes and self.driver.poll() is None:
+            if now - last >= every and self.driver.poll() is None:
                 self.strike()
                 last = now
-        psutil.wait_procs(family, timeout=120)
+        self.done = len(ends(self.place, STORM))
+        self.driver.send_signal(signal.SIGTERM)
+        self.driver.wait(timeout=300)
+        while self.goes_on("--set", "finals.max_concurrent=2"):
+            time.sleep(1)
+        psutil.wait_procs(self.family(), timeout=120)
+
+    def goes_on(self, *settings):
+        """Types the command again where it has ended; whether there was anything left to do."""
+        if self.driver is None or self.driver.poll() is not None:
+            if self.place.stage(STORM) == "complete":
+                return False
+            self.driver = self.place.start(STORM, *settings)
+        return True
+
+
+def ends(place, storage):
+    """When each trial was done: seconds after the first event."""
+    events = list(read_events(place.ledger(storage)))
+    return [e["time"] - events[0]["time"] for e in events if e["event"] == "trial_done"]
 
 
 def main():
@@ -148,6 +162,8 @@ def main():
     storm.run(asked.minutes, asked.every)
     check(place, STORM)
     calm, state = load_state(root / "calm", "chaos"), load_state(root / STORM, "chaos")
+    # What the undisturbed search took for as many trials as were done amid the faults.
+    effective = ends(place, "calm")[storm.done - 1] if storm.done else 0.0
     restarts = [e for e in read_events(place.ledger(STORM)) if e["event"] == "restarted"]
     found = {
         "command": " ".join(["python", *sys.argv]),
@@ -161,14 +177,15 @@ def main():
         "faults": dict(storm.faults),
         "restarts": len(restarts),
         "seconds": {
-            "undisturbed": round(place.notes["seconds"]), "disturbed": round(storm.seconds)
+            "undisturbed": round(place.notes["seconds"]), "of_faults": round(storm.seconds)
         },
+        "done_amid_faults": storm.done,
         "device_seconds": {
             "undisturbed": round(calm.device_seconds), "disturbed": round(state.device_seconds)
         },
-        "effective_share": round(place.notes["seconds"] / storm.seconds, 3),
+        "effective_share": round(effective / storm.seconds, 3),
         "seconds_lost_per_fault": round(
-            (storm.seconds - place.notes["seconds"]) / max(1, storm.faults.total()), 1
+            (storm.seconds - effective) / max(1, storm.faults.total()), 1
         ),
         "result": "complete; trials, screening scores, front and weights (sha256) are those of the "
         "undisturbed run",

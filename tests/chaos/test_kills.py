@@ -87,11 +87,11 @@ class Place:
     def command(self, *words: str) -> list[str]:
         return [TOKENPOOL, *words]
 
-    def start(self, storage: str) -> subprocess.Popen[bytes]:
+    def start(self, storage: str, *settings: str) -> subprocess.Popen[bytes]:
         log = (self.root / f"{storage}.log").open("ab")
         with log:
             return subprocess.Popen(
-                self.command("search", "chaos.yaml", "--set", f"storage={storage}"),
+                self.command("search", "chaos.yaml", "--set", f"storage={storage}", *settings),
                 cwd=self.root,
                 stdout=log,
                 stderr=log,
