@@ -115,7 +115,6 @@ class Storm:
         self.driver.wait(timeout=300)
         while self.goes_on("--set", "finals.max_concurrent=2"):
             time.sleep(1)
-        psutil.wait_procs(self.family(), timeout=120)
 
     def goes_on(self, *settings):
         """Types the command again where it has ended; whether there was anything left to do."""
