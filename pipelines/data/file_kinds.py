@@ -1,45 +1,12 @@
-"""Which image formats are read, what is done to their pixels, and what other files are called.
+"""Which image formats are read, and what other files are called.
 
-`docs/data.md` shows these tables; a file is told by its first bytes, never by its name.
+`docs/data.md` says what is made of each; a file is told by its first bytes, never by its name.
 """
 
 from __future__ import annotations
 
-READ = {
-    "JPEG": "baseline, progressive and arithmetic, grey, RGB, CMYK; an MPO's first picture",
-    "PNG": "1 to 16 bits, palettes, transparency; an APNG's default picture",
-    "WEBP": "lossy and lossless; an animation's first frame",
-    "BMP": "1 to 32 bits, run-length coded too",
-    "GIF": "the first frame, on its background colour",
-    "TIFF": "1 to 16 bits per sample, any compression that Pillow knows; the first page",
-    "PPM": "PBM, PGM and PPM; values are scaled from the file's own maximum",
-    "AVIF": "the first frame, reduced to 8 bits",
-    "JPEG2000": "reduced to 8 bits",
-}
-"""Pillow's name of each format that is read, in the order they are tried: what of it is taken."""
-
-PIXELS = {
-    "rotation in EXIF": "turned upright; EXIF that cannot be read is passed over",
-    "transparency": "laid over white",
-    "embedded colour profile": "converted to sRGB (perceptual), also in JPEGs, which are then "
-    "encoded anew; left alone where no colour changes by more than 3 of 255",
-    "broken or unfitting profile": "passed over, with a warning",
-    "PNG gamma, AVIF and PNG colour codes": "passed over as Pillow and libvips do; a gamma far "
-    "from 1/2.2 with a warning",
-    "colour space named in EXIF only": "passed over, as Pillow and libvips do",
-    "CMYK without a profile": "as Pillow: 255 minus ink, times 255 minus black",
-    "Lab, YCbCr": "converted to sRGB",
-    "16 bits": "the high byte, as Pillow and libvips do",
-    "16 bits of which few are used": "the high byte all the same, with a warning: nearly black",
-    "32-bit integers": "as 16 bits; refused below 0 and above 65535",
-    "signed 8 bits, floating point": "refused: they have no fixed range",
-    "JPEG without an end marker": "its bytes are kept and the marker added if all pixels are "
-    "there; refused if pixels are missing",
-    "bytes after a JPEG's end": "left off; the rest is kept as it is",
-    "PNG with a wrong checksum": "refused: its pixels are damaged",
-    "more pixels than --max-pixels": "refused before anything is decoded",
-}
-"""How kinds of pixels are treated."""
+READ = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""Pillow's names of the formats that are read, in the order they are tried."""
 
 _PNG = "convert it to JPEG or PNG"
 _RAW = "develop it to JPEG or PNG"
@@ -106,11 +73,7 @@ _BROKEN = (
 
 
 def why_not_read(data: bytes) -> str:
-    """Why Pillow cannot open a file, as a reason for refusing it.
-
-    Args:
-        data: the whole file, not empty.
-    """
+    """Why Pillow cannot open a file, which is not empty, as a reason for refusing it."""
     for offset, magic, name, remedy in _OTHER_IMAGES:
         if data.startswith(magic, offset):
             return f"{name} is not read: {remedy}"
@@ -125,8 +88,8 @@ def why_not_read(data: bytes) -> str:
     for offset, magic, name in _NO_IMAGES:
         if data.startswith(magic, offset):
             return f"not an image: {name}"
-    if data.startswith(b"\xff\xd8") and (frame := jpeg_frame(data)) is not None:
-        bits, components = frame
+    if frame := jpeg_frame(data):
+        bits, components = frame[0], frame[5]
         if bits != 8:
             return f"JPEG of more than 8 bits is not read: convert it to 8 bits (it has {bits})"
         if components not in (1, 3, 4):
@@ -146,12 +109,11 @@ def why_not_read(data: bytes) -> str:
     return "not an image: no known format"
 
 
-def jpeg_frame(data: bytes) -> tuple[int, int] | None:
-    """(bits per sample, components) from a JPEG's frame header, None where there is none."""
+def jpeg_frame(data: bytes) -> bytes:
+    """A JPEG's frame header: bits, height (2 bytes), width (2), components; b"" without one."""
     at = 2
-    while at + 10 <= len(data) and data[at] == 0xFF:
-        code = data[at + 1]
-        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
-            return data[at + 4], data[at + 9]
+    while data.startswith(b"\xff\xd8") and at + 10 <= len(data) and data[at] == 0xFF:
+        if 0xC0 <= data[at + 1] <= 0xCF and data[at + 1] not in (0xC4, 0xC8, 0xCC):
+            return data[at + 4 : at + 10]
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return None
+    return b""

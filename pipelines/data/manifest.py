@@ -123,13 +123,10 @@ def load_manifest(out: Path) -> Manifest:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", exit_code=1) from None
     try:
-        manifest = Manifest.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        manifest = parse_manifest(content)
+    except ValueError as error:
         raise UserError(
-            f"{path} is not a manifest: {where}: {first['msg']}; delete {out} and prepare it again",
-            exit_code=1,
+            f"{path} is not a manifest: {error}; delete {out} and prepare it again", exit_code=1
         ) from None
     if manifest.format_version != 1:
         raise UserError(
@@ -138,6 +135,20 @@ def load_manifest(out: Path) -> Manifest:
             exit_code=1,
         )
     return manifest
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """A manifest's text.
+
+    Raises:
+        ValueError: it is none; names what is wrong with which key.
+    """
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ValueError(f"{where}: {first['msg']}") from None
 
 
 def _guess_source(out: Path) -> str:
@@ -159,14 +170,11 @@ def _cache_dir() -> Path:
 
 
 def verify_beton(out: Path, split: str, manifest: Manifest, *, use_cache: bool = True) -> Path:
-    """Check that a split's beton is the one the manifest was written for.
+    """The path of a split's beton, which is the one that the manifest was written for.
 
     The hash is computed once per machine and file: a note under the user's cache directory
     remembers path, size, inode, modification and change times it was computed for. FFCV checks
     neither sizes nor pointers, so nothing unverified may reach its decoder.
-
-    Returns:
-        The beton's path.
 
     Raises:
         UserError: no such split, or the file is missing or altered.

@@ -36,7 +36,7 @@ from pipelines.data.parallel import make_shards, workers_for
 from pipelines.data.processes import WorkerProcesses
 from pipelines.data.refusals import in_words, write_rejected
 from pipelines.data.shard_rows import Rows, read_rows
-from pipelines.data.shards import shard_paths
+from pipelines.data.shards import Recipe, shard_paths
 from pipelines.data.sources.opening import canonical, open_source
 from pipelines.data.sources.source import Source
 from pipelines.data.splits import NO_SPLIT
@@ -181,8 +181,7 @@ def rehearse(
 ) -> tuple[Summary, str]:
     """What `prepare` would make of a source: all is read and checked, nothing is kept.
 
-    Returns:
-        (the summary, why it would end without a result: "" if it would not).
+    Gives (the summary, why it would end without a result: "" if it would not).
 
     Raises:
         UserError: as `prepare`, except for refused images.
@@ -338,9 +337,8 @@ def _make_shards(
     done = total - sum(sizes[number] for number in numbers)
     if progress is not None:
         progress(done, total)
-    mode = options.mode or source.default_mode
-    units, count = source.units, len(source.classes)
-    for number in make_shards(numbers, units, shards, options, mode, count, workers, keep=keep):
+    recipe = Recipe(options, options.mode or source.default_mode, len(source.classes))
+    for number in make_shards(numbers, source.units, shards, recipe, workers, keep=keep):
         done += sizes[number]
         if progress is not None:
             progress(done, total)

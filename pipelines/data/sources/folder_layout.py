@@ -1,6 +1,7 @@
 """Which folders of a tree are splits and which are classes: decided once, or refused.
 
-Only names and where the images lie count, never how many there are.
+Only names and where the images lie count, never how many there are. `docs/data.md` has a table of
+what is taken for what, and of what is refused.
 """
 
 from __future__ import annotations
@@ -16,33 +17,6 @@ from pipelines.data.sources.folder_tree import Folder, class_root, wrapped
 from pipelines.data.sources.folder_words import argument, joined, labels_option, shown
 from pipelines.data.sources.source import LeftOut
 from pipelines.errors import UserError
-
-LAYOUTS = {
-    "train/CLASS, val/CLASS": "train and val; other folders of images are left out and said",
-    "train/CLASS": "train; val is taken out of it by the seed",
-    "train/CLASS, test/CLASS": "train, val taken out of it; test is left out and said, "
-    "`--val test` makes it val",
-    "images/train/CLASS, images/val/CLASS": "a folder around everything counts for nothing",
-    "train/images/CLASS, val/CLASS": "nor does one between a split and its classes",
-    "CLASS/train, CLASS/val": "train and val, class by class",
-    "cars_train/CLASS, cars_val/CLASS": "folders of one name but for the split's word are splits",
-    "CLASS": "classes; val is taken out of them by the seed",
-    "CLASS, train": "train is a class too: its images lie beside the other classes'",
-}
-"""Where class folders may lie, and what is made of it; images may lie any deeper."""
-
-REFUSED = {
-    "train, val": "images without class folders: `--labels FILE.csv`",
-    "CLASS, train/CLASS": "a split or a class? `--train train` or `--train .`",
-    "CLASS, test": "a class or not? `--train .`, with `--class` if it is none",
-    "val/CLASS, test/CLASS": "no training images: `--train DIR`",
-    "train/CLASS, val/CLASS, valid/CLASS": "which is val? `--train DIR --val DIR`",
-    "images, masks": "hardly classes: `--labels FILE.csv`, or `--train .` if they are",
-    "images_001, images_002": "parts, not classes: `--labels FILE.csv`, or `--train .` if classes",
-    "photo/CLASS, sketch/CLASS": "which level has the classes? `--train photo` or `--train .`",
-    "images": "one class only: `--class images`, if that is meant",
-}
-"""What is read in two ways, and the options that settle it."""
 
 
 @dataclass

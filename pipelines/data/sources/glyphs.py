@@ -101,16 +101,7 @@ def glyph_source(options: PrepareOptions) -> Source:
 
 
 def draw(label: int, parameters: GlyphParameters, rng: np.random.Generator) -> np.ndarray:
-    """Draw one image.
-
-    Args:
-        label: index into `CHARACTERS`.
-        parameters: size and difficulty.
-        rng: decides everything else.
-
-    Returns:
-        [size, size, 3] uint8.
-    """
+    """One image of the character `CHARACTERS[label]`, [size, size, 3] uint8."""
     from PIL import Image
 
     size, clutter, variation = parameters.size, parameters.clutter, parameters.variation

@@ -122,12 +122,7 @@ def leave_out_subsets(files: list[str], left_out: Tally) -> list[str]:
 def label_flat_val(root: Path, tree: Tree) -> list[str]:
     """Give the images of a flat `val/` beside `train/CLASS/` class folders in the tree.
 
-    Args:
-        root: the directory that was walked.
-        tree: changed where there is such a folder whose classes are to be found.
-
-    Returns:
-        What is to be said of it.
+    Gives what is to be said of it.
 
     Raises:
         UserError: it is ILSVRC's and its ground truth is not there, or cannot be read.

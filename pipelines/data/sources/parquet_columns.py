@@ -1,4 +1,7 @@
-"""Which columns of a Parquet file hold images, labels and splits, and what may stand in them."""
+"""Which columns of a Parquet file hold images, labels and splits, and what may stand in them.
+
+`docs/data.md` has a table of the types that are taken.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +28,6 @@ LABEL_NAMES = ("label", "labels", "cls", "class", "target", "category")
 
 SPLIT_NAME = "split"
 """A column of this name that speaks of splits is never passed over in silence."""
-
-IMAGE_TYPES = {
-    "bytes": "binary, large_binary, binary_view, fixed_size_binary",
-    "list of bytes": "list, large_list, list_view or fixed_size_list of uint8 or int8",
-    "struct": "struct with bytes (any of the above), with or without path",
-    "path": "string, large_string, string_view, or a struct with path: a file below the source",
-}
-"""What an image column may be; each also as an extension type or dictionary."""
-
-LABEL_TYPES = {
-    "number": "integers of any width, bool, floats and decimals that are whole numbers",
-    "text": "string, large_string, string_view",
-}
-"""What a label column may be; each also as an extension type or dictionary."""
 
 Features = dict[str, dict[str, Any]]
 LabelKind = Literal["number", "bool", "text"]

@@ -41,11 +41,7 @@ class ParquetListing:
 
 
 def list_parquet(address: str, tree: Tree | None = None) -> ParquetListing:
-    """The Parquet files at an address, which is a file or a directory.
-
-    Args:
-        address: a path or any address.
-        tree: of `scan`, where it is a directory here that was scanned.
+    """The Parquet files at an address, which is a file or a directory, perhaps scanned as `tree`.
 
     Raises:
         UserError: the address cannot be listed, or is a table whose files alone mean nothing.

@@ -10,13 +10,12 @@ import os
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.data.shard_rows import in_chunks
-from pipelines.data.sources.file_list import MadeWhenAsked
+from pipelines.data.sources.file_list import Files, MadeWhenAsked
 from pipelines.data.sources.source import Sample
 from pipelines.data.sources.tar_members import Member
 
@@ -76,8 +75,7 @@ class TarImages:
     """N images of several tars, in the order they are to be read; `group` is the caller's."""
 
     def __init__(self) -> None:
-        self._names = bytearray()
-        self._ends, self._offsets, self._sizes = array("q"), array("q"), array("q")
+        self._members = Files()
         self._tars, self._groups = array("i"), array("i")
         self._first: dict[int, int] = {}  # the first image of each group
 
@@ -90,10 +88,7 @@ class TarImages:
             member: where it lies.
         """
         self._first.setdefault(group, len(self._groups))
-        self._names += os.fsencode(member.path)
-        self._ends.append(len(self._names))
-        self._offsets.append(member.offset)
-        self._sizes.append(member.size)
+        self._members.append(member)
         self._tars.append(tar)
         self._groups.append(group)
 
@@ -103,20 +98,18 @@ class TarImages:
     def drop_older(self, start: int) -> list[str]:
         """Drop images from `start` on that a later one of their name replaces, as unpacking does.
 
-        Returns:
-            Their paths.
+        Gives their paths.
         """
-        ends = [self._ends[start - 1] if start else 0, *self._ends[start:]]
-        names = memoryview(self._names)
-        hashes = np.fromiter((hash(bytes(names[a:b])) for a, b in pairwise(ends)), np.int64)
-        names.release()
+        rows = range(start, len(self))
+        hashes = np.fromiter((hash(self._members.name(row)) for row in rows), np.int64, len(rows))
         order = np.argsort(hashes, kind="stable")
         again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
         pairs = [(start + int(order[i]), start + int(order[i + 1])) for i in again]
-        older = [row for row, newer in pairs if self._name(row) == self._name(newer)]
+        name = self._members.name
+        older = [row for row, newer in pairs if name(row) == name(newer)]
         for row in older:
             self._groups[row] = _DROPPED
-        return [self._name(row) for row in older]
+        return [name(row) for row in older]
 
     def counts(self, groups: int) -> list[int]:
         """How many images each of so many groups has."""
@@ -125,7 +118,7 @@ class TarImages:
 
     def first(self, group: int) -> str:
         """The path of the first image of a group."""
-        return self._name(self._first[group])
+        return self._members.name(self._first[group])
 
     def units(
         self,
@@ -147,19 +140,14 @@ class TarImages:
         # Train before val, as folders have it; within a split as the tars have it.
         ranks = np.array([split == "val" for split, _ in meanings], np.int8)
         order = taken[np.argsort(ranks[groups[taken]], kind="stable")]
-        sizes = np.frombuffer(self._sizes, np.int64)[order]
+        sizes = np.frombuffer(self._members.last, np.int64)[order]
         boundary = np.frombuffer(self._tars, np.int32)[order] * 2 + ranks[groups[order]]
         bounds = _bounds(boundary, sizes, largest)
         return TarUnits(self, tars, meanings, order, bounds)
 
     def entry(self, row: int) -> tuple[int, int, str, int, int]:
         """(tar, group, name, offset, bytes) of one image."""
-        place = self._offsets[row], self._sizes[row]
-        return self._tars[row], self._groups[row], self._name(row), *place
-
-    def _name(self, row: int) -> str:
-        start = self._ends[row - 1] if row else 0
-        return os.fsdecode(bytes(self._names[start : self._ends[row]]))
+        return self._tars[row], self._groups[row], *self._members[row]
 
 
 def _bounds(tars: np.ndarray, sizes: np.ndarray, largest: int) -> np.ndarray:
