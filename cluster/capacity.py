@@ -38,11 +38,7 @@ def present_nodes() -> list[Node]:
 
 
 def drivers_that_fit(memory: int) -> int:
-    """How many jobs the node can look after that the search runs on, at least one.
-
-    Args:
-        memory: of that node, in bytes.
-    """
+    """How many jobs a search's own node can look after with its memory in bytes, at least one."""
     return max(1, min(_MOST_DRIVERS, int(memory * _SHARE_OF_MEMORY) // _BYTES_PER_JOB))
 
 
@@ -134,11 +130,7 @@ class Room:
     _empty_since: float | None = field(default=None, init=False)
 
     def __call__(self, running: int, waiting: int) -> int:
-        """How many jobs may run at once now.
-
-        Args:
-            running: jobs that do.
-            waiting: jobs that do not yet.
+        """How many jobs may run at once now, where so many run and so many wait.
 
         Raises:
             ClusterError: there has been no room for any for longer than `patience`.

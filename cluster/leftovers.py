@@ -53,11 +53,7 @@ def stale_groups() -> list[Group]:
 
 
 def remove(groups: list[Group], *, wait_seconds: float = 5.0) -> int:
-    """Removes placement groups and waits until they hold nothing.
-
-    Returns:
-        How many are gone.
-    """
+    """Removes placement groups and waits until they hold nothing; gives how many are gone."""
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
     for group in groups:

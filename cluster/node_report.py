@@ -171,8 +171,7 @@ def code_fingerprint() -> str:
 def fingerprint(path: Path) -> str:
     """A hash of a file: of all of it up to 64 MiB, else of 64 MiB spread over it, and its size.
 
-    Returns:
-        In brackets what is wrong, if it cannot be read.
+    In brackets what is wrong, if it cannot be read.
     """
     try:
         size = path.stat().st_size

@@ -73,11 +73,8 @@ def unreachable(nodes: Sequence[dict[str, Any]], *, backend: str = "gloo") -> li
     """What keeps the nodes from working together, each in one line with its remedy.
 
     First every node connects to every other (to its neighbours in a large cluster) on ports as
-    they come, which names the pair that cannot. Then they form a process group, at most 64 of them.
-
-    Args:
-        nodes: as `ray.nodes()` lists them.
-        backend: "gloo", or "nccl": then each needs a free GPU.
+    they come, which names the pair that cannot. Then they form a process group, at most 64 of them;
+    with the backend nccl each needs a free GPU for it.
     """
     if len(nodes) < 2:
         return []

@@ -184,12 +184,9 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     this process and its workers know its token. It always has a dashboard on a port known
     beforehand: when a trial is stopped, the detached cleaner that frees its workers asks the
     State API there, and without it every later trial waits for ever
-    (../shared/environment.md). At an address the cluster's own dashboard does that; there, what
-    this process still holds when the block ends, however it ends, is given back.
-
-    Args:
-        address: of a running cluster (`HOST:PORT`, or `auto` on one of its nodes), or None.
-        num_cpus: of a local instance; default all cores.
+    (../shared/environment.md). At an address (`HOST:PORT`, or `auto` on a cluster's node) the
+    cluster's own dashboard does that; there, what this process still holds when the block ends,
+    however it ends, is given back.
 
     Raises:
         AddressError: nothing answers there, or what answers is no cluster that lets us in.

@@ -205,8 +205,7 @@ def try_http(url: str, timeout: float = _PATIENCE, content: str = "json") -> Doo
 def try_ray_port(host: str, port: int, timeout: float = _PATIENCE) -> Door | Literal["metrics"]:
     """Knocks at a port of some process of Ray's, whichever that is.
 
-    Returns:
-        `metrics` for one that shows its figures to everybody and can do no more.
+    `metrics` is one that shows its figures to everybody and can do no more.
     """
     url = f"http://{_bracketed(host)}:{port}"
     doors = {try_http(url + _JOBS, timeout)}

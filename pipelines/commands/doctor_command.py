@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cluster.doctor import Check, run_checks
 from cluster.security.doors import FLAG
-from pipelines.commands.front_command import AsJson, Storage
+from pipelines.commands.shared_options import AsJson, Storage
 from pipelines.errors import UserError
 from pipelines.secrecy.guard import redactor
 from pipelines.storage.store import StoreError

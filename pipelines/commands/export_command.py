@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.front_command import AsJson, Storage
+from pipelines.commands.shared_options import AsJson, MovedData, NameOrFolder, Storage
 from pipelines.errors import UserError
 from pipelines.results.explain import exportable
 from pipelines.results.front import build_front
@@ -17,9 +17,7 @@ from pipelines.storage.working import open_root
 
 
 def export(
-    name: Annotated[
-        str, typer.Argument(help="A search, or the folder of a saved or squeezed model.")
-    ],
+    name: NameOrFolder,
     model: Annotated[
         str | None,
         typer.Argument(help="Of a search: a trial's id, or dense-WIDTH; see `front`."),
@@ -37,10 +35,7 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="A new folder; default exports/NAME-TRIAL-FORMAT.")
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Prepared data: of a search, if it was moved; of a folder, always."),
-    ] = None,
+    data: MovedData = None,
     as_json: AsJson = False,
     storage: Storage = "runs",
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.front_command import AsJson, Name, Storage
+from pipelines.commands.shared_options import AsJson, Name, Storage
 from pipelines.errors import UserError
 from pipelines.results import pick as choose
 from pipelines.results.front import Front, build_front

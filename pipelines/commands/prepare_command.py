@@ -6,9 +6,8 @@ import json
 import sys
 import time
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,30 +22,8 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class Mode(StrEnum):
-    """How images are stored."""
-
-    jpg = "jpg"
-    raw = "raw"
-    proportion = "proportion"
-
-
-class SourceKind(StrEnum):
-    """How a source is read."""
-
-    folder = "folder"
-    parquet = "parquet"
-    tar = "tar"
-
-
-class Side(StrEnum):
-    """Which side `--resolution` limits."""
-
-    longest = "longest"
-    shortest = "shortest"
-
-
 def prepare(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -76,7 +53,7 @@ def prepare(
         ),
     ] = None,
     kind: Annotated[
-        SourceKind | None,
+        Literal["folder", "parquet", "tar"] | None,
         typer.Option("--source", help="What to read, where SOURCE holds several kinds."),
     ] = None,
     labels: Annotated[
@@ -87,9 +64,11 @@ def prepare(
     resolution: Annotated[
         int | None, typer.Option(help="Shrink images so that a side is at most this.")
     ] = None,
-    resolution_side: Annotated[Side, typer.Option(help="The side meant.")] = Side.longest,
+    resolution_side: Annotated[
+        Literal["longest", "shortest"], typer.Option(help="The side meant.")
+    ] = "longest",
     mode: Annotated[
-        Mode | None,
+        Literal["jpg", "raw", "proportion"] | None,
         typer.Option(
             help="Store JPEGs, raw pixels, or JPEGs for a proportion. Default: by source."
         ),
@@ -175,42 +154,18 @@ def prepare(
 
     from pipelines.data.class_choice import read_classes
     from pipelines.data.names import printable
-    from pipelines.data.options import parse_options
+    from pipelines.data.options import PrepareOptions, parse_options
     from pipelines.data.prepare import prepare as run
     from pipelines.data.prepare import rehearse
     from pipelines.data.summary import lines
 
     refuse_open_cluster(address, i_know_this_is_open)
     share, val_from = _share_or_place(val)
+    given = {k: v for k, v in context.params.items() if k in PrepareOptions.model_fields}
     options = parse_options(
-        minival=minival,
-        val=share,
-        train_from=train,
-        val_from=val_from,
-        source=kind.value if kind else None,
-        labels=labels,
-        seed=seed,
-        resolution=resolution,
-        resolution_side=resolution_side.value,
-        mode=mode.value if mode else None,
-        proportion=proportion,
-        quality=quality,
-        reencode=reencode,
-        classes=read_classes(classes, class_ or []),
-        image_column=image_column,
-        label_column=label_column,
-        split_column=split_column,
-        share_names=share_names,
-        max_pixels=max_pixels,
-        skip_bad=skip_bad,
-        workers=workers,
-        address=address,
-        count=count,
-        size=size,
-        num_glyphs=num_glyphs,
-        clutter=clutter,
-        variation=variation,
-        glyph_scale=glyph_scale,
+        **given
+        | {"val": share, "val_from": val_from, "train_from": train, "source": kind}
+        | {"classes": read_classes(classes, class_ or [])}
     )
     screen = Screen(Console(highlight=False, emoji=False))
     console = Console(stderr=True, highlight=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.front_command import Name, Storage
+from pipelines.commands.shared_options import MovedData, Name, NameOrFolder, Storage
 from pipelines.errors import UserError
 from pipelines.results.explain import explain as explain_model
 from pipelines.results.front import build_front, history
@@ -84,13 +84,8 @@ def rebuild_command(name: Name, storage: Storage = "runs") -> None:
 
 
 def register(
-    name: Annotated[
-        str, typer.Argument(help="A search, or the folder of a saved or squeezed model.")
-    ],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Prepared data: of a search, if it was moved; of a folder, always."),
-    ] = None,
+    name: NameOrFolder,
+    data: MovedData = None,
     as_name: Annotated[
         str | None, typer.Option("--as", help="Of a folder: the registered model's name.")
     ] = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.commands.shared_options import Overrides
 from pipelines.remote import Open, refuse_open_cluster
 
 if TYPE_CHECKING:
@@ -21,10 +22,7 @@ INTERRUPTED = 130  # what shells give a command that Ctrl-C ended
 
 def search(
     config: Annotated[Path, typer.Argument(help="YAML file, e.g. tune_spaces/presets/digits.yaml")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override a setting: finals.trials=12. May be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     address: Annotated[
         str | None, typer.Option(help="Running Ray cluster; default: a local one for this search.")
     ] = None,

@@ -63,9 +63,8 @@ class Source:
 def open_source(source: str) -> Source:
     """The weights behind a path, an address or a name, with what is known of their model.
 
-    Args:
-        source: a `tp.save` folder, a file or folder of weights as training scripts and hubs write
-            them, a timm name, `hf-hub:…` or `local-dir:…`; paths may be addresses (`s3://…`).
+    A source is a `tp.save` folder, a file or folder of weights as training scripts and hubs write
+    them, a timm name, `hf-hub:…` or `local-dir:…`; paths may be addresses (`s3://…`).
 
     Raises:
         UserError: there is nothing of these, or it cannot be read safely.

@@ -125,9 +125,7 @@ def _images(said: dict[str, Any]) -> dict[str, Any]:
 def compare(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """What of two architectures differs and decides the logits, in words; empty if nothing does.
 
-    Args:
-        theirs: of the source, whole or in part, under its own names.
-        ours: of the model, from `describe`.
+    `theirs` is the source's, whole or in part, under its own names; `ours` is from `describe`.
     """
     if theirs.get("class") not in (None, *_like(ours["class"])):
         kind = theirs.get("name") or theirs["class"]

@@ -24,14 +24,13 @@ from tokenpool.patches import patches_of
 def open_model(source: str, arch: str | None = None, *, pooled: bool = True) -> Any:
     """A saved model, a pretrained one of timm or a hub, or one of a training script's weights.
 
+    It is on the CPU, in evaluation mode.
+
     Args:
         source: a `tp.save` folder or an export's, a timm name, `hf-hub:…`, `local-dir:…`, or a file
             or folder of weights.
         arch: timm's name of the model that plain weights are of, where they do not say it.
         pooled: whether it must be one that can be pooled and saved.
-
-    Returns:
-        The model in evaluation mode on the CPU.
 
     Raises:
         UserError: there is no such model, it does not fit its weights, or it cannot be pooled.

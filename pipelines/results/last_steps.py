@@ -12,12 +12,7 @@ from pipelines.trials.last_signs import LastSign, read_last_signs
 
 
 def last_steps(state: SearchState, directory: Path) -> list[dict[str, Any]]:
-    """Of each job at work, the worker that is least far, as plain JSON types.
-
-    Args:
-        state: of the search, which a driver is at work on.
-        directory: its folder.
-    """
+    """Of each job that a driver is at work on, the worker that is least far, as plain JSON."""
     over = {name for name, trial in state.trials.items() if trial.status not in _AT_WORK}
     over |= {base_job_id(base.width) for base in state.bases if base.status not in _AT_WORK}
     over |= {supernet_job_id(w) for w, net in state.supernets.items() if net.status not in _AT_WORK}

@@ -58,9 +58,7 @@ def pick_max_gmacs(front: Front, bound: float) -> Choice:
 def pick_min_top1(front: Front, bound: float) -> Choice:
     """The cheapest point with at least `bound` top-1 on minival.
 
-    Args:
-        front: Where to choose.
-        bound: A fraction up to 1, or a percentage above.
+    The bound is a fraction, or a percentage above 1.
 
     Raises:
         UserError: Nothing is that accurate (the message names the nearest), or the bound is no

@@ -169,9 +169,7 @@ def status_text(status: dict[str, Any]) -> str:
 def sparkline(growth: Sequence[Sequence[float]], width: int = 40) -> str:
     """How a value grew over an axis from 0 to its last point, in one line: `0 ▁▃▃▆█ 0.71`.
 
-    Args:
-        growth: (position, value), by ascending position.
-        width: characters.
+    `growth` has (position, value), by ascending position.
     """
     signs = "▁▂▃▄▅▆▇█"
     end, top = growth[-1][0], max(value for _, value in growth)

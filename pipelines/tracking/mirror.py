@@ -57,11 +57,7 @@ class LedgerMirror:
         return not self._waiting and self._sent_to == self._read_to
 
     def read(self, *, resumed: bool = False) -> None:
-        """Takes in what the ledger has gained.
-
-        Args:
-            resumed: A driver runs (again), so unfinished runs are to be shown as running.
-        """
+        """Takes in what the ledger has gained; `resumed`: unfinished runs are running (again)."""
         for event, offset in _events_from(self._ledger, self._read_to):
             self.projection.apply(event)
             self._read_to = offset
@@ -81,14 +77,9 @@ class LedgerMirror:
         self._merge()
 
     def send(self, *, with_artifacts: bool = True) -> None:
-        """Brings MLflow up to date.
+        """Brings MLflow up to date; whatever it raises, nothing is lost: call again.
 
-        Args:
-            with_artifacts: Also the front's files, where it has moved, and runs that were deleted
-                meanwhile.
-
-        Raises:
-            Exception: Whatever MLflow raises; nothing is lost, call again.
+        With artifacts go the front's files, where it has moved, and runs deleted meanwhile.
         """
         if not self.projection.state.exists:
             return
@@ -129,24 +120,13 @@ class LedgerMirror:
         return len(self._connect().ids)
 
     def delete_runs(self) -> set[str]:
-        """Deletes the search's runs from MLflow and forgets how far it had got.
-
-        A new mirror then logs all of it anew.
-
-        Returns:
-            MLflow's ids of what there was.
-        """
+        """Deletes the search's runs from MLflow and gives their ids; a new mirror logs all anew."""
         self._connect().delete()
         self._cursor.unlink(missing_ok=True)
         return set(self._connect().ids.values())
 
     def parent_url(self, base: str, tab: str = "") -> str | None:
-        """Address of the parent's page on an MLflow server at `base`; None if there is none.
-
-        Args:
-            base: Address of the server.
-            tab: A page below it, e.g. `artifacts/front.html`.
-        """
+        """Address of the parent's page on a server, or of a page below; None if there is none."""
         if not self.projection.state.exists:
             return None
         runs = self._connect()

@@ -64,10 +64,9 @@ class MlflowTracker:
         self._wake.set()
 
     def close(self, status: Literal["finished", "interrupted", "failed"] = "finished") -> bool:
-        """Sends the rest and ends the runs.
+        """Sends the rest, ends the runs and gives whether MLflow has taken everything.
 
-        Returns:
-            Whether MLflow has taken everything; if not, `tokenpool track rebuild` catches up.
+        If not, `tokenpool track rebuild` catches up.
         """
         self._ending = {"finished": None, "interrupted": "KILLED", "failed": "FAILED"}[status]
         self._closing.set()

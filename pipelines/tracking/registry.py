@@ -105,14 +105,7 @@ def renew(
 ) -> list[Registered]:
     """Registers anew what was registered from runs that are gone, and drops those versions.
 
-    Args:
-        storage: Folder that keeps the searches.
-        state: The search.
-        store: Where MLflow keeps it.
-        gone: Ids of the runs that were deleted.
-
-    Returns:
-        The versions there are now; empty if none was registered from those runs.
+    Gives the versions there are now; none if none was registered from the runs of the ids `gone`.
 
     Raises:
         UserError: A checkpoint or the data is gone; the old versions are left as they were.
