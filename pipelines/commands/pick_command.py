@@ -10,7 +10,7 @@ import typer
 from pipelines.commands.shared_options import AsJson, Name, Storage
 from pipelines.errors import UserError
 from pipelines.results import pick as choose
-from pipelines.results.front import Front, build_front
+from pipelines.results.front import build_front
 from pipelines.search.state import load_state
 from pipelines.storage.working import open_root
 
@@ -43,7 +43,16 @@ def pick(
             "pick needs exactly one of --max-gmacs, --min-top1, --max-latency-ms and --knee"
         )
     found = build_front(load_state(open_root(storage), name))
-    choice = _choose(found, max_gmacs, min_top1, max_latency_ms, batch)
+    if max_gmacs is not None:
+        choice = choose.pick_max_gmacs(found, max_gmacs)
+    elif min_top1 is not None:
+        choice = choose.pick_min_top1(found, min_top1)
+    elif max_latency_ms is not None:
+        choice = choose.pick_max_latency(
+            found, max_latency_ms, None if batch is None else str(batch)
+        )
+    else:
+        choice = choose.pick_knee(found)
     if as_json:
         typer.echo(
             json.dumps(
@@ -58,19 +67,3 @@ def pick(
         )
     else:
         typer.echo(choose.explain_choice(found, choice))
-
-
-def _choose(
-    found: Front,
-    max_gmacs: float | None,
-    min_top1: float | None,
-    max_latency_ms: float | None,
-    batch: int | None,
-) -> choose.Choice:
-    if max_gmacs is not None:
-        return choose.pick_max_gmacs(found, max_gmacs)
-    if min_top1 is not None:
-        return choose.pick_min_top1(found, min_top1)
-    if max_latency_ms is not None:
-        return choose.pick_max_latency(found, max_latency_ms, None if batch is None else str(batch))
-    return choose.pick_knee(found)

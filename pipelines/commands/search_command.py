@@ -86,10 +86,9 @@ def carry_out(
 def write_into_folder(state: SearchState, directory: Path) -> None:
     """The search's results beside its ledger, wherever that is."""
     from pipelines.results.result_files import RESULTS, write_results
-    from pipelines.search.ledger import LEDGER_NAME, read_events
     from pipelines.search.refresh import send
 
-    write_results(state, read_events(directory / LEDGER_NAME), directory, directory)
+    write_results(state, directory, directory)
     send(directory, "config.yaml", *RESULTS)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipelines.errors import UserError
@@ -170,13 +169,6 @@ def _finished_front(front: Front) -> tuple[Point, ...]:
 
 
 def _choice(front: Front, point: Point, why: str) -> Choice:
-    def nearest(suits: Callable[[Point], bool], last: bool) -> Point | None:
-        found = [other for other in front.on_front if suits(other)]
-        return found[-1 if last else 0] if found else None
-
-    return Choice(
-        point=point,
-        why=why,
-        cheaper=nearest(lambda other: other.gmacs < point.gmacs, last=True),
-        better=nearest(lambda other: _top1(other) > _top1(point), last=False),
-    )
+    cheaper = [other for other in front.on_front if other.gmacs < point.gmacs]
+    better = [other for other in front.on_front if _top1(other) > _top1(point)]
+    return Choice(point, why, cheaper[-1] if cheaper else None, better[0] if better else None)

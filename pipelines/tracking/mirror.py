@@ -100,9 +100,7 @@ class LedgerMirror:
             self._save_cursor(reached)
         if with_artifacts and self.projection.front_moved:
             runs = self._connect()
-            events = (event for event, _ in _events_from(self._ledger, 0))
-            state = self.projection.state
-            send_front(runs.client, runs.ids[PARENT], state, events, self.directory)
+            send_front(runs.client, runs.ids[PARENT], self.projection.state, self.directory)
             self.projection.front_moved = False
 
     @property
