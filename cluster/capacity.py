@@ -72,12 +72,9 @@ def nodes_on_their_way() -> bool:
 
 
 def jobs_that_fit(nodes: Sequence[Node], gang: Gang, *, grows: bool = False) -> int:
-    """How many jobs run side by side without waiting for each other.
+    """How many jobs of a gang run side by side without waiting for each other.
 
-    Args:
-        nodes: of the cluster.
-        gang: the workers of each job.
-        grows: whether the cluster may become large enough for one, if it is not.
+    At least one, where the cluster `grows` until it is large enough.
 
     Raises:
         ClusterError: not even one fits.
@@ -105,12 +102,10 @@ class Room:
     left are not counted on. Where there is an autoscaler it is told how many jobs wait.
 
     Attributes:
-        gang: the workers of each job.
         wanted: jobs at a time at most; None for as many as fit.
         name: of the work, for the autoscaler.
         look_every: seconds.
         patience: seconds with no room for anybody, after which it is said.
-        nodes: looks at the cluster.
         most_drivers: jobs that this node can look after.
     """
 

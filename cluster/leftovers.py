@@ -19,12 +19,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Group:
-    """A placement group that holds, or waits for, resources.
-
-    Attributes:
-        group_id: hexadecimal.
-        job_id: of the driver that made it, hexadecimal.
-    """
+    """A placement group that holds, or waits for, resources; ids are hexadecimal."""
 
     group_id: str
     job_id: str

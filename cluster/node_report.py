@@ -64,39 +64,27 @@ class SharedFolder:
 
     @property
     def remedy(self) -> str:
-        """See `Storage`."""
         return "set storage to a folder that every node sees, and mount it on this one"
 
     @property
     def place(self) -> str:
-        """See `Storage`."""
         return str(self.folder)
 
     def read(self, name: str) -> str:
-        """See `Storage`."""
         os.listdir(self.folder)  # a network file system may remember that the file was not there
         return (self.folder / name).read_text()
 
     def write(self, name: str, text: str) -> None:
-        """See `Storage`."""
         (self.folder / name).write_text(text)
 
     def delete(self, beginning: str) -> None:
-        """See `Storage`."""
         for path in self.folder.glob(f"{beginning}*"):
             path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a node is asked.
-
-    Attributes:
-        mark: name of a file that the asker has written into the storage.
-        word: what stands in it.
-        storage: what keeps searches.
-        files: paths of the data.
-    """
+    """What a node is asked: whether `word` stands in the storage's file `mark`, and the data's files."""
 
     mark: str
     word: str
@@ -110,7 +98,6 @@ class Report:
 
     Attributes:
         node: its address.
-        python: version.
         versions: package → version; only those that are there.
         code: fingerprint of this program's own code.
         clock: seconds since 1970.

@@ -19,14 +19,7 @@ _ACCELERATOR = "accelerator_type:"
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of a cluster.
-
-    Attributes:
-        node_id: any name that tells it apart.
-        cpus: as Ray counts them.
-        gpus: whole devices.
-        accelerator: Ray's name of their type, where it knows one.
-    """
+    """A machine of a cluster: CPUs as Ray counts them, whole GPUs, and Ray's name of their type."""
 
     node_id: str
     cpus: float

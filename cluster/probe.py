@@ -42,12 +42,7 @@ class AddressError(ClusterError):
 
 @dataclass(frozen=True)
 class JobServer:
-    """What answers at the address of a dashboard.
-
-    Attributes:
-        url: with scheme and port, without a trailing slash.
-        needs_token: whether it is closed to who has no token.
-    """
+    """What answers at a dashboard's URL, and whether it is closed to who has no token."""
 
     url: str
     needs_token: bool

@@ -74,12 +74,10 @@ def _bracketed(host: str) -> str:
 
 
 def parse_address(address: str) -> RayAddress:
-    """An address as Ray takes them: `http(s)://host:port`, `ray://host:port`, `host:port`.
-
-    A name and password in it are dropped.
+    """`http(s)://host:port`, `ray://host:port` or `host:port`, without a name and password in it.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is none of these.
     """
     try:
         parts = urlsplit(address if "://" in address else f"gcs://{address}")
@@ -116,13 +114,9 @@ def _is_loopback_ip(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Listener:
-    """A TCP port of this machine that waits for connections.
+    """A TCP port of this machine that waits for connections; without a pid another user's.
 
-    Attributes:
-        host: The address it is bound to; `0.0.0.0` and `::` are all of this machine's.
-        pid: Of the process; None where it is another user's.
-        name: What the process calls itself.
-        command: Its command line.
+    It is bound to `host`; `0.0.0.0` and `::` are all of this machine's addresses.
     """
 
     host: str
@@ -185,10 +179,7 @@ def try_door(address: RayAddress, timeout: float = _PATIENCE) -> Door:
 def try_http(url: str, timeout: float = _PATIENCE, content: str = "json") -> Door:
     """Reads a page without credentials, proxies or redirects.
 
-    Args:
-        url: Of the page.
-        timeout: Seconds to wait.
-        content: What its type must hold; a page of another type is somebody else's.
+    A page whose type does not hold `content` is somebody else's.
     """
     try:
         with plain_opener().open(url, timeout=timeout) as answer:
@@ -248,17 +239,12 @@ def try_grpc(host: str, port: int, method: str, timeout: float = _PATIENCE) -> D
 
 
 def refuse_open(address: str | None, allowed: bool = False, *, timeout: float = _PATIENCE) -> None:
-    """Refuses a Ray cluster that lets strangers in.
+    """Refuses a Ray cluster that lets strangers in, unless that is allowed.
 
     A cluster that answers without a token is one to which anybody who reaches it can submit code.
     Only one whose ports are bound to this machine's loopback alone may do so; Ray's own usually
     listen on every interface. A tunnel's end on loopback is somebody else's door. What does not
-    answer is left for the connection to report.
-
-    Args:
-        address: As given to `--address`; None, `local` and `auto` without a cluster are fine.
-        allowed: The user has said `--i-know-this-is-open`.
-        timeout: Seconds to wait for an answer.
+    answer is left for the connection to report; `local`, and `auto` without a cluster, are fine.
 
     Raises:
         OpenToNetworkError: It is open; one line with the remedy.

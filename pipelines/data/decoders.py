@@ -57,7 +57,6 @@ class FfcvDecoder:
         self._local = threading.local()
 
     def decode(self, crops: Crops, out: np.ndarray, start: int, stop: int) -> None:
-        """See `Decoder.decode`."""
         scratch = getattr(self._local, "scratch", None)
         if scratch is None:
             scratch = self._local.scratch = np.empty(self._scratch_bytes, np.uint8)
@@ -135,7 +134,6 @@ class TorchvisionDecoder:
         return image
 
     def decode(self, crops: Crops, out: np.ndarray, start: int, stop: int) -> None:
-        """See `Decoder.decode`."""
         from PIL import Image
         from torchvision.transforms.v2 import functional
 
@@ -170,6 +168,5 @@ class TransformDecoder(TorchvisionDecoder):
         self._transform = transform
 
     def decode(self, crops: Crops, out: np.ndarray, start: int, stop: int) -> None:
-        """See `Decoder.decode`."""
         for row in range(start, stop):
             out[row] = self._transform(self.image(int(crops.indices[row]))).permute(1, 2, 0).numpy()

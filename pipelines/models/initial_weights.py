@@ -99,12 +99,8 @@ def load_into(
 
     Position and patch embeddings are resampled; everything else must fit, in both directions, and
     so must what does not show in shapes, as far as the source says it. What is assumed is said.
-    The model gets the source's image preprocessing (`pretrained_cfg`).
-
-    Args:
-        model: gets the weights.
-        source: as `open_source` takes it.
-        head: "any" lets a head for other classes start anew; "own" refuses that.
+    The model gets the source's image preprocessing (`pretrained_cfg`). A head for other classes
+    starts anew; with `head="own"` it is refused.
 
     Raises:
         UserError: the weights are of another architecture; the message names the first key left

@@ -22,11 +22,6 @@ def renormalize(model: Any, known: Colours, given: Colours) -> None:
     """Changes the patch embedding so that `given` images have the effect of `known` ones.
 
     Exact, as normalisation and patch embedding are both affine and patches are not padded.
-
-    Args:
-        model: a timm ViT whose patch embedding has a bias.
-        known: what the model's images were normalised with in training.
-        given: what they will be from now on.
     """
     (mean, std), (own_mean, own_std) = (
         tuple(torch.tensor(values, dtype=torch.float64) for values in colours)

@@ -38,7 +38,7 @@ def shaped(
         device: "meta" makes one without values.
 
     Returns:
-        The model; None where the architecture is a plain DeiT, is not known, or of another shape.
+        None where the architecture is a plain DeiT, is not known, or of another shape.
     """
     if architecture is None:
         return None
@@ -80,10 +80,7 @@ def _deit(spec: ModelSpec) -> Any:
 def outline(spec: ModelSpec, source: str | None, *, narrowed: bool = False) -> Any:
     """The model of a shape and the weights it will start from, without values: to be counted.
 
-    Args:
-        spec: the shape.
-        source: weights.
-        narrowed: whether they are of a wider model, of whose kind it is.
+    `narrowed`: the weights are a wider model's, of whose kind it is.
 
     Raises:
         UserError: there are no such weights.

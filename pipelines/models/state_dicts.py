@@ -41,10 +41,8 @@ _NOT_SHARED = ("criterion", "loss", "metric", "optimizer", "text", "logit", "que
 class StateDict:
     """Weights of one model, by the names they have in it.
 
-    Attributes:
-        tensors: name → value.
-        notes: what was chosen, renamed or left out, each to be said in a line.
-        said: what the file says of its model beside the weights, as its script named it.
+    `notes` are of what was chosen, renamed or left out; `said` is what the file says of its model
+    beside the weights, as its script named it.
     """
 
     tensors: dict[str, Tensor]

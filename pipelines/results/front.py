@@ -20,7 +20,6 @@ class Front:
     """All points of a search, cheapest first, and what the front amounts to.
 
     Attributes:
-        name: The search.
         points: Finals and bases, sorted by GMACs; see `on_front` for the front alone.
         hypervolume: Share in 0..1 of the box from chance to 100 % top-1 (minival) and from zero
             to the widest dense base's GMACs that the models cover by their first trainings.

@@ -23,13 +23,7 @@ from pipelines.search.state import SearchState
 
 @dataclass(frozen=True)
 class OutsidePoint:
-    """A model measured elsewhere, e.g. a published figure.
-
-    Attributes:
-        top1: Fraction in [0, 1].
-        top1_std: Its standard deviation over seeds, where known.
-        params: Weights, where known.
-    """
+    """A model measured elsewhere; top-1 is a fraction, its deviation that over seeds, where known."""
 
     label: str
     gmacs: float

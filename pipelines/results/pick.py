@@ -11,14 +11,7 @@ from pipelines.results.table import compact_schedule, described, with_spread
 
 @dataclass(frozen=True)
 class Choice:
-    """A point of the front, why it was taken, and its neighbours.
-
-    Attributes:
-        point: The one.
-        why: One sentence.
-        cheaper: The next point down the front; None at its cheap end.
-        better: The next point up the front; None at its dear end.
-    """
+    """A point of the front, why it was taken, and its neighbours down and up the front, if any."""
 
     point: Point
     why: str
@@ -80,10 +73,7 @@ def pick_min_top1(front: Front, bound: float) -> Choice:
 def pick_max_latency(front: Front, bound: float, batch: str | None = None) -> Choice:
     """The most accurate point that takes at most `bound` milliseconds for a batch.
 
-    Args:
-        front: Where to choose.
-        bound: Milliseconds per batch.
-        batch: Batch size it was measured at; default the smallest one measured.
+    Of the batch sizes that were measured the smallest counts, unless one is named.
 
     Raises:
         UserError: Nothing is that fast (the message names the nearest), or nothing was measured.

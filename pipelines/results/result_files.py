@@ -63,15 +63,10 @@ def write_parquet(points: Sequence[Point], path: Path) -> None:
 
 
 def write_page(state: SearchState, directory: Path, target: Path) -> None:
-    """The front as one HTML file.
-
-    Args:
-        state: The search as it stands.
-        directory: Its folder, with its ledger, which may hold imported fronts.
-        target: The file.
+    """The front as one HTML file, from the search's folder with its ledger and imported fronts.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: The target cannot be written.
     """
     growth = history(state.name, read_events(directory / LEDGER_NAME))
     footer = f"config {state.config_hash}"
@@ -84,11 +79,6 @@ def write_results(state: SearchState, directory: Path, folder: Path) -> None:
 
     `results.parquet` has all models, `front.csv` those on the front, `front.png` and `front.html`
     show both.
-
-    Args:
-        state: The search as it stands.
-        directory: Its folder, with its ledger, which may hold imported fronts.
-        folder: Where to write.
 
     Raises:
         UserError: The folder cannot be written.

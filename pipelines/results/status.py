@@ -28,10 +28,7 @@ def search_status(
 ) -> dict[str, Any]:
     """Where a search stands, as plain JSON types.
 
-    Args:
-        state: The search.
-        directory: Its folder; a driver at work holds a lock there.
-        growth: How its hypervolume grew, as `history` tells.
+    A driver at work holds a lock in its folder; `growth` is its `history`.
     """
     front = build_front(state)
     runs = driver_runs(directory)

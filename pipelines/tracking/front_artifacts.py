@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 
 
 def send_front(client: MlflowClient, run_id: str, state: SearchState, directory: Path) -> None:
-    """Puts the front on the parent run as files, with config and description.
-
-    Args:
-        client: Of the store the run is in.
-        run_id: The parent run.
-        state: The search as it stands.
-        directory: Its folder, with its ledger.
-    """
+    """Puts the front on the parent run as files, with config and description."""
     with tempfile.TemporaryDirectory(prefix="tokenpool-front-") as folder:
         out = Path(folder)
         write_results(state, directory, out)

@@ -34,12 +34,7 @@ _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 
 
 class LedgerMirror:
-    """One ledger, one MLflow store, and how far the second has got with the first.
-
-    Args:
-        directory: The search's folder.
-        store: Where to log.
-    """
+    """The ledger in a search's folder, one MLflow store, and how far that has got with it."""
 
     def __init__(self, directory: Path, store: TrackingStore) -> None:
         self.directory, self.store, self.name = directory, store, directory.name

@@ -16,12 +16,7 @@ from pipelines.tracking.tracking_store import TrackingStore
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where MLflow shows a search.
-
-    Attributes:
-        parent: The parent run's page; None if nothing was logged yet.
-        front: The runs table, opened as the front.
-    """
+    """Where MLflow shows a search: its parent run, None before there is one, and the front's table."""
 
     parent: str | None
     front: str

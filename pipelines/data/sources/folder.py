@@ -41,11 +41,9 @@ class FolderUnit:
 
     @property
     def num_samples(self) -> int:
-        """See `Unit`."""
         return len(self.entries)
 
     def read(self) -> Iterator[Sample]:
-        """See `Unit`."""
         for split, label, relative in self.entries:
             data, error = b"", ""
             try:

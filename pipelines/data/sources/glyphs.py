@@ -66,7 +66,6 @@ class GlyphUnit:
 
     @property
     def num_samples(self) -> int:
-        """See `Unit`."""
         return self.stop - self.start
 
     def read(self) -> Iterator[Sample]:

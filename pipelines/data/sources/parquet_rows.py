@@ -52,7 +52,6 @@ class ParquetUnit:
 
     @property
     def num_samples(self) -> int:
-        """See `Unit`."""
         return self.rows
 
     def read(self) -> Iterator[Sample]:

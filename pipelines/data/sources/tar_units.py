@@ -41,11 +41,9 @@ class TarUnit:
 
     @property
     def num_samples(self) -> int:
-        """See `Unit`."""
         return len(self.entries)
 
     def read(self) -> Iterator[Sample]:
-        """See `Unit`."""
         try:
             descriptor = os.open(self.tar, os.O_RDONLY)
         except OSError as problem:
