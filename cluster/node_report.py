@@ -84,7 +84,7 @@ class SharedFolder:
 
 @dataclass(frozen=True)
 class Request:
-    """What a node is asked: whether `word` stands in the storage's file `mark`, and the data's files."""
+    """What a node is asked: whether `word` stands in the file `mark`, and of the data's files."""
 
     mark: str
     word: str

@@ -23,7 +23,7 @@ from pipelines.search.state import SearchState
 
 @dataclass(frozen=True)
 class OutsidePoint:
-    """A model measured elsewhere; top-1 is a fraction, its deviation that over seeds, where known."""
+    """A model measured elsewhere; top-1 is a fraction, and its deviation is over seeds."""
 
     label: str
     gmacs: float

@@ -16,7 +16,7 @@ from pipelines.tracking.tracking_store import TrackingStore
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where MLflow shows a search: its parent run, None before there is one, and the front's table."""
+    """Where MLflow shows a search: its parent run, if there is one yet, and the front's table."""
 
     parent: str | None
     front: str
