@@ -287,12 +287,9 @@ def decoding() -> Iterator[None]:
 
 
 def target_size(size: tuple[int, int], resolution: int | None, side: str) -> tuple[int, int] | None:
-    """(width, height) to scale down to, or None where an image is small enough already.
+    """(width, height) to scale down to, so that the longest or shortest side is `resolution`.
 
-    Args:
-        size: (width, height).
-        resolution: limit in pixels, or None for no limit.
-        side: which side it limits, "longest" or "shortest".
+    None where an image is small enough already, or there is no limit.
     """
     if resolution is None:
         return None

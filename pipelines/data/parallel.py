@@ -38,15 +38,10 @@ def make_shards(
     *,
     keep: bool = True,
 ) -> Iterator[int]:
-    """Make shards and put them in `folder`; yields the number of each as it is done.
+    """Make the shards of these numbers in `folder`; yields the number of each as it is done.
 
-    Args:
-        numbers: which shards.
-        units: what all shards are made of; each is asked for when it is its turn.
-        folder: where they go.
-        recipe: how they are made.
-        workers: from `workers_for` the same options.
-        keep: write the images' bytes too, not only the tables.
+    Each unit is asked for when it is its turn. `workers` are from `workers_for` the same options;
+    with `keep` the images' bytes are written too, not only the tables.
 
     Raises:
         UserError: a worker process was killed, or the Ray cluster failed.

@@ -33,16 +33,9 @@ def assign_splits(
 ) -> np.ndarray:
     """The position in SPLITS of each image, [N] uint8.
 
-    Where the source declares a val split, it is kept as it is. Else `val` of all images is taken
-    out, stratified. Then `minival` of the remaining training images becomes minival, so that
+    Where the source declares some `in_val` [N], they are kept as val. Else `val` of all images is
+    taken out, stratified. Then `minival` of the remaining training images becomes minival, so that
     nothing is ever chosen by looking at val.
-
-    Args:
-        in_val: [N] bool, whether the source says that an image is of val.
-        labels: [N] int.
-        val: share of all.
-        minival: share of the training images.
-        seed: decides which ones.
     """
     result = np.where(in_val, SPLITS.index("val"), SPLITS.index("train")).astype(np.uint8)
     if not in_val.any():

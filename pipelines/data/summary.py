@@ -22,14 +22,10 @@ def summarize(
     refused: Sequence[Refusal],
     notes: Sequence[str] = (),
 ) -> Summary:
-    """Count.
+    """Count what was made of a source of N rows.
 
-    Args:
-        source: what was listed.
-        rows: N images.
-        splits: [N] position in SPLITS of each that is kept, NO_SPLIT for others.
-        refused: what was not kept, and why.
-        notes: sentences beside the source's own.
+    `splits` [N] are positions in SPLITS of those that are kept, NO_SPLIT for others; `notes` stand
+    beside the source's own.
     """
     parts = {}
     for code, split in enumerate(SPLITS):

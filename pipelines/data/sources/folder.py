@@ -61,14 +61,9 @@ def folder_source(
     val: str | None = None,
     tree: Tree | None = None,
 ) -> Source:
-    """List a directory of class folders.
+    """List a directory of class folders, perhaps scanned as `tree`.
 
-    Args:
-        root: the directory.
-        classes: the first so many classes by name, or the named ones; None: all.
-        train: the folder of the training images, below `root` or on its own; None: by its name.
-        val: likewise.
-        tree: `root` as it was scanned, if it was.
+    The folders of train and val may be named, below `root` or on their own; else their names tell.
 
     Raises:
         UserError: no class folders, what can be read in two ways, or a named class is not there.

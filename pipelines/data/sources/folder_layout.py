@@ -61,12 +61,8 @@ def given_layout(
 ) -> Layout:
     """The layout where the user names the folder of train, of val, or both.
 
-    Args:
-        tree: all of the source.
-        train: whose folders are classes; None: what `find_layout` makes of the rest.
-        val: likewise; None: a folder beside `train` that is called val, if there is one.
-        where: the source, for messages.
-        tables: CSV files in it, for messages.
+    Without train it is what `find_layout` makes of the rest; without val a folder beside `train`
+    that is called so, if there is one. `where` and `tables` (CSV files) are for messages.
     """
     if val is not None and train is None:
         _take_out(val)
@@ -92,12 +88,7 @@ def given_layout(
 
 
 def find_layout(tree: Folder, where: str, tables: Sequence[str] = ()) -> Layout:
-    """What the folders' names say.
-
-    Args:
-        tree: all of the source.
-        where: the source, for messages.
-        tables: CSV files in it, for messages.
+    """What the folders' names say; `where` and `tables` (CSV files) are for messages.
 
     Raises:
         UserError: no class folders, one class only, or what can be read in two ways; the message

@@ -61,12 +61,9 @@ class FlatVal:
     """The classes of val images in no class folders, looked for when the first one is met."""
 
     def __init__(self, near: Path, where: str, problems: list[tuple[str, str]]) -> None:
-        """Remember where.
+        """Of the folder of the images or of their tar, called `where` in reports.
 
-        Args:
-            near: the folder of the images or of their tar.
-            where: what that is called in reports.
-            problems: gets (name, reason) of images that the ground truth does not name.
+        `problems` get (name, reason) of images that the ground truth does not name.
         """
         self._near, self._where, self._problems = near, where, problems
         self.used = False

@@ -41,12 +41,8 @@ Row = tuple[str, str, str]
 def labelled_source(root: Path, options: PrepareOptions, tree: Tree) -> Source:
     """List the images that a table names; it names them with or without folder and ending.
 
-    Classes are in the order of their names as text, or of their numbers where all are whole ones.
-
-    Args:
-        root: the source's directory.
-        options: `labels` is the table, below `root` or from here.
-        tree: `root` as it was scanned.
+    The table, `options.labels`, is below `root`, which was scanned, or from here. Classes are in
+    the order of their names as text, or of their numbers where all are whole ones.
 
     Raises:
         UserError: no such table or column, a name that several images have, or no image at all.

@@ -63,11 +63,6 @@ def parquet_source(
     Class names come from the hub's metadata, or are the labels where these are text. Without
     either, classes are numbered up to the largest label, or `classes` says how many there are.
 
-    Args:
-        address: as the user gave it.
-        options: which columns, which classes.
-        listing: of `list_parquet`, if it was listed.
-
     Raises:
         UserError: there is no file; one cannot be read (unless `skip_bad`), lacks a column, or
             contradicts another; names of classes are given but unknown.

@@ -78,13 +78,7 @@ class TarImages:
         self._first: dict[int, int] = {}  # the first image of each group
 
     def add(self, tar: int, group: int, member: Member) -> None:
-        """Put an image at the end.
-
-        Args:
-            tar: the number of its tar.
-            group: what decides its split and label, by number.
-            member: where it lies.
-        """
+        """Put an image of the tar of a number at the end; its group decides its split and label."""
         self._first.setdefault(group, len(self._groups))
         self._members.append(member)
         self._tars.append(tar)
@@ -124,12 +118,9 @@ class TarImages:
         meanings: Sequence[tuple[str, int]],
         largest: int,
     ) -> TarUnits:
-        """Cut into units the images whose label is not negative.
+        """Cut into units, of so many images at most, those whose label is not negative.
 
-        Args:
-            tars: (path, name for reports, stamp) of each tar.
-            meanings: (split, label) of each group.
-            largest: images in a unit at most.
+        `tars` have (path, name for reports, stamp), `meanings` (split, label) of each group.
         """
         groups = np.frombuffer(self._groups, np.int32)
         labels = np.array([label for _, label in meanings], np.int32)
