@@ -14,7 +14,7 @@ import ray
 
 from cluster import ray_private
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS, _GONE_SECONDS = 0.1, 5.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def stale_groups() -> list[Group]:
     return [group for group in held_groups() if group.job_id not in living]
 
 
-def remove(groups: list[Group], *, wait_seconds: float = 5.0) -> int:
+def remove(groups: list[Group]) -> int:
     """Removes placement groups and waits until they hold nothing; gives how many are gone."""
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -55,7 +55,7 @@ def remove(groups: list[Group], *, wait_seconds: float = 5.0) -> int:
         remove_placement_group(
             PlacementGroup(ray_private.PlacementGroupID(bytes.fromhex(group.group_id)))
         )
-    deadline = time.monotonic() + wait_seconds
+    deadline = time.monotonic() + _GONE_SECONDS
     wanted = set(groups)
     while (left := wanted & set(held_groups())) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)

@@ -39,18 +39,10 @@ class Storage(Protocol):
         """What is to be done where a node does not see it."""
 
     def read(self, name: str) -> str:
-        """A file's text.
-
-        Raises:
-            OSError: there is no such file, or it cannot be read.
-        """
+        """A file's text; raises OSError if there is none, or it cannot be read."""
 
     def write(self, name: str, text: str) -> None:
-        """Writes a file.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Writes a file; raises OSError if it cannot."""
 
     def delete(self, beginning: str) -> None:
         """Deletes the files whose names begin so."""
@@ -210,7 +202,6 @@ def problems(
     asked: float,
     answered: float,
     gpus_for_ray: float = 0.0,
-    fetched: bool = False,
 ) -> list[str]:
     """What is wrong with a node, each in one line with its remedy.
 
@@ -221,7 +212,6 @@ def problems(
         asked: when, by this machine's clock.
         answered: when.
         gpus_for_ray: how many GPUs of it Ray gives out.
-        fetched: whether a node that lacks a file will fetch it.
     """
     found = []
     node = f"node {there.node}"
@@ -230,8 +220,6 @@ def problems(
     for path, print_here in here.files.items():
         print_there = there.files.get(path, "(not looked at)")
         if print_there.startswith("("):
-            if fetched:
-                continue
             found.append(f"{node}: {path} cannot be read {print_there}: copy or mount it there")
         elif print_there != print_here:
             found.append(

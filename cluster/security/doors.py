@@ -238,7 +238,7 @@ def try_grpc(host: str, port: int, method: str, timeout: float = _PATIENCE) -> D
     return "open"
 
 
-def refuse_open(address: str | None, allowed: bool = False, *, timeout: float = _PATIENCE) -> None:
+def refuse_open(address: str | None, allowed: bool = False) -> None:
     """Refuses a Ray cluster that lets strangers in, unless that is allowed.
 
     A cluster that answers without a token is one to which anybody who reaches it can submit code.
@@ -262,7 +262,7 @@ def refuse_open(address: str | None, allowed: bool = False, *, timeout: float = 
     if not address or address == "local":
         return
     parsed = parse_address(address)
-    if try_door(parsed, timeout) != "open" or _is_on_loopback_alone(parsed):
+    if try_door(parsed) != "open" or _is_on_loopback_alone(parsed):
         return
     raise OpenToNetworkError(
         f"the Ray cluster at {parsed} asks nobody for a token, so anyone who reaches it can run "

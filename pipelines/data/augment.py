@@ -44,7 +44,6 @@ def normalize(
     images: Tensor,
     mean: Sequence[float],
     std: Sequence[float],
-    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """(images / 255 - mean) / std per channel, computed in float32, in the input's memory format.
 
@@ -53,7 +52,7 @@ def normalize(
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     shift = torch.tensor(mean, dtype=torch.float32, device=images.device).view(1, 3, 1, 1) * scale
     width = torch.tensor(std, dtype=torch.float32, device=images.device).view(1, 3, 1, 1) * scale
-    return ((images.to(torch.float32) - shift) / width).to(dtype)
+    return (images.to(torch.float32) - shift) / width
 
 
 class DeviceAugment:

@@ -76,9 +76,9 @@ def grayscale(images: Tensor, mask: Tensor) -> Tensor:
     return torch.where(_per_sample(mask), grey(images).expand_as(images), images)
 
 
-def solarize(images: Tensor, mask: Tensor, threshold: float = 128 / 255) -> Tensor:
-    """Invert what is at least as bright as the threshold."""
-    inverted = torch.where(images >= threshold, 1 - images, images)
+def solarize(images: Tensor, mask: Tensor) -> Tensor:
+    """Invert what is at least as bright as half."""
+    inverted = torch.where(images >= 128 / 255, 1 - images, images)
     return torch.where(_per_sample(mask), inverted, images)
 
 

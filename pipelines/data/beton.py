@@ -95,7 +95,6 @@ def read_table(path: Path) -> BetonTable:
         raise ValueError(f"{path} has {len(allocations)} allocations for {num_samples} samples")
 
     image = samples["f0"]
-    size = np.zeros(num_samples, np.int64)
     pointer = image["data_ptr"].astype(np.int64)
     order = np.argsort(allocations["ptr"])
     allocated = allocations["ptr"][order].astype(np.int64)

@@ -118,17 +118,17 @@ class LedgerMirror:
         self._cursor.unlink(missing_ok=True)
         return set(self._connect().ids.values())
 
-    def parent_url(self, base: str, tab: str = "") -> str | None:
-        """Address of the parent's page on a server, or of a page below; None if there is none."""
+    def parent_url(self, base: str) -> str | None:
+        """Address of the parent's page on an MLflow server at `base`; None if there is none."""
         if not self.projection.state.exists:
             return None
         runs = self._connect()
         run_id = runs.ids.get(PARENT)
         if run_id is None:
             return None
+        # Without the last part MLflow shows its menu for chat models.
         page = f"{base}/#/experiments/{runs.experiment_id}/runs/{run_id}"
-        # Without it MLflow shows its menu for chat models.
-        return f"{page}/{tab}".rstrip("/") + "?workflowType=machine_learning"
+        return f"{page}?workflowType=machine_learning"
 
     def front_url(self, base: str) -> str:
         """Address of MLflow's runs table, opened as the front."""

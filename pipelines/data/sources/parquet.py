@@ -205,8 +205,7 @@ def _units(
 
 
 def _not_chosen(file: _File, table: LabelTable) -> int:
-    lookup = table.lookup()
-    return sum(many for label, many in file.counts.items() if lookup.of(label) == (None, ""))
+    return sum(many for label, many in file.counts.items() if table.of(label) == (None, ""))
 
 
 def _check_label_columns(address: str, files: list[_File]) -> None:

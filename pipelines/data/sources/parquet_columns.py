@@ -186,17 +186,9 @@ def _type_of(schema: pa.Schema, name: str) -> pa.DataType:
     return schema.field(schema.get_all_field_indices(name)[0]).type
 
 
-def _takes_image(kind: pa.DataType) -> bool:
-    return image_kind(kind) is not None
-
-
-def _takes_label(kind: pa.DataType) -> bool:
-    return label_kind(kind) is not None
-
-
-_WANTED: dict[str, tuple[Callable[[pa.DataType], bool], str, tuple[str, ...], str]] = {
-    "image": (_takes_image, "Image", IMAGE_NAMES, "bytes, a struct with bytes, or paths of files"),
-    "label": (_takes_label, "ClassLabel", LABEL_NAMES, "whole numbers or text"),
+_WANTED: dict[str, tuple[Callable[[pa.DataType], str | None], str, tuple[str, ...], str]] = {
+    "image": (image_kind, "Image", IMAGE_NAMES, "bytes, a struct with bytes, or paths of files"),
+    "label": (label_kind, "ClassLabel", LABEL_NAMES, "whole numbers or text"),
 }
 
 

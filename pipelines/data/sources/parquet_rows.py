@@ -59,7 +59,7 @@ class ParquetUnit:
 
         Rows that cannot be read, as the file is damaged there, make one sample with an error.
         """
-        lookup, splits = self.labels.lookup(), dict(self.splits)
+        splits = dict(self.splits)
         row, end = self.start, self.start + self.rows
         try:
             with open_file(self.address, self.path) as file:
@@ -69,7 +69,7 @@ class ParquetUnit:
                     told = self.split if self.split_column is None else splits.get(split or "")
                     if told == "test":
                         continue
-                    number, error = lookup.of(label)
+                    number, error = self.labels.of(label)
                     if told is None:
                         yield Sample(name, "train", 0, b"", _no_split(split))
                     elif error:
