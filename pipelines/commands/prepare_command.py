@@ -7,17 +7,22 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from pipelines.console import Screen
 from pipelines.errors import UserError
 from pipelines.remote import Open, refuse_open_cluster
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -150,8 +155,6 @@ def prepare(
     taken for what, what was converted and what was left out. Refused images are listed in
     rejected.csv with the reason.
     """
-    from rich.console import Console
-
     from pipelines.data.class_choice import read_classes
     from pipelines.data.names import printable
     from pipelines.data.options import PrepareOptions, parse_options
@@ -211,7 +214,15 @@ class _Progress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar = _bar(console) if console.is_terminal else None
+        self._bar = Progress(
+            TextColumn("preparing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
         self._task: TaskID | None = None
         self._begun: tuple[float, int] | None = None
         self._said = 0.0
@@ -220,18 +231,20 @@ class _Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
+        if self._task is not None:
             self._bar.stop()
 
     def update(self, done: int, total: int) -> None:
         """Called with images done and images in all."""
-        if self._bar is None:
+        if not self._console.is_terminal:
             self._say(done, total)
         elif self._task is None:
             self._bar.start()
-            self._task = self._bar.add_task("", total=total, completed=done)
+            self._task = self._bar.add_task("", total=total, completed=done, rate="")
         else:
             self._bar.update(self._task, completed=done)
+            speed = self._bar.tasks[0].speed or 0
+            self._bar.update(self._task, rate=f"{speed:,.0f} images/s")
 
     def _say(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -248,30 +261,3 @@ class _Progress:
         self._console.print(
             f"{done:,} of {total:,} images, {rate:,.0f} images/s, {left} left", soft_wrap=True
         )
-
-
-def _bar(console: Console) -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed or 0:,.0f} images/s")
-
-    return Progress(
-        TextColumn("preparing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
