@@ -112,6 +112,8 @@ class Report:
 
 def look(request: Request, node: str) -> Report:
     """What this machine has to say; writes a file `MARK.NODE` into the storage."""
+    folder = request.storage.folder
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     return Report(
         node=node,
         python=".".join(map(str, sys.version_info[:3])),
@@ -122,7 +124,7 @@ def look(request: Request, node: str) -> Report:
         storage=_try_storage(request, node),
         free_gb={
             str(folder): shutil.disk_usage(folder).free / 1e9
-            for folder in (_existing(request.storage.folder), Path(tempfile.gettempdir()))
+            for folder in (existing, Path(tempfile.gettempdir()))
         },
         gpus=_count_gpus(),
     )
@@ -165,10 +167,6 @@ def fingerprint(path: Path) -> str:
     except OSError as error:
         return f"({error.strerror or error})"
     return digest.hexdigest()
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
 
 
 def _try_storage(request: Request, node: str) -> str:

@@ -7,6 +7,7 @@ then ends the process; here each such case is one line.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -120,7 +121,8 @@ def job_server(address: str) -> JobServer:
         )
         mode = answer.json()["authentication_mode"]
     except requests.exceptions.SSLError as error:
-        raise AddressError(f"the certificate of {url} cannot be trusted: {_short(error)}") from None
+        reason = str(error).splitlines()[0][:200]
+        raise AddressError(f"the certificate of {url} cannot be trusted: {reason}") from None
     except requests.exceptions.JSONDecodeError:
         mode = None
     except (requests.exceptions.RequestException, OSError):
@@ -186,18 +188,10 @@ def resolve(address: str) -> str:
     """
     if address != "auto":
         return address
-    found = os.environ.get("RAY_ADDRESS") or _bootstrap_address()
+    found = os.environ.get("RAY_ADDRESS")
+    if not found:
+        with suppress(ConnectionError):
+            found = ray_private.get_ray_address_from_environment("auto", None)
     if not found or found == "auto":
         raise AddressError("this machine is no node of a Ray cluster: give --address HOST:PORT")
     return found
-
-
-def _bootstrap_address() -> str | None:
-    try:
-        return ray_private.get_ray_address_from_environment("auto", None)
-    except ConnectionError:
-        return None
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:200]

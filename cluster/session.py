@@ -124,17 +124,6 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _local_environment(port: int) -> dict[str, str]:
-    # Ray's own ports listen on every interface, whatever address it is given. So it asks for a
-    # token, also where the environment would have it ask none; one that lives in this process and
-    # its workers alone is safer than the file in the home directory that Ray would write.
-    return _NO_METRICS | {
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": _TOKEN,
-    }
-
-
 def _private_folder() -> Path:
     """Where a local instance keeps its sockets and logs: a folder of this user alone.
 
@@ -196,7 +185,14 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     port = free_port()
     go_direct()
     if local:
-        environment = _local_environment(port)
+        # Ray's own ports listen on every interface, whatever address it is given. So it asks for a
+        # token, also where the environment would have it ask none; one that lives in this process
+        # and its workers alone is safer than the file in the home directory that Ray would write.
+        environment = _NO_METRICS | {
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": _TOKEN,
+        }
         options: dict[str, Any] = {
             "address": "local",
             "num_cpus": num_cpus,

@@ -117,8 +117,9 @@ def load_manifest(out: Path) -> Manifest:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
+        source = out.name if out.name in ("digits", "glyphs") else "SOURCE"
         raise UserError(
-            f"no prepared data at {out}: run `tokenpool prepare {_guess_source(out)} {out}`"
+            f"no prepared data at {out}: run `tokenpool prepare {source} {out}`"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", exit_code=1) from None
@@ -151,10 +152,6 @@ def parse_manifest(content: bytes) -> Manifest:
         raise ValueError(f"{where}: {first['msg']}") from None
 
 
-def _guess_source(out: Path) -> str:
-    return out.name if out.name in ("digits", "glyphs") else "SOURCE"
-
-
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
@@ -162,11 +159,6 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "tokenpool" / "verified"
 
 
 def verify_beton(out: Path, split: str, manifest: Manifest, *, use_cache: bool = True) -> Path:
@@ -204,7 +196,9 @@ def verify_beton(out: Path, split: str, manifest: Manifest, *, use_cache: bool =
         stat.st_ino,
         entry.sha256,
     ]
-    note = _cache_dir() / hashlib.sha256(os.fsencode(resolved)).hexdigest()[:32]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:32]
+    note = cache / "tokenpool" / "verified" / name
     if use_cache:
         try:
             if json.loads(note.read_text(encoding="utf-8")) == identity:

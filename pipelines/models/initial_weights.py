@@ -71,15 +71,15 @@ def open_source(source: str) -> Source:
     """
     if is_named(source):
         model = pretrained(source)
-        return Source(source, model.state_dict(), (), _described(model, source), {}, _config(model))
+        return Source(source, model.state_dict(), (), described(model, source), {}, _config(model))
     path = local_path(source)
     if (path / "model.json").is_file():
         try:
             model = tp.load(path)
-            described = read_header(path)["architecture"]
+            architecture = read_header(path)["architecture"]
         except ValueError as error:
             raise UserError(str(error)) from None
-        return Source(source, model.state_dict(), (), described, {}, _config(model))
+        return Source(source, model.state_dict(), (), architecture, {}, _config(model))
     if not path.exists():
         raise UserError(
             f"no weights at {source}: give a saved model's folder, a .safetensors or .pth file, "
@@ -207,7 +207,12 @@ def _of_head(name: str) -> bool:
     return name.startswith(_HEADS)
 
 
-def _described(model: Any, source: str) -> dict[str, Any]:
+def described(model: Any, source: str) -> dict[str, Any]:
+    """The architecture of a source's model, as `tokenpool.architecture.describe` gives it.
+
+    Raises:
+        UserError: it is of no kind that can be pooled and saved.
+    """
     try:
         return describe(model)
     except ValueError as error:

@@ -13,7 +13,7 @@ import torch
 import tokenpool as tp
 from pipelines.errors import UserError
 from pipelines.models.hub import is_named
-from pipelines.models.initial_weights import open_source
+from pipelines.models.initial_weights import described, open_source
 from pipelines.models.model_spec import ModelSpec
 from pipelines.storage.address import parse_storage
 from pipelines.storage.copies import local_path
@@ -100,10 +100,7 @@ def _architecture(source: str) -> dict[str, Any] | None:
             return open_source(source).architecture
         with torch.device("meta"):
             model = timm.create_model(source, pretrained=False)
-        try:
-            return describe(model)
-        except ValueError as error:
-            raise UserError(f"{source}: {error}") from None
+        return described(model, source)
     place = parse_storage(source)
     header = ObjectStore(place).read("model.json") if isinstance(place, str) else None
     if header is not None:

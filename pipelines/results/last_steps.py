@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.search.job_specs import base_job_id, supernet_job_id
 from pipelines.search.state import SearchState
-from pipelines.trials.last_signs import LastSign, read_last_signs
+from pipelines.trials.last_signs import read_last_signs
 
 
 def last_steps(state: SearchState, directory: Path) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def last_steps(state: SearchState, directory: Path) -> list[dict[str, Any]]:
         # What an earlier driver's workers left behind says nothing of this one's.
         signs = [s for s in read_last_signs(folder) if s.time >= state.began]
         if signs and folder.name not in over:
-            last = min(signs, key=_how_far)
+            last = min(signs, key=lambda s: (-1 if s.step is None else s.step, s.time))
             found.append(
                 {
                     "job": folder.name,
@@ -36,10 +36,6 @@ def last_steps(state: SearchState, directory: Path) -> list[dict[str, Any]]:
 
 
 _AT_WORK = ("pending", "running")
-
-
-def _how_far(sign: LastSign) -> tuple[int, float]:
-    return (-1 if sign.step is None else sign.step, sign.time)
 
 
 def last_step_text(found: dict[str, Any], ago: str) -> str:

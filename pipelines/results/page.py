@@ -67,7 +67,8 @@ def render_page(
     parts = {
         "@@TITLE@@": html.escape(f"Front of {front.name}"),
         "@@CSS@@": _asset("page.css"),
-        "@@DATA@@": _embed(data),
+        # It cannot end the script element it stands in.
+        "@@DATA@@": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         "@@PLOTLY@@": _plotly(),
         "@@JS@@": _asset("page.js"),
     }
@@ -254,11 +255,6 @@ def _point_data(name: str, point: Point, samples: Mapping[str, int]) -> dict[str
         "reason": point.reason,
         "command": export_command(name, point),
     }
-
-
-def _embed(data: dict[str, Any]) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _asset(name: str) -> str:

@@ -95,7 +95,9 @@ def find_layout(tree: Folder, where: str, tables: Sequence[str] = ()) -> Layout:
             has the option that settles it.
     """
     top = tree
-    while (inner := wrapped(top)) is not None and not split_of_folder(_name(inner)):
+    while (inner := wrapped(top)) is not None and not split_of_folder(
+        inner.path.rpartition("/")[2]
+    ):
         top = inner
     speaking = _speaking(top)
     if not _any_split(speaking):
@@ -257,10 +259,6 @@ def _within(outer: Folder, inner: Folder | None) -> bool:
             return True
         inner = inner.parent
     return False
-
-
-def _name(folder: Folder) -> str:
-    return folder.path.rpartition("/")[2]
 
 
 def _list(folders: list[Folder]) -> str:

@@ -80,7 +80,8 @@ def labelled_source(root: Path, options: PrepareOptions, tree: Tree) -> Source:
         if (path := index.find(name, table.parent, root)) is None:
             problems.append((name, f"named in {table.name}, but there is no such image"))
             continue
-        split = _split(written, path, table) if not inside else _given(path, inside)
+        given: Split = "val" if path in inside.get("val", ()) else "train"
+        split = given if inside else _split(written, path, table)
         if not label:
             left_out(path, "without a label in the table")
         elif taken.setdefault(path, (label, split)) != (label, split):
@@ -266,10 +267,6 @@ def _split(written: str, path: str, table: Path) -> Split:
     if not split:
         raise UserError(f"{printable(table)}: {written!r} is no split: train, val or test")
     return split
-
-
-def _given(path: str, inside: dict[str, set[str]]) -> Split:
-    return "val" if path in inside.get("val", ()) else "train"
 
 
 def _order(names: set[str]) -> list[str]:

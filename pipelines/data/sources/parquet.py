@@ -111,7 +111,12 @@ def parquet_source(
         share_names=options.share_names,
     )
     table_of = dict(zip((file.name for file in train_first), tables, strict=True))
-    others = sum(_not_chosen(file, table_of[file.name]) for file in files)
+    others = sum(
+        many
+        for file in files
+        for label, many in file.counts.items()
+        if table_of[file.name].of(label) == (None, "")
+    )
     if others:
         left_out.append(LeftOut("of classes that were not chosen", others, unit="rows"))
     units = [
@@ -202,10 +207,6 @@ def _units(
                 splits,
                 file.stamp,
             )
-
-
-def _not_chosen(file: _File, table: LabelTable) -> int:
-    return sum(many for label, many in file.counts.items() if table.of(label) == (None, ""))
 
 
 def _check_label_columns(address: str, files: list[_File]) -> None:

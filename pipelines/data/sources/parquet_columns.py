@@ -141,7 +141,7 @@ def image_kind(kind: pa.DataType) -> Literal["bytes", "list", "path"] | None:
     if is_binary(kind):
         return "bytes"
     if is_list(kind):
-        return "list" if pa.types.is_integer(kind.value_type) and _is_byte(kind) else None
+        return "list" if kind.value_type in (pa.uint8(), pa.int8()) else None
     return "path" if is_text(kind) else None
 
 
@@ -164,12 +164,6 @@ def _is_any(kind: pa.DataType, *names: str) -> bool:
     import pyarrow as pa
 
     return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
-
-
-def _is_byte(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_uint8(kind.value_type) or pa.types.is_int8(kind.value_type)
 
 
 def _field_kind(struct: pa.StructType, name: str) -> Literal["bytes", "list", "path"] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,8 @@ def join_labels(
         own = file.declared or names
         if own != names:
             notes.append(f"{file.file} numbers its classes otherwise: matched by name to {giver}")
-        numbers = [place.get(number) for number in _positions(own, names)]
+        positions = range(len(names)) if own == names else map(names.index, own)
+        numbers = [place.get(number) for number in positions]
         if numbers == list(range(len(names))):
             tables.append(LabelTable(len(own)))
         else:
@@ -204,11 +205,6 @@ def _check_bare(
         f"{where}: if these number the same classes in the same order, add --share-names; else "
         "write the names into both"
     )
-
-
-def _positions(own: list[str], names: list[str]) -> Iterable[int]:
-    """Where each of a file's names stands in the list of all."""
-    return range(len(names)) if own == names else map(names.index, own)
 
 
 def whole(value: Any) -> int | None:

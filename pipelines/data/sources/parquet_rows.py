@@ -71,7 +71,8 @@ class ParquetUnit:
                         continue
                     number, error = self.labels.of(label)
                     if told is None:
-                        yield Sample(name, "train", 0, b"", _no_split(split))
+                        wrong = f"split {split!r} is neither train nor val nor test"
+                        yield Sample(name, "train", 0, b"", wrong if split else "no split")
                     elif error:
                         yield Sample(name, told, 0, b"", error)
                     elif number is not None:
@@ -253,10 +254,6 @@ def _path_of(cell: pa.Scalar) -> str | None:
 
 def _is_below(path: str, root: str) -> bool:
     return path.startswith(root.rstrip("/") + "/")
-
-
-def _no_split(value: str | None) -> str:
-    return f"split {value!r} is neither train nor val nor test" if value else "no split"
 
 
 def _short(path: str) -> str:
