@@ -17,15 +17,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import ray_private
-from cluster.node_report import (
-    Report,
-    Request,
-    SharedFolder,
-    Storage,
-    look,
-    problems,
-    unwritten,
-)
+from cluster.node_report import Report, Request, SharedFolder, Storage, look, problems, unwritten
 from cluster.probe import AddressError
 from cluster.reach import unreachable
 

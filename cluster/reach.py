@@ -49,10 +49,7 @@ class Peer:
 
         os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
         dist.init_process_group(
-            backend,
-            rank=rank,
-            world_size=world_size,
-            timeout=timedelta(seconds=_GROUP_SECONDS),
+            backend, rank=rank, world_size=world_size, timeout=timedelta(seconds=_GROUP_SECONDS)
         )
         one = torch.ones(1, device="cuda" if backend == "nccl" else "cpu")
         dist.all_reduce(one)

@@ -19,8 +19,7 @@ from pipelines.storage.working import open_root
 def export(
     name: NameOrFolder,
     model: Annotated[
-        str | None,
-        typer.Argument(help="Of a search: a trial's id, or dense-WIDTH; see `front`."),
+        str | None, typer.Argument(help="Of a search: a trial's id, or dense-WIDTH; see `front`.")
     ] = None,
     format_name: Annotated[
         str, typer.Option("--format", help="timm, onnx or torch-export.")

@@ -21,8 +21,7 @@ def pick(
         float | None, typer.Option(help="The most accurate within this cost.")
     ] = None,
     min_top1: Annotated[
-        float | None,
-        typer.Option(help="The cheapest with this top-1 on minival, as 0.97 or 97."),
+        float | None, typer.Option(help="The cheapest with this top-1 on minival, as 0.97 or 97.")
     ] = None,
     max_latency_ms: Annotated[
         float | None, typer.Option(help="The most accurate within this time per batch.")

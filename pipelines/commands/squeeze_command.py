@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 def squeeze(
     model: Annotated[
-        str,
-        typer.Argument(help="A saved model's folder, a file of weights, a timm or hub name."),
+        str, typer.Argument(help="A saved model's folder, a file of weights, a timm or hub name.")
     ],
     data: Prepared,
     max_gmacs: Annotated[float | None, typer.Option(help="The most an image may cost.")] = None,

@@ -133,15 +133,11 @@ def assemble(
         sizes = rows["size"][chosen]
         pointers[chosen], page_size, table_start = lay_out(sizes)
         path = folder / f"{split}.beton"
-        table = BetonTable(
-            path,
-            rows["mode"][chosen],
-            rows["width"][chosen],
-            rows["height"][chosen],
-            pointers[chosen],
-            sizes,
-            rows["label"][chosen],
+        mode, width, height, label = (
+            rows[name][chosen] for name in ("mode", "width", "height", "label")
         )
+        table = BetonTable(path, mode, width, height, pointers[chosen], sizes, label)
+        del mode, width, height, label
         with closing(_HashingFile(path, options.processes)) as written:
             write_beton(written.write, table, page_size, table_start, _runs(rows, chosen, pointers))
             sha256 = written.finish()

@@ -40,11 +40,7 @@ def step_generator(seed: int, epoch: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed & (2**63 - 1))
 
 
-def normalize(
-    images: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(images / 255 - mean) / std per channel, computed in float32, in the input's memory format.
 
     Images [B, 3, H, W] are uint8, or float in 0..1 and then not divided by 255.

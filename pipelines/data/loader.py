@@ -32,8 +32,6 @@ from pipelines.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Geometry", "Loader", "LoaderError", "make_loader"]
-
 log = logging.getLogger(__name__)
 
 Implementation = Literal["ffcv", "torchvision", "auto"]

@@ -12,8 +12,6 @@ from pipelines.search.standing import chance, finished_points, front_ids, search
 from pipelines.search.state import SearchState
 from tune_spaces import pareto
 
-__all__ = ["Front", "Point", "Progress", "build_front", "history"]
-
 
 @dataclass(frozen=True)
 class Front:

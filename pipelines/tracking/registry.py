@@ -224,12 +224,7 @@ class _Served:
 
 
 def _add_version(
-    client: MlflowClient,
-    name: str,
-    run_id: str,
-    served: _Served,
-    tags: dict[str, str],
-    about: str,
+    client: MlflowClient, name: str, run_id: str, served: _Served, tags: dict[str, str], about: str
 ) -> str:
     folder = Path(tempfile.mkdtemp(prefix="tokenpool-register-"))
     try:

@@ -13,11 +13,7 @@ from pipelines.data.names import printable
 from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.class_doubts import nested_notes
 from pipelines.data.sources.file_list import Labelled, LabelledFiles, MadeWhenAsked
-from pipelines.data.sources.folder_layout import (
-    Layout,
-    find_layout,
-    given_layout,
-)
+from pipelines.data.sources.folder_layout import Layout, find_layout, given_layout
 from pipelines.data.sources.folder_tree import Folder, Tree, scan
 from pipelines.data.sources.folder_words import labels_option, shown
 from pipelines.data.sources.imagenet import label_flat_val, label_if_flat

@@ -180,11 +180,7 @@ def _inspect(
 
 
 def _units(
-    address: str,
-    root: str,
-    file: _File,
-    table: LabelTable,
-    splits: tuple[tuple[str, str], ...],
+    address: str, root: str, file: _File, table: LabelTable, splits: tuple[tuple[str, str], ...]
 ) -> Iterator[ParquetUnit]:
     """The file's row groups, large ones in pieces that fit in memory."""
     columns = file.columns

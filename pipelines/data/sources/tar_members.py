@@ -83,11 +83,7 @@ class _BrokenError(ValueError):
 
 class _Scan:
     def __init__(
-        self,
-        descriptor: int,
-        where: str,
-        leave_out: LeaveOut,
-        problems: list[tuple[str, str]],
+        self, descriptor: int, where: str, leave_out: LeaveOut, problems: list[tuple[str, str]]
     ) -> None:
         self._descriptor, self._where = descriptor, where
         self._leave_out, self._problems = leave_out, problems
