@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,16 +37,20 @@ def search(
     loaded = load_config(config, overrides)
     refuse_open_cluster(address, i_know_this_is_open)
     screen = Screen()
-    try:
+    with going_on_later(screen, "what is finished is kept; "):
         ended = carry_out(loaded, screen, address)
-    except KeyboardInterrupt:
-        screen.say(
-            "\ninterrupted: what is finished is kept; type the same command to go on",
-            style="yellow",
-        )
-        raise typer.Exit(INTERRUPTED) from None
     if ended is not None and ended.why == "interrupt":
         raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def going_on_later(screen: Screen, kept: str = "") -> Iterator[None]:
+    """Ends the command on Ctrl-C, with what is to be done to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        screen.say(f"\ninterrupted: {kept}type the same command to go on", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def carry_out(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.commands.folders import check_new_folder
-from pipelines.commands.search_command import INTERRUPTED
+from pipelines.commands.search_command import going_on_later
 from pipelines.commands.shared_options import Arch, AsJson, ClassMap, Prepared
 from pipelines.errors import UserError
 
@@ -64,11 +64,8 @@ def squeeze(
     )
     screen = Screen(Console(stderr=as_json, highlight=False))
     kept_in = out.with_name(f"{out.name}.partial.jsonl")
-    try:
+    with going_on_later(screen):
         found = squeeze_on(vit, data, options, screen, class_map=class_map, kept_in=kept_in)
-    except KeyboardInterrupt:
-        screen.say("\ninterrupted: type the same command to go on", style="yellow")
-        raise typer.Exit(INTERRUPTED) from None
     saved = _saved(vit, out)
     kept_in.unlink(missing_ok=True)
     if as_json:

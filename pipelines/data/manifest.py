@@ -20,10 +20,12 @@ SPLITS = ("train", "minival", "val")
 _CHUNK = 1 << 22
 
 
-class SplitManifest(BaseModel):
-    """One beton: its file, checksum and class counts."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class SplitManifest(_Strict):
+    """One beton: its file, checksum and class counts."""
 
     # A plain name: a manifest that came from elsewhere must not name files outside its folder.
     file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -33,13 +35,11 @@ class SplitManifest(BaseModel):
     counts: list[int] = Field(description="Samples of each class, in the order of `classes`.")
 
 
-class Group(BaseModel):
+class Group(_Strict):
     """Things left out or refused for one reason.
 
     `first` is the name of one of them and `example` its reason in full; `option` would take them.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     reason: str
     count: int
@@ -49,10 +49,8 @@ class Group(BaseModel):
     example: str = ""
 
 
-class SplitSummary(BaseModel):
+class SplitSummary(_Strict):
     """Where a split came from (folders or files), what is in it, and what was converted how."""
-
-    model_config = ConfigDict(extra="forbid")
 
     origins: list[str]
     images: int
@@ -60,10 +58,8 @@ class SplitSummary(BaseModel):
     converted: dict[str, int] = Field(default_factory=dict)
 
 
-class Summary(BaseModel):
+class Summary(_Strict):
     """What `prepare` made of a source: what was taken for what, and what was not taken."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source: str
     classes: int
@@ -75,15 +71,13 @@ class Summary(BaseModel):
     notes: list[str] = Field(default_factory=list)
 
 
-class Manifest(BaseModel):
+class Manifest(_Strict):
     """The contents of `manifest.json`.
 
     `mean` and `std` are per channel (R, G, B) over the training pixels, as fractions of 255.
     `image_size` is the side of the stored images where all are square and equal, else None: then
     a loader needs an `image_size` to crop and resize to.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     format_version: int = 1
     source: str
