@@ -156,28 +156,24 @@ def _bounds(tars: np.ndarray, sizes: np.ndarray, largest: int) -> np.ndarray:
     return np.array([*begins, len(tars)] if len(tars) else [0], np.int64)
 
 
+@dataclass(eq=False)
 class TarUnits(MadeWhenAsked[TarUnit]):
     """Units that are made when they are asked for."""
 
-    def __init__(
-        self,
-        images: TarImages,
-        tars: Sequence[tuple[Path, str, str]],
-        meanings: Sequence[tuple[str, int]],
-        order: np.ndarray,
-        bounds: np.ndarray,
-    ) -> None:
-        self._images, self._tars, self._meanings = images, tars, meanings
-        self._order, self._bounds = order, bounds
+    images: TarImages
+    tars: Sequence[tuple[Path, str, str]]
+    meanings: Sequence[tuple[str, int]]
+    order: np.ndarray
+    bounds: np.ndarray
 
     def __len__(self) -> int:
-        return len(self._bounds) - 1
+        return len(self.bounds) - 1
 
     def _item(self, index: int) -> TarUnit:
-        rows = self._order[self._bounds[index] : self._bounds[index + 1]].tolist()
-        found = [self._images.entry(row) for row in rows]
-        path, where, stamp = self._tars[found[0][0]]
+        rows = self.order[self.bounds[index] : self.bounds[index + 1]].tolist()
+        found = [self.images.entry(row) for row in rows]
+        path, where, stamp = self.tars[found[0][0]]
         entries = tuple(
-            (self._meanings[group][1], name, offset, size) for _, group, name, offset, size in found
+            (self.meanings[group][1], name, offset, size) for _, group, name, offset, size in found
         )
-        return TarUnit(str(path), where, self._meanings[found[0][1]][0], entries, stamp)
+        return TarUnit(str(path), where, self.meanings[found[0][1]][0], entries, stamp)
