@@ -38,11 +38,7 @@ def present_nodes() -> list[Node]:
 
 
 def drivers_that_fit(memory: int) -> int:
-    """How many jobs the node can look after that the search runs on, at least one.
-
-    Args:
-        memory: of that node, in bytes.
-    """
+    """How many jobs a search's own node can look after with its memory in bytes, at least one."""
     return max(1, min(_MOST_DRIVERS, int(memory * _SHARE_OF_MEMORY) // _BYTES_PER_JOB))
 
 
@@ -76,12 +72,9 @@ def nodes_on_their_way() -> bool:
 
 
 def jobs_that_fit(nodes: Sequence[Node], gang: Gang, *, grows: bool = False) -> int:
-    """How many jobs run side by side without waiting for each other.
+    """How many jobs of a gang run side by side without waiting for each other.
 
-    Args:
-        nodes: of the cluster.
-        gang: the workers of each job.
-        grows: whether the cluster may become large enough for one, if it is not.
+    At least one, where the cluster `grows` until it is large enough.
 
     Raises:
         ClusterError: not even one fits.
@@ -109,12 +102,10 @@ class Room:
     left are not counted on. Where there is an autoscaler it is told how many jobs wait.
 
     Attributes:
-        gang: the workers of each job.
         wanted: jobs at a time at most; None for as many as fit.
         name: of the work, for the autoscaler.
         look_every: seconds.
         patience: seconds with no room for anybody, after which it is said.
-        nodes: looks at the cluster.
         most_drivers: jobs that this node can look after.
     """
 
@@ -134,11 +125,7 @@ class Room:
     _empty_since: float | None = field(default=None, init=False)
 
     def __call__(self, running: int, waiting: int) -> int:
-        """How many jobs may run at once now.
-
-        Args:
-            running: jobs that do.
-            waiting: jobs that do not yet.
+        """How many jobs may run at once now, where so many run and so many wait.
 
         Raises:
             ClusterError: there has been no room for any for longer than `patience`.

@@ -19,11 +19,8 @@ def use_interface_of(address: str, *, on_one_node: bool = False) -> None:
     """Makes gloo and NCCL talk over the interface that carries the node's Ray address.
 
     Left alone, gloo takes the one of the host's name, often loopback, and fails between hosts.
-    What the user has set stays.
-
-    Args:
-        address: The node's.
-        on_one_node: All who talk are on it, so gloo need not listen beyond loopback.
+    Where all who talk are on one node it need not listen beyond loopback. What the user has set
+    stays.
     """
     name = interface_of(address)
     loopback = interface_of("127.0.0.1") if on_one_node else None

@@ -39,11 +39,8 @@ class JobExistsError(ClusterError):
 class Job:
     """A job that this program submitted for a search.
 
-    Attributes:
-        job_id: the submission id.
-        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        exit_code: of the driver, where it ended by itself.
-        message: Ray's own words on the status.
+    `status` is PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED, `message` Ray's own words on it;
+    `exit_code` is the driver's, where it ended by itself.
     """
 
     job_id: str
@@ -110,15 +107,16 @@ class JobApi:
         metadata: dict[str, str] | None = None,
         variables: dict[str, str] | None = None,
     ) -> str:
-        """Submits `tokenpool WORDS…`.
+        """Submits `tokenpool WORDS…` and gives the job's id, Ray's choice if none is named.
+
+        Whoever reaches the dashboard can read words, metadata and variables: they hold no secret.
 
         Args:
             words: the arguments.
             working_dir: what `cluster.package.pack` made.
-            job_id: of the job; default Ray's choice.
+            job_id: of the job.
             metadata: kept with the job.
-            variables: of the driver's shell; nothing secret, as whoever reaches the dashboard can
-                read them, and the words and metadata.
+            variables: of the driver's shell.
 
         Raises:
             JobExistsError: there is a job of this id.
@@ -168,7 +166,6 @@ class JobApi:
         """Hands on what a job prints until it ends; a connection that breaks is made again.
 
         Raises:
-            KeyboardInterrupt: as it came; the job goes on.
             ClusterError: the cluster is gone for good.
         """
         tail, failures = _Tail(self._client, job_id, write), 0

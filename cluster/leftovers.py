@@ -14,17 +14,12 @@ import ray
 
 from cluster import ray_private
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS, _GONE_SECONDS = 0.1, 5.0
 
 
 @dataclass(frozen=True)
 class Group:
-    """A placement group that holds, or waits for, resources.
-
-    Attributes:
-        group_id: hexadecimal.
-        job_id: of the driver that made it, hexadecimal.
-    """
+    """A placement group that holds, or waits for, resources; ids are hexadecimal."""
 
     group_id: str
     job_id: str
@@ -52,19 +47,15 @@ def stale_groups() -> list[Group]:
     return [group for group in held_groups() if group.job_id not in living]
 
 
-def remove(groups: list[Group], *, wait_seconds: float = 5.0) -> int:
-    """Removes placement groups and waits until they hold nothing.
-
-    Returns:
-        How many are gone.
-    """
+def remove(groups: list[Group]) -> int:
+    """Removes placement groups and waits until they hold nothing; gives how many are gone."""
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
     for group in groups:
         remove_placement_group(
             PlacementGroup(ray_private.PlacementGroupID(bytes.fromhex(group.group_id)))
         )
-    deadline = time.monotonic() + wait_seconds
+    deadline = time.monotonic() + _GONE_SECONDS
     wanted = set(groups)
     while (left := wanted & set(held_groups())) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)

@@ -39,18 +39,10 @@ class Storage(Protocol):
         """What is to be done where a node does not see it."""
 
     def read(self, name: str) -> str:
-        """A file's text.
-
-        Raises:
-            OSError: there is no such file, or it cannot be read.
-        """
+        """A file's text; raises OSError if there is none, or it cannot be read."""
 
     def write(self, name: str, text: str) -> None:
-        """Writes a file.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Writes a file; raises OSError if it cannot."""
 
     def delete(self, beginning: str) -> None:
         """Deletes the files whose names begin so."""
@@ -64,39 +56,27 @@ class SharedFolder:
 
     @property
     def remedy(self) -> str:
-        """See `Storage`."""
         return "set storage to a folder that every node sees, and mount it on this one"
 
     @property
     def place(self) -> str:
-        """See `Storage`."""
         return str(self.folder)
 
     def read(self, name: str) -> str:
-        """See `Storage`."""
         os.listdir(self.folder)  # a network file system may remember that the file was not there
         return (self.folder / name).read_text()
 
     def write(self, name: str, text: str) -> None:
-        """See `Storage`."""
         (self.folder / name).write_text(text)
 
     def delete(self, beginning: str) -> None:
-        """See `Storage`."""
         for path in self.folder.glob(f"{beginning}*"):
             path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a node is asked.
-
-    Attributes:
-        mark: name of a file that the asker has written into the storage.
-        word: what stands in it.
-        storage: what keeps searches.
-        files: paths of the data.
-    """
+    """What a node is asked: whether `word` stands in the file `mark`, and of the data's files."""
 
     mark: str
     word: str
@@ -110,7 +90,6 @@ class Report:
 
     Attributes:
         node: its address.
-        python: version.
         versions: package → version; only those that are there.
         code: fingerprint of this program's own code.
         clock: seconds since 1970.
@@ -133,6 +112,8 @@ class Report:
 
 def look(request: Request, node: str) -> Report:
     """What this machine has to say; writes a file `MARK.NODE` into the storage."""
+    folder = request.storage.folder
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     return Report(
         node=node,
         python=".".join(map(str, sys.version_info[:3])),
@@ -143,7 +124,7 @@ def look(request: Request, node: str) -> Report:
         storage=_try_storage(request, node),
         free_gb={
             str(folder): shutil.disk_usage(folder).free / 1e9
-            for folder in (_existing(request.storage.folder), Path(tempfile.gettempdir()))
+            for folder in (existing, Path(tempfile.gettempdir()))
         },
         gpus=_count_gpus(),
     )
@@ -171,8 +152,7 @@ def code_fingerprint() -> str:
 def fingerprint(path: Path) -> str:
     """A hash of a file: of all of it up to 64 MiB, else of 64 MiB spread over it, and its size.
 
-    Returns:
-        In brackets what is wrong, if it cannot be read.
+    In brackets what is wrong, if it cannot be read.
     """
     try:
         size = path.stat().st_size
@@ -187,10 +167,6 @@ def fingerprint(path: Path) -> str:
     except OSError as error:
         return f"({error.strerror or error})"
     return digest.hexdigest()
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
 
 
 def _try_storage(request: Request, node: str) -> str:
@@ -224,7 +200,6 @@ def problems(
     asked: float,
     answered: float,
     gpus_for_ray: float = 0.0,
-    fetched: bool = False,
 ) -> list[str]:
     """What is wrong with a node, each in one line with its remedy.
 
@@ -235,7 +210,6 @@ def problems(
         asked: when, by this machine's clock.
         answered: when.
         gpus_for_ray: how many GPUs of it Ray gives out.
-        fetched: whether a node that lacks a file will fetch it.
     """
     found = []
     node = f"node {there.node}"
@@ -244,8 +218,6 @@ def problems(
     for path, print_here in here.files.items():
         print_there = there.files.get(path, "(not looked at)")
         if print_there.startswith("("):
-            if fetched:
-                continue
             found.append(f"{node}: {path} cannot be read {print_there}: copy or mount it there")
         elif print_there != print_here:
             found.append(

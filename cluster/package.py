@@ -39,15 +39,12 @@ exit 2
 
 
 def pack(folder: Path, files: dict[str, str] | None = None, *, code: bool = True) -> Path:
-    """Fills a folder with what a job needs.
+    """Fills a folder with what a job needs, and gives it back.
 
     Args:
         folder: does not exist yet, or is empty.
         files: name → text of what else goes in.
         code: whether the program itself does; without it the cluster's installed one runs.
-
-    Returns:
-        The folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RUN).write_text(_RUN, encoding="utf-8")

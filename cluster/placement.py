@@ -19,14 +19,7 @@ _ACCELERATOR = "accelerator_type:"
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of a cluster.
-
-    Attributes:
-        node_id: any name that tells it apart.
-        cpus: as Ray counts them.
-        gpus: whole devices.
-        accelerator: Ray's name of their type, where it knows one.
-    """
+    """A machine of a cluster: CPUs as Ray counts them, whole GPUs, and Ray's name of their type."""
 
     node_id: str
     cpus: float
@@ -127,12 +120,8 @@ def fit(nodes: Iterable[Node], gang: Gang) -> Fit:
 def place(free: Sequence[int], num_workers: int) -> dict[int, int] | None:
     """The nodes a job's workers go to: as few as possible, and of those the fullest.
 
-    Args:
-        free: workers each node still has room for.
-        num_workers: of the job.
-
-    Returns:
-        Index of the node → workers there; None where there is no room.
+    Of the workers that each node still has room for: index of the node → workers there; None where
+    there is no room.
     """
     if sum(free) < num_workers:
         return None

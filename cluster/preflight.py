@@ -17,15 +17,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import ray_private
-from cluster.node_report import (
-    Report,
-    Request,
-    SharedFolder,
-    Storage,
-    look,
-    problems,
-    unwritten,
-)
+from cluster.node_report import Report, Request, SharedFolder, Storage, look, problems, unwritten
 from cluster.probe import AddressError
 from cluster.reach import unreachable
 
@@ -52,19 +44,12 @@ class _Answer:
 
 
 def check_nodes(
-    storage: Path | Storage,
-    files: Sequence[Path],
-    *,
-    fetched: bool = False,
-    gpus_per_worker: float = 0.0,
+    storage: Path | Storage, files: Sequence[Path], *, gpus_per_worker: float = 0.0
 ) -> Findings:
     """Looks at all nodes of the cluster that this process is connected to.
 
-    Args:
-        storage: of the searches, a folder or what stands for one; must be the same everywhere.
-        files: of the data; must be alike everywhere.
-        fetched: whether a node that lacks them will fetch them, and so may.
-        gpus_per_worker: above 0 the nodes must reach each other over NCCL, else over gloo.
+    Storage and data must be the same everywhere; where workers have GPUs the nodes must reach each
+    other over NCCL, else over gloo.
 
     Raises:
         AddressError: something is not right; one line that names the node and the remedy.
@@ -86,7 +71,7 @@ def check_nodes(
     try:
         here = look(request, ray.util.get_node_ip_address())
         answers = _ask(nodes, request)
-        found = [problem for answer in answers for problem in _judge(here, answer, place, fetched)]
+        found = [problem for answer in answers for problem in _judge(here, answer, place)]
         found = found or unwritten(request, [answer.node for answer in answers])
     finally:
         place.delete(mark)
@@ -98,7 +83,7 @@ def check_nodes(
     return Findings(len(nodes), time.monotonic() - started)
 
 
-def _judge(here: Report, answer: _Answer, storage: Storage, fetched: bool) -> list[str]:
+def _judge(here: Report, answer: _Answer, storage: Storage) -> list[str]:
     if isinstance(answer.report, str):
         return [f"node {answer.node}: {answer.report}"]
     return problems(
@@ -108,7 +93,6 @@ def _judge(here: Report, answer: _Answer, storage: Storage, fetched: bool) -> li
         asked=answer.asked,
         answered=answer.answered,
         gpus_for_ray=answer.gpus,
-        fetched=fetched,
     )
 
 

@@ -7,6 +7,7 @@ then ends the process; here each such case is one line.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -42,12 +43,7 @@ class AddressError(ClusterError):
 
 @dataclass(frozen=True)
 class JobServer:
-    """What answers at the address of a dashboard.
-
-    Attributes:
-        url: with scheme and port, without a trailing slash.
-        needs_token: whether it is closed to who has no token.
-    """
+    """What answers at a dashboard's URL, and whether it is closed to who has no token."""
 
     url: str
     needs_token: bool
@@ -125,7 +121,8 @@ def job_server(address: str) -> JobServer:
         )
         mode = answer.json()["authentication_mode"]
     except requests.exceptions.SSLError as error:
-        raise AddressError(f"the certificate of {url} cannot be trusted: {_short(error)}") from None
+        reason = str(error).splitlines()[0][:200]
+        raise AddressError(f"the certificate of {url} cannot be trusted: {reason}") from None
     except requests.exceptions.JSONDecodeError:
         mode = None
     except (requests.exceptions.RequestException, OSError):
@@ -191,18 +188,10 @@ def resolve(address: str) -> str:
     """
     if address != "auto":
         return address
-    found = os.environ.get("RAY_ADDRESS") or _bootstrap_address()
+    found = os.environ.get("RAY_ADDRESS")
+    if not found:
+        with suppress(ConnectionError):
+            found = ray_private.get_ray_address_from_environment("auto", None)
     if not found or found == "auto":
         raise AddressError("this machine is no node of a Ray cluster: give --address HOST:PORT")
     return found
-
-
-def _bootstrap_address() -> str | None:
-    try:
-        return ray_private.get_ray_address_from_environment("auto", None)
-    except ConnectionError:
-        return None
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:200]

@@ -21,11 +21,7 @@ _ALL = "*"
 
 
 def go_direct(*addresses: str) -> None:
-    """Takes loopback and the hosts of some addresses out of the proxies' reach.
-
-    Args:
-        addresses: of a cluster (`HOST:PORT`) or its dashboard (`http://HOST:8265`).
-    """
+    """Takes loopback and the hosts of a cluster's addresses out of the proxies' reach."""
     value = direct_hosts(*addresses)
     # Some clients read one spelling and some the other.
     os.environ |= {"NO_PROXY": value, "no_proxy": value}

@@ -49,10 +49,7 @@ class Peer:
 
         os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
         dist.init_process_group(
-            backend,
-            rank=rank,
-            world_size=world_size,
-            timeout=timedelta(seconds=_GROUP_SECONDS),
+            backend, rank=rank, world_size=world_size, timeout=timedelta(seconds=_GROUP_SECONDS)
         )
         one = torch.ones(1, device="cuda" if backend == "nccl" else "cpu")
         dist.all_reduce(one)
@@ -73,11 +70,8 @@ def unreachable(nodes: Sequence[dict[str, Any]], *, backend: str = "gloo") -> li
     """What keeps the nodes from working together, each in one line with its remedy.
 
     First every node connects to every other (to its neighbours in a large cluster) on ports as
-    they come, which names the pair that cannot. Then they form a process group, at most 64 of them.
-
-    Args:
-        nodes: as `ray.nodes()` lists them.
-        backend: "gloo", or "nccl": then each needs a free GPU.
+    they come, which names the pair that cannot. Then they form a process group, at most 64 of them;
+    with the backend nccl each needs a free GPU for it.
     """
     if len(nodes) < 2:
         return []

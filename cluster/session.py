@@ -124,17 +124,6 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _local_environment(port: int) -> dict[str, str]:
-    # Ray's own ports listen on every interface, whatever address it is given. So it asks for a
-    # token, also where the environment would have it ask none; one that lives in this process and
-    # its workers alone is safer than the file in the home directory that Ray would write.
-    return _NO_METRICS | {
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": _TOKEN,
-    }
-
-
 def _private_folder() -> Path:
     """Where a local instance keeps its sockets and logs: a folder of this user alone.
 
@@ -184,12 +173,9 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     this process and its workers know its token. It always has a dashboard on a port known
     beforehand: when a trial is stopped, the detached cleaner that frees its workers asks the
     State API there, and without it every later trial waits for ever
-    (../shared/environment.md). At an address the cluster's own dashboard does that; there, what
-    this process still holds when the block ends, however it ends, is given back.
-
-    Args:
-        address: of a running cluster (`HOST:PORT`, or `auto` on one of its nodes), or None.
-        num_cpus: of a local instance; default all cores.
+    (../shared/environment.md). At an address (`HOST:PORT`, or `auto` on a cluster's node) the
+    cluster's own dashboard does that; there, what this process still holds when the block ends,
+    however it ends, is given back.
 
     Raises:
         AddressError: nothing answers there, or what answers is no cluster that lets us in.
@@ -199,7 +185,14 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     port = free_port()
     go_direct()
     if local:
-        environment = _local_environment(port)
+        # Ray's own ports listen on every interface, whatever address it is given. So it asks for a
+        # token, also where the environment would have it ask none; one that lives in this process
+        # and its workers alone is safer than the file in the home directory that Ray would write.
+        environment = _NO_METRICS | {
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": _TOKEN,
+        }
         options: dict[str, Any] = {
             "address": "local",
             "num_cpus": num_cpus,

@@ -7,7 +7,7 @@ import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,12 +16,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.rule import Rule
+from rich.table import Table
 
 from pipelines.secrecy.guard import redactor
 
@@ -79,15 +81,7 @@ class Screen:
         if not self.console.is_terminal:
             yield Bar(self, label, total)
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=self.console, transient=True) as live:
+        with self._live(MofNCompleteColumn()) as live:
             yield Bar(self, label, total, live)
 
     @contextmanager
@@ -96,16 +90,28 @@ class Screen:
         if not self.console.is_terminal:
             yield ShareBar(self, label, total)
             return
-        columns = (
+        with self._live(TaskProgressColumn()) as live:
+            yield ShareBar(self, label, total, live)
+
+    def _live(self, done: ProgressColumn) -> Progress:
+        return Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TaskProgressColumn(),
+            done,
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
         )
-        with Progress(*columns, console=self.console, transient=True) as live:
-            yield ShareBar(self, label, total, live)
+
+
+def table(title: str, headings: Iterable[str], left: Collection[str] = ()) -> Table:
+    """A table of numbers, aligned at the right but for the columns `left`."""
+    made = Table(title=title)
+    for heading in headings:
+        made.add_column(heading, justify="left" if heading in left else "right")
+    return made
 
 
 class Bar:

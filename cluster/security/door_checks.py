@@ -114,11 +114,9 @@ def check_cluster(address: str) -> Iterator[Check]:
 
 
 def check_mlflow(tracking_uri: str, here: Sequence[Listener]) -> Iterator[Check]:
-    """The servers of one's own: the one that is logged to, and those that run here.
+    """The servers of one's own: the one that is logged to, and those that listen here.
 
-    Args:
-        tracking_uri: `MLFLOW_TRACKING_URI`; empty where runs are kept in a file.
-        here: What listens on this machine.
+    `tracking_uri` is `MLFLOW_TRACKING_URI`; empty where runs are kept in a file.
     """
     # An exposed one last, so that it counts where a port is bound to several addresses.
     by_reach = sorted(here, key=lambda one: one.exposed)

@@ -74,12 +74,10 @@ def _bracketed(host: str) -> str:
 
 
 def parse_address(address: str) -> RayAddress:
-    """An address as Ray takes them: `http(s)://host:port`, `ray://host:port`, `host:port`.
-
-    A name and password in it are dropped.
+    """`http(s)://host:port`, `ray://host:port` or `host:port`, without a name and password in it.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is none of these.
     """
     try:
         parts = urlsplit(address if "://" in address else f"gcs://{address}")
@@ -116,13 +114,9 @@ def _is_loopback_ip(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Listener:
-    """A TCP port of this machine that waits for connections.
+    """A TCP port of this machine that waits for connections; without a pid another user's.
 
-    Attributes:
-        host: The address it is bound to; `0.0.0.0` and `::` are all of this machine's.
-        pid: Of the process; None where it is another user's.
-        name: What the process calls itself.
-        command: Its command line.
+    It is bound to `host`; `0.0.0.0` and `::` are all of this machine's addresses.
     """
 
     host: str
@@ -185,10 +179,7 @@ def try_door(address: RayAddress, timeout: float = _PATIENCE) -> Door:
 def try_http(url: str, timeout: float = _PATIENCE, content: str = "json") -> Door:
     """Reads a page without credentials, proxies or redirects.
 
-    Args:
-        url: Of the page.
-        timeout: Seconds to wait.
-        content: What its type must hold; a page of another type is somebody else's.
+    A page whose type does not hold `content` is somebody else's.
     """
     try:
         with plain_opener().open(url, timeout=timeout) as answer:
@@ -205,8 +196,7 @@ def try_http(url: str, timeout: float = _PATIENCE, content: str = "json") -> Doo
 def try_ray_port(host: str, port: int, timeout: float = _PATIENCE) -> Door | Literal["metrics"]:
     """Knocks at a port of some process of Ray's, whichever that is.
 
-    Returns:
-        `metrics` for one that shows its figures to everybody and can do no more.
+    `metrics` is one that shows its figures to everybody and can do no more.
     """
     url = f"http://{_bracketed(host)}:{port}"
     doors = {try_http(url + _JOBS, timeout)}
@@ -248,18 +238,13 @@ def try_grpc(host: str, port: int, method: str, timeout: float = _PATIENCE) -> D
     return "open"
 
 
-def refuse_open(address: str | None, allowed: bool = False, *, timeout: float = _PATIENCE) -> None:
-    """Refuses a Ray cluster that lets strangers in.
+def refuse_open(address: str | None, allowed: bool = False) -> None:
+    """Refuses a Ray cluster that lets strangers in, unless that is allowed.
 
     A cluster that answers without a token is one to which anybody who reaches it can submit code.
     Only one whose ports are bound to this machine's loopback alone may do so; Ray's own usually
     listen on every interface. A tunnel's end on loopback is somebody else's door. What does not
-    answer is left for the connection to report.
-
-    Args:
-        address: As given to `--address`; None, `local` and `auto` without a cluster are fine.
-        allowed: The user has said `--i-know-this-is-open`.
-        timeout: Seconds to wait for an answer.
+    answer is left for the connection to report; `local`, and `auto` without a cluster, are fine.
 
     Raises:
         OpenToNetworkError: It is open; one line with the remedy.
@@ -277,7 +262,7 @@ def refuse_open(address: str | None, allowed: bool = False, *, timeout: float = 
     if not address or address == "local":
         return
     parsed = parse_address(address)
-    if try_door(parsed, timeout) != "open" or _is_on_loopback_alone(parsed):
+    if try_door(parsed) != "open" or _is_on_loopback_alone(parsed):
         return
     raise OpenToNetworkError(
         f"the Ray cluster at {parsed} asks nobody for a token, so anyone who reaches it can run "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from pipelines.commands.folders import check_writable
+from pipelines.commands.shared_options import Arch, AsJson, Prepared
+from pipelines.console import table
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _METHODS = "leader,kmeans,kmedoids,wkmedoids,powerbert,random,grid,tome"
 
 def analyze(
     model: Annotated[str, typer.Argument(help="A saved model's folder, or a timm name.")],
-    data: Annotated[Path, typer.Argument(help="A folder that `tokenpool prepare` made.")],
+    data: Prepared,
     out: Annotated[Path, typer.Option(help="Folder for PNG and CSV files.")] = Path("analysis"),
     split: Annotated[str, typer.Option(help="train, minival or val.")] = "minival",
     images: Annotated[int, typer.Option(min=1, help="How many images to measure on.")] = 256,
@@ -43,10 +44,8 @@ def analyze(
     ] = None,
     methods: Annotated[str, typer.Option(help="For the error curves, comma-separated.")] = _METHODS,
     maps: Annotated[int, typer.Option(min=1, help="Images to draw token maps on.")] = 4,
-    arch: Annotated[
-        str | None, typer.Option(help="timm's name of the model that plain weights are of.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    arch: Arch = None,
+    as_json: AsJson = False,
 ) -> None:
     """Cost breakdown, low-pass and redundancy measurements, reconstruction error, token maps."""
     import tokenpool as tp  # here, as torch takes seconds
@@ -102,15 +101,20 @@ def analyze(
         "reconstruction_error": [asdict(row) for row in errors],
     }
     out.mkdir(parents=True, exist_ok=True)
-    for name, rows in tables.items():
-        _write_csv(out / f"{name}.csv", rows)
-    for file, draw in (
-        ("costs.png", lambda path: plots.plot_costs({"dense": dense, chosen: pooled}, path)),
-        ("low_pass.png", lambda path: plots.plot_low_pass(low_pass, path)),
-        ("reconstruction_error.png", lambda path: plots.plot_errors(errors, path)),
-        ("token_maps.png", lambda path: plots.plot_token_maps(shades, assignments, grid, path)),
-    ):
-        _write_aside(out / file, draw)
+    # Put in place when all are whole.
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as folder:
+        aside = Path(folder)
+        for name, rows in tables.items():
+            with (aside / f"{name}.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+                writer.writeheader()
+                writer.writerows(rows)
+        plots.plot_costs({"dense": dense, chosen: pooled}, aside / "costs.png")
+        plots.plot_low_pass(low_pass, aside / "low_pass.png")
+        plots.plot_errors(errors, aside / "reconstruction_error.png")
+        plots.plot_token_maps(shades, assignments, grid, aside / "token_maps.png")
+        for made in aside.iterdir():
+            made.replace(out / made.name)
     if as_json:
         typer.echo(json.dumps({**tables, "schedule": str(own), "method": chosen, "out": str(out)}))
         return
@@ -161,70 +165,31 @@ def open_batches(
         loader.close()
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    def write(aside: Path) -> None:
-        with aside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-            writer.writeheader()
-            writer.writerows(rows)
-
-    _write_aside(path, write)
-
-
-def _write_aside(path: Path, write: Any) -> None:
-    """Let `write` make a file under another name, and put it in place when it is whole."""
-    aside = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        write(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _print(
     dense: Any, pooled: Any, method: str, schedule: Any, low_pass: list[Any], out: Path
 ) -> None:
     console = Console()
-    table = Table(title=f"GMACs per image; pooled by {method}: {schedule}")
-    for heading in ("component", "dense", "%", "pooled", "%"):
-        table.add_column(heading, justify="left" if heading == "component" else "right")
+    shown = table(
+        f"GMACs per image; pooled by {method}: {schedule}",
+        ("component", "dense", "%", "pooled", "%"),
+        left=("component",),
+    )
     for (part, before, share), (_, after, rest) in zip(
         dense.shares(), pooled.shares(), strict=True
     ):
-        table.add_row(
+        shown.add_row(
             part,
             f"{before / 1e9:.4f}",
             f"{100 * share:.1f}",
             f"{after / 1e9:.4f}",
             f"{100 * rest:.1f}",
         )
-    table.add_row("total", f"{dense.gmacs:.4f}", "100.0", f"{pooled.gmacs:.4f}", "100.0")
-    console.print(table)
-    table = Table(title="Attention as a low-pass filter")
-    for heading in (
-        "layer",
-        "high freq. in",
-        "out",
-        "cosine in",
-        "out",
-        "tokens: high freq.",
-        "cosine",
-    ):
-        table.add_column(heading, justify="right")
+    shown.add_row("total", f"{dense.gmacs:.4f}", "100.0", f"{pooled.gmacs:.4f}", "100.0")
+    console.print(shown)
+    headings = ("layer", "high freq. in", "out", "cosine in", "out", "tokens: high freq.", "cosine")
+    shown = table("Attention as a low-pass filter", headings)
     for row in low_pass:
-        table.add_row(
-            str(row.layer),
-            *(
-                f"{value:.3f}"
-                for value in (
-                    row.high_before,
-                    row.high_after,
-                    row.cosine_before,
-                    row.cosine_after,
-                    row.high_tokens,
-                    row.cosine_tokens,
-                )
-            ),
-        )
-    console.print(table)
+        layer, *values = asdict(row).values()
+        shown.add_row(str(layer), *(f"{value:.3f}" for value in values))
+    console.print(shown)
     console.print(f"plots and numbers: {out}/")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from pipelines.commands.benchmarks_room import benchmarks_room
+from pipelines.commands.benchmarks_room import benchmarks_room, show_result
+from pipelines.console import table
 
 
 def bench_loader(
@@ -29,14 +29,10 @@ def bench_loader(
     files; this loader only what a crop needs, so it can pass it. torchvision runs twice: as usual
     (normalised on the CPU), and spared that, as this loader is (uint8).
     """
-    from rich.console import Console
-    from rich.table import Table
-
     with benchmarks_room():
         from benchmarks.loader.loader_speed import run
 
-    status = Console(stderr=True)
-    with status.status("starting") as spinner:
+    with Console(stderr=True).status("starting") as spinner:
         result = run(
             cores=cores,
             images=images,
@@ -45,31 +41,18 @@ def bench_loader(
             source=source,
             progress=spinner.update,
         )
-    result["command"] = f"tokenpool bench loader {' '.join(sys.argv[3:])}".rstrip()
-    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
-    if as_json:
-        sys.stdout.write(text)
-        return
-    table = Table(title=f"{image_size} px training crops on {cores} cores, {result['hardware']}")
-    table.add_column("loader")
-    table.add_column("images/s", justify="right")
-    table.add_column("of bare decoding", justify="right")
-    table.add_column("CPU ms/image", justify="right")
-    table.add_column("first batch, s", justify="right")
+    shown = table(
+        f"{image_size} px training crops on {cores} cores, {result['hardware']}",
+        ("loader", "images/s", "of bare decoding", "CPU ms/image", "first batch, s"),
+        left=("loader",),
+    )
     limit = result["rows"][0]["images_per_s"]
     for row in result["rows"]:
-        share = f"{row['images_per_s'] / limit:.0%}"
-        table.add_row(
+        shown.add_row(
             row["name"],
             f"{row['images_per_s']:,.0f}",
-            share,
+            f"{row['images_per_s'] / limit:.0%}",
             f"{row['cpu_ms_per_image']:.2f}",
             f"{row['first_batch_s']}",
         )
-    console = Console()
-    console.print(table)
-    for name, ratio in result["ratios"].items():
-        console.print(f"{ratio:.2f} {name}", highlight=False)
+    show_result(result, "loader", out, as_json, shown, ".2f")

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from pipelines.commands.benchmarks_room import benchmarks_room
+from pipelines.commands.shared_options import AsJson
+from pipelines.console import table
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def pooling(
     out: Annotated[
         Path | None, typer.Option(help="Append the rows to this JSON-lines file.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Images/s, realised speed-up ÷ MAC ratio, time of pooling alone, peak memory, side by side."""
     import torch
@@ -119,15 +120,13 @@ def pooling(
         return
     headings = ["mode", "batch", "variant", "img/s", "speed-up", "MACs", "realised"]
     headings += ["pooling ms", "peak MiB"] if details else []
-    table = Table(title=f"{name}, {rows[0]['hardware']}")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("mode", "variant") else "right")
+    shown = table(f"{name}, {rows[0]['hardware']}", headings, left=("mode", "variant"))
     for row in rows:
         alone = row.get("pooling_ms")
         more = (
             ["" if alone is None else f"{alone:.1f}", f"{row['peak_mib']:.0f}"] if details else []
         )
-        table.add_row(
+        shown.add_row(
             row["mode"],
             str(row["batch"]),
             row["variant"],
@@ -137,7 +136,7 @@ def pooling(
             f"{row['realised']:.2f}",
             *more,
         )
-    Console().print(table)
+    Console().print(shown)
 
 
 def _in_onnx_runtime(model: nn.Module) -> Callable[[Tensor], object]:

@@ -24,8 +24,7 @@ def bench_search(
         typer.Option("--set", help="Override a setting: evaluations=100. May be repeated."),
     ] = None,
     contenders: Annotated[
-        list[str] | None,
-        typer.Option("--only", help="A contender; may be repeated. Default: all."),
+        list[str] | None, typer.Option("--only", help="A contender; may be repeated. Default: all.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     cache: Annotated[

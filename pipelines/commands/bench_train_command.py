@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from pipelines.commands.benchmarks_room import benchmarks_room
+from pipelines.commands.benchmarks_room import benchmarks_room, show_result
+from pipelines.console import table
+from pipelines.errors import UserError
 
 
 def bench_train(
@@ -38,13 +39,9 @@ def bench_train(
     The same model, photographs, batch, precision and cores in one run, in turns. The bare loop is
     DDP and AdamW on the same batches, without average of the weights, clipping or reports.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     with benchmarks_room():
         from benchmarks.train.loops import BenchSpec
         from benchmarks.train.train_speed import run
-    from pipelines.errors import UserError
 
     if precision not in ("fp32", "bf16") or augment not in ("none", "deit"):
         raise UserError("--precision is fp32 or bf16, --augment is none or deit")
@@ -67,22 +64,12 @@ def bench_train(
     )
     with Console(stderr=True).status("starting") as status:
         result = run(spec, status.update)
-    result["command"] = f"tokenpool bench train {' '.join(sys.argv[3:])}".rstrip()
-    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
-    if as_json:
-        sys.stdout.write(text)
-        return
-    table = Table(title=f"width {width}, {image_size} px, {precision}, {result['hardware']}")
-    table.add_column("loop")
-    table.add_column("images/s", justify="right")
-    table.add_column("turns", justify="right")
+    shown = table(
+        f"width {width}, {image_size} px, {precision}, {result['hardware']}",
+        ("loop", "images/s", "turns"),
+        left=("loop",),
+    )
     for row in result["rows"]:
         low, high = min(row["turns"]), max(row["turns"])
-        table.add_row(row["name"], f"{row['images_per_s']:,.1f}", f"{low:,.1f} to {high:,.1f}")
-    console = Console()
-    console.print(table)
-    for name, ratio in result["ratios"].items():
-        console.print(f"{ratio:.1%} {name}", highlight=False)
+        shown.add_row(row["name"], f"{row['images_per_s']:,.1f}", f"{low:,.1f} to {high:,.1f}")
+    show_result(result, "train", out, as_json, shown, ".1%")

@@ -1,9 +1,16 @@
-"""The package `benchmarks`, which `tokenpool bench` calls and nothing else does."""
+"""The package `benchmarks`, which `tokenpool bench` alone calls, and what it gives."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from pipelines.errors import UserError
 
@@ -25,3 +32,30 @@ def benchmarks_room() -> Iterator[None]:
             "`pip install` of it, installs the benchmarks as well",
             exit_code=1,
         ) from error
+
+
+def show_result(
+    result: dict[str, Any], what: str, out: Path | None, as_json: bool, table: Table, ratios: str
+) -> None:
+    """Keeps a result with the command that made it, and prints it.
+
+    Args:
+        result: of a benchmark; its `ratios` are shown below the table.
+        what: of `tokenpool bench`.
+        out: also written there as JSON.
+        as_json: printed as JSON in place of the table.
+        table: of the result.
+        ratios: how one is written.
+    """
+    result["command"] = f"tokenpool bench {what} {' '.join(sys.argv[3:])}".rstrip()
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    if as_json:
+        sys.stdout.write(text)
+        return
+    console = Console()
+    console.print(table)
+    for name, ratio in result["ratios"].items():
+        console.print(f"{ratio:{ratios}} {name}", highlight=False)

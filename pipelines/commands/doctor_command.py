@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cluster.doctor import Check, run_checks
 from cluster.security.doors import FLAG
-from pipelines.commands.front_command import AsJson, Storage
+from pipelines.commands.shared_options import AsJson, Storage
 from pipelines.errors import UserError
 from pipelines.secrecy.guard import redactor
 from pipelines.storage.store import StoreError
@@ -32,16 +32,14 @@ def doctor(
         int, typer.Option(help="Port `tokenpool ui` would use.", min=1, max=65535)
     ] = 5000,
     security: Annotated[
-        bool,
-        typer.Option("--security", help="Check what stands open or would leak."),
+        bool, typer.Option("--security", help="Check what stands open or would leak.")
     ] = False,
     address: Annotated[
         str | None,
         typer.Option(help="With --security: a Ray cluster whose doors to try, http://HOST:8265."),
     ] = None,
     i_know_this_is_open: Annotated[
-        bool,
-        typer.Option(FLAG, help="What lets everybody in is a warning and no failure."),
+        bool, typer.Option(FLAG, help="What lets everybody in is a warning and no failure.")
     ] = False,
 ) -> None:
     """Check this machine; each finding has its remedy. Exit code 1 if something is broken."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.front_command import AsJson, Storage
+from pipelines.commands.shared_options import AsJson, MovedData, NameOrFolder, Storage
 from pipelines.errors import UserError
 from pipelines.results.explain import exportable
 from pipelines.results.front import build_front
@@ -17,12 +17,9 @@ from pipelines.storage.working import open_root
 
 
 def export(
-    name: Annotated[
-        str, typer.Argument(help="A search, or the folder of a saved or squeezed model.")
-    ],
+    name: NameOrFolder,
     model: Annotated[
-        str | None,
-        typer.Argument(help="Of a search: a trial's id, or dense-WIDTH; see `front`."),
+        str | None, typer.Argument(help="Of a search: a trial's id, or dense-WIDTH; see `front`.")
     ] = None,
     format_name: Annotated[
         str, typer.Option("--format", help="timm, onnx or torch-export.")
@@ -37,39 +34,32 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="A new folder; default exports/NAME-TRIAL-FORMAT.")
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Prepared data: of a search, if it was moved; of a folder, always."),
-    ] = None,
+    data: MovedData = None,
     as_json: AsJson = False,
     storage: Storage = "runs",
 ) -> None:
     """Export a model, checked against PyTorch on real images, with a model card."""
     folder = Path(name) if (Path(name) / "model.json").is_file() else None
     kind = format_name if precision == "fp32" else f"{format_name}-{precision}"
-    if folder is not None:
-        if model is not None:
-            raise UserError(f"{name} is one saved model: {model} is of no search")
-        if data is None:
-            raise UserError("say with --data which prepared data to check the export with")
-        from pipelines.export.export_model import OnnxForm, export_folder
-
-        form = OnnxForm(precision, opset, ir_version)
-        target = out or Path("exports") / f"{folder.resolve().name}-{kind}"
-        facts = export_folder(folder, format_name, target, data=data, form=form)
-    else:
+    if folder is None:
         state = load_state(open_root(storage), name)
         if model is None:
             raise UserError(f"which model of search {name}? tokenpool front {name} lists them")
         exportable(build_front(state), model)
-        from pipelines.export.export_model import (  # here: torch takes seconds
-            OnnxForm,
-            export_point,
-        )
+    elif model is not None:
+        raise UserError(f"{name} is one saved model: {model} is of no search")
+    elif data is None:
+        raise UserError("say with --data which prepared data to check the export with")
+    # Imported only now: torch takes seconds.
+    from pipelines.export.export_model import OnnxForm, export_folder, export_point
 
-        form = OnnxForm(precision, opset, ir_version)
-        target = out or Path("exports") / f"{name}-{model}-{kind}"
-        facts = export_point(state, model, format_name, target, data=data, form=form)
+    form = OnnxForm(precision, opset, ir_version)
+    called = f"{name}-{model}" if folder is None else folder.resolve().name
+    target = out or Path("exports") / f"{called}-{kind}"
+    if folder is None:
+        facts = export_point(state, str(model), format_name, target, data=data, form=form)
+    else:
+        facts = export_folder(folder, format_name, target, data=Path(str(data)), form=form)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pipelines.commands.shared_options import AsJson, Name, Storage
 from pipelines.errors import UserError
 from pipelines.remote import Address, Open, run_there
 from pipelines.results.front import build_front
@@ -17,17 +18,6 @@ from pipelines.search.state import load_state
 from pipelines.storage.working import open_root
 
 _UNBOUNDED = 160
-
-Name = Annotated[str, typer.Argument(help="The search.")]
-Storage = Annotated[
-    str,
-    typer.Option(
-        "--storage",
-        help="What keeps the searches: a folder, or an address (s3://bucket/runs).",
-        envvar="TOKENPOOL_RUNS",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def front(

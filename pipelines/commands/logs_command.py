@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.front_command import Storage
+from pipelines.commands.shared_options import Name, Storage
 from pipelines.remote import Address, Open, Remote, one_line
 from pipelines.results.ledger_text import story
 from pipelines.search.driver import driver_runs
@@ -21,7 +21,7 @@ _LOOK_SECONDS = 1.0
 
 
 def logs(
-    name: Annotated[str, typer.Argument(help="The search.")],
+    name: Name,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until it ends; Ctrl-C leaves it running.")
     ] = False,

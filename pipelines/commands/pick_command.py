@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.front_command import AsJson, Name, Storage
+from pipelines.commands.shared_options import AsJson, Name, Storage
 from pipelines.errors import UserError
 from pipelines.results import pick as choose
-from pipelines.results.front import Front, build_front
+from pipelines.results.front import build_front
 from pipelines.search.state import load_state
 from pipelines.storage.working import open_root
 
@@ -21,8 +21,7 @@ def pick(
         float | None, typer.Option(help="The most accurate within this cost.")
     ] = None,
     min_top1: Annotated[
-        float | None,
-        typer.Option(help="The cheapest with this top-1 on minival, as 0.97 or 97."),
+        float | None, typer.Option(help="The cheapest with this top-1 on minival, as 0.97 or 97.")
     ] = None,
     max_latency_ms: Annotated[
         float | None, typer.Option(help="The most accurate within this time per batch.")
@@ -43,7 +42,16 @@ def pick(
             "pick needs exactly one of --max-gmacs, --min-top1, --max-latency-ms and --knee"
         )
     found = build_front(load_state(open_root(storage), name))
-    choice = _choose(found, max_gmacs, min_top1, max_latency_ms, batch)
+    if max_gmacs is not None:
+        choice = choose.pick_max_gmacs(found, max_gmacs)
+    elif min_top1 is not None:
+        choice = choose.pick_min_top1(found, min_top1)
+    elif max_latency_ms is not None:
+        choice = choose.pick_max_latency(
+            found, max_latency_ms, None if batch is None else str(batch)
+        )
+    else:
+        choice = choose.pick_knee(found)
     if as_json:
         typer.echo(
             json.dumps(
@@ -58,19 +66,3 @@ def pick(
         )
     else:
         typer.echo(choose.explain_choice(found, choice))
-
-
-def _choose(
-    found: Front,
-    max_gmacs: float | None,
-    min_top1: float | None,
-    max_latency_ms: float | None,
-    batch: int | None,
-) -> choose.Choice:
-    if max_gmacs is not None:
-        return choose.pick_max_gmacs(found, max_gmacs)
-    if min_top1 is not None:
-        return choose.pick_min_top1(found, min_top1)
-    if max_latency_ms is not None:
-        return choose.pick_max_latency(found, max_latency_ms, None if batch is None else str(batch))
-    return choose.pick_knee(found)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.commands.shared_options import AsJson, Overrides
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,17 +24,14 @@ MOST_SECONDS = 60.0
 
 def plan(
     config: Annotated[Path, typer.Argument(help="YAML file, as for `search`.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override a setting: finals.trials=12. May be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     no_probe: Annotated[
         bool, typer.Option("--no-probe", help="Time nothing: no device-hours.")
     ] = False,
     seconds: Annotated[
         float, typer.Option(min=1, max=MOST_SECONDS, help="What the probe may take.")
     ] = 30.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     address: Annotated[
         str | None,
         typer.Option(help="Running Ray cluster to probe on, as for `search`; default: here."),

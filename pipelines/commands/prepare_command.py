@@ -6,47 +6,29 @@ import json
 import sys
 import time
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from pipelines.console import Screen
 from pipelines.errors import UserError
 from pipelines.remote import Open, refuse_open_cluster
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class Mode(StrEnum):
-    """How images are stored."""
-
-    jpg = "jpg"
-    raw = "raw"
-    proportion = "proportion"
-
-
-class SourceKind(StrEnum):
-    """How a source is read."""
-
-    folder = "folder"
-    parquet = "parquet"
-    tar = "tar"
-
-
-class Side(StrEnum):
-    """Which side `--resolution` limits."""
-
-    longest = "longest"
-    shortest = "shortest"
-
-
 def prepare(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -76,7 +58,7 @@ def prepare(
         ),
     ] = None,
     kind: Annotated[
-        SourceKind | None,
+        Literal["folder", "parquet", "tar"] | None,
         typer.Option("--source", help="What to read, where SOURCE holds several kinds."),
     ] = None,
     labels: Annotated[
@@ -87,9 +69,11 @@ def prepare(
     resolution: Annotated[
         int | None, typer.Option(help="Shrink images so that a side is at most this.")
     ] = None,
-    resolution_side: Annotated[Side, typer.Option(help="The side meant.")] = Side.longest,
+    resolution_side: Annotated[
+        Literal["longest", "shortest"], typer.Option(help="The side meant.")
+    ] = "longest",
     mode: Annotated[
-        Mode | None,
+        Literal["jpg", "raw", "proportion"] | None,
         typer.Option(
             help="Store JPEGs, raw pixels, or JPEGs for a proportion. Default: by source."
         ),
@@ -171,46 +155,20 @@ def prepare(
     taken for what, what was converted and what was left out. Refused images are listed in
     rejected.csv with the reason.
     """
-    from rich.console import Console
-
     from pipelines.data.class_choice import read_classes
     from pipelines.data.names import printable
-    from pipelines.data.options import parse_options
+    from pipelines.data.options import PrepareOptions, parse_options
     from pipelines.data.prepare import prepare as run
     from pipelines.data.prepare import rehearse
     from pipelines.data.summary import lines
 
     refuse_open_cluster(address, i_know_this_is_open)
     share, val_from = _share_or_place(val)
+    given = {k: v for k, v in context.params.items() if k in PrepareOptions.model_fields}
     options = parse_options(
-        minival=minival,
-        val=share,
-        train_from=train,
-        val_from=val_from,
-        source=kind.value if kind else None,
-        labels=labels,
-        seed=seed,
-        resolution=resolution,
-        resolution_side=resolution_side.value,
-        mode=mode.value if mode else None,
-        proportion=proportion,
-        quality=quality,
-        reencode=reencode,
-        classes=read_classes(classes, class_ or []),
-        image_column=image_column,
-        label_column=label_column,
-        split_column=split_column,
-        share_names=share_names,
-        max_pixels=max_pixels,
-        skip_bad=skip_bad,
-        workers=workers,
-        address=address,
-        count=count,
-        size=size,
-        num_glyphs=num_glyphs,
-        clutter=clutter,
-        variation=variation,
-        glyph_scale=glyph_scale,
+        **given
+        | {"val": share, "val_from": val_from, "train_from": train, "source": kind}
+        | {"classes": read_classes(classes, class_ or [])}
     )
     screen = Screen(Console(highlight=False, emoji=False))
     console = Console(stderr=True, highlight=False)
@@ -256,7 +214,15 @@ class _Progress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar = _bar(console) if console.is_terminal else None
+        self._bar = Progress(
+            TextColumn("preparing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
         self._task: TaskID | None = None
         self._begun: tuple[float, int] | None = None
         self._said = 0.0
@@ -265,18 +231,20 @@ class _Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
+        if self._task is not None:
             self._bar.stop()
 
     def update(self, done: int, total: int) -> None:
         """Called with images done and images in all."""
-        if self._bar is None:
+        if not self._console.is_terminal:
             self._say(done, total)
         elif self._task is None:
             self._bar.start()
-            self._task = self._bar.add_task("", total=total, completed=done)
+            self._task = self._bar.add_task("", total=total, completed=done, rate="")
         else:
             self._bar.update(self._task, completed=done)
+            speed = self._bar.tasks[0].speed or 0
+            self._bar.update(self._task, rate=f"{speed:,.0f} images/s")
 
     def _say(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -293,30 +261,3 @@ class _Progress:
         self._console.print(
             f"{done:,} of {total:,} images, {rate:,.0f} images/s, {left} left", soft_wrap=True
         )
-
-
-def _bar(console: Console) -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed or 0:,.0f} images/s")
-
-    return Progress(
-        TextColumn("preparing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )

@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.front_command import Name, Storage
+from pipelines.commands.shared_options import MovedData, Name, NameOrFolder, Storage
 from pipelines.errors import UserError
 from pipelines.results.explain import explain as explain_model
-from pipelines.results.front import build_front, history
-from pipelines.results.imported_fronts import import_front, load_outside
-from pipelines.results.page import split_sizes, write_page
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.results.imported_fronts import import_front
+from pipelines.results.result_files import write_page
 from pipelines.search.refresh import send, send_outside
 from pipelines.search.state import load_state
 from pipelines.storage.working import open_root, search_folder
@@ -34,14 +32,7 @@ def report(
     state = load_state(root, name)
     directory = search_folder(root, name)
     target = out or directory / "report.html"
-    write_page(
-        build_front(state),
-        target,
-        history(name, read_events(directory / LEDGER_NAME)),
-        load_outside(directory),
-        samples=split_sizes(state),
-        footer=f"config {state.config_hash}",
-    )
+    write_page(state, directory, target)
     if out is None:
         send(directory, target.name)
     shown = f"{state.address}/{target.name}" if state.address and out is None else target
@@ -84,13 +75,8 @@ def rebuild_command(name: Name, storage: Storage = "runs") -> None:
 
 
 def register(
-    name: Annotated[
-        str, typer.Argument(help="A search, or the folder of a saved or squeezed model.")
-    ],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Prepared data: of a search, if it was moved; of a folder, always."),
-    ] = None,
+    name: NameOrFolder,
+    data: MovedData = None,
     as_name: Annotated[
         str | None, typer.Option("--as", help="Of a folder: the registered model's name.")
     ] = None,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
-from rich.table import Table
 
 from pipelines.commands.analyze_command import open_batches
+from pipelines.commands.shared_options import Arch, AsJson, ClassMap, Prepared
+from pipelines.console import table
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def _group() -> None:
 @app.command()
 def powerbert(
     model: Annotated[str, typer.Argument(help="A saved model's folder, or a timm name.")],
-    data: Annotated[Path, typer.Argument(help="A folder that `tokenpool prepare` made.")],
+    data: Prepared,
     penalty: Annotated[
         list[float] | None,
         typer.Option("--penalty", help="λ; give several for several runs, one schedule each."),
@@ -43,14 +44,9 @@ def powerbert(
         float, typer.Option(help="Of the model's weights meanwhile; 0 freezes them.")
     ] = 0.0,
     split: Annotated[str, typer.Option(help="train, minival or val.")] = "train",
-    arch: Annotated[
-        str | None, typer.Option(help="timm's name of the model that plain weights are of.")
-    ] = None,
-    class_map: Annotated[
-        Path | None,
-        typer.Option(help="File of the data's class names in the model's order (docs/weights.md)."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    arch: Arch = None,
+    class_map: ClassMap = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train soft-extract vectors under a sparsity penalty and print the schedule: one run per λ."""
     import torch
@@ -113,18 +109,17 @@ def powerbert(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table(title="PoWER-BERT schedules")
-    for heading in ("λ", "GMACs, pruned", "GMACs, wkmedoids", "loss", "schedule"):
-        table.add_column(heading, justify="left" if heading == "schedule" else "right")
+    headings = ("λ", "GMACs, pruned", "GMACs, wkmedoids", "loss", "schedule")
+    shown = table("PoWER-BERT schedules", headings, left=("schedule",))
     for row in rows:
-        table.add_row(
+        shown.add_row(
             f"{row['penalty']:g}",
             f"{row['gmacs']:.4f}",
             f"{row['gmacs_wkmedoids']:.4f}",
             f"{row['loss']:.4f}",
             str(row["schedule"]),
         )
-    Console().print(table)
+    Console().print(shown)
 
 
 def _batches(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.commands.shared_options import Overrides
 from pipelines.remote import Open, refuse_open_cluster
 
 if TYPE_CHECKING:
@@ -21,10 +24,7 @@ INTERRUPTED = 130  # what shells give a command that Ctrl-C ended
 
 def search(
     config: Annotated[Path, typer.Argument(help="YAML file, e.g. tune_spaces/presets/digits.yaml")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override a setting: finals.trials=12. May be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     address: Annotated[
         str | None, typer.Option(help="Running Ray cluster; default: a local one for this search.")
     ] = None,
@@ -37,16 +37,20 @@ def search(
     loaded = load_config(config, overrides)
     refuse_open_cluster(address, i_know_this_is_open)
     screen = Screen()
-    try:
+    with going_on_later(screen, "what is finished is kept; "):
         ended = carry_out(loaded, screen, address)
-    except KeyboardInterrupt:
-        screen.say(
-            "\ninterrupted: what is finished is kept; type the same command to go on",
-            style="yellow",
-        )
-        raise typer.Exit(INTERRUPTED) from None
     if ended is not None and ended.why == "interrupt":
         raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def going_on_later(screen: Screen, kept: str = "") -> Iterator[None]:
+    """Ends the command on Ctrl-C, with what is to be done to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        screen.say(f"\ninterrupted: {kept}type the same command to go on", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def carry_out(
@@ -88,10 +92,9 @@ def carry_out(
 def write_into_folder(state: SearchState, directory: Path) -> None:
     """The search's results beside its ledger, wherever that is."""
     from pipelines.results.result_files import RESULTS, write_results
-    from pipelines.search.ledger import LEDGER_NAME, read_events
     from pipelines.search.refresh import send
 
-    write_results(state, read_events(directory / LEDGER_NAME), directory, directory)
+    write_results(state, directory, directory)
     send(directory, "config.yaml", *RESULTS)
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.commands.folders import check_new_folder
-from pipelines.commands.search_command import INTERRUPTED
+from pipelines.commands.search_command import going_on_later
+from pipelines.commands.shared_options import Arch, AsJson, ClassMap, Prepared
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
 
 def squeeze(
     model: Annotated[
-        str,
-        typer.Argument(help="A saved model's folder, a file of weights, a timm or hub name."),
+        str, typer.Argument(help="A saved model's folder, a file of weights, a timm or hub name.")
     ],
-    data: Annotated[Path, typer.Argument(help="A folder that `tokenpool prepare` made.")],
+    data: Prepared,
     max_gmacs: Annotated[float | None, typer.Option(help="The most an image may cost.")] = None,
     rate: Annotated[
         float | None, typer.Option(help="The same as a share of the dense cost: 0.6.")
@@ -38,14 +38,9 @@ def squeeze(
     out: Annotated[Path, typer.Option(help="Folder the best model is saved in.")] = Path(
         "squeezed"
     ),
-    arch: Annotated[
-        str | None, typer.Option(help="timm's name of the model that plain weights are of.")
-    ] = None,
-    class_map: Annotated[
-        Path | None,
-        typer.Option(help="File of the data's class names in the model's order (docs/weights.md)."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    arch: Arch = None,
+    class_map: ClassMap = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make one trained model cheaper without training it: finds a schedule within a bound.
 
@@ -69,11 +64,8 @@ def squeeze(
     )
     screen = Screen(Console(stderr=as_json, highlight=False))
     kept_in = out.with_name(f"{out.name}.partial.jsonl")
-    try:
+    with going_on_later(screen):
         found = squeeze_on(vit, data, options, screen, class_map=class_map, kept_in=kept_in)
-    except KeyboardInterrupt:
-        screen.say("\ninterrupted: type the same command to go on", style="yellow")
-        raise typer.Exit(INTERRUPTED) from None
     saved = _saved(vit, out)
     kept_in.unlink(missing_ok=True)
     if as_json:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.front_command import AsJson, Storage
+from pipelines.commands.shared_options import AsJson, Storage
 from pipelines.errors import UserError
 from pipelines.remote import Address, Open, run_there
 from pipelines.results.front import history

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.front_command import Name, Storage
+from pipelines.commands.shared_options import Name, Storage
 from pipelines.errors import UserError
 from pipelines.remote import Address, Open, stop_there
 from pipelines.search.driver import driver_runs

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.commands.shared_options import Overrides
 from pipelines.remote import Open, Remote
 
 
@@ -18,10 +19,7 @@ def submit(
             envvar="TOKENPOOL_ADDRESS", help="Dashboard of the Ray cluster, http://HOST:8265."
         ),
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override a setting: finals.trials=12. May be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return as soon as it is submitted.")
     ] = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.search_command import INTERRUPTED
+from pipelines.commands.search_command import going_on_later
 from pipelines.remote import Open, refuse_open_cluster
 
 
@@ -35,8 +35,5 @@ def train(
     # Imported only now: Ray and torch take seconds that a wrong config need not wait for.
     from pipelines.trials.single_job import run_alone
 
-    try:
+    with going_on_later(screen):
         run_alone(loaded, screen, address)
-    except KeyboardInterrupt:
-        screen.say("\ninterrupted: type the same command to go on", style="yellow")
-        raise typer.Exit(INTERRUPTED) from None

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cluster.security.doors import FLAG, OpenToNetworkError, refuse_open_host
-from pipelines.commands.front_command import Storage
+from pipelines.commands.shared_options import Storage
 from pipelines.errors import UserError
 from pipelines.search.refresh import refresh
 from pipelines.search.state import load_state, search_names

@@ -38,13 +38,8 @@ def find_rejected(
     also tested on makes the test worthless. One that lies in two classes is refused in all of them:
     which is right, nobody knows. Copies within a class of a split only weigh more.
 
-    Args:
-        rows: N rows with their digests.
-        splits: [N] split of each, from `split_rows`.
-        classes: their names.
-
-    Returns:
-        ((name, reason) of each refused row in order of the rows, the number of copies).
+    `splits` [N] are from `split_rows`. Gives ((name, reason) of each refused row in order of the
+    rows, the number of copies).
     """
     texts = rows.texts["error"]
     failed = np.flatnonzero(rows["error"])
@@ -85,11 +80,8 @@ def find_absent_classes(
 ) -> list[tuple[str, str]]:
     """(split/class, reason) for each class that one of train and val has and the other lacks.
 
-    Args:
-        rows: N rows.
-        splits: [N] split of each, from `split_rows`.
-        good: [N] bool, False for what is refused.
-        classes: names; one without any image at all may have been declared for later.
+    `splits` [N] are from `split_rows`, `good` [N] is False for what is refused. A class without any
+    image at all may have been declared for later.
     """
     if not (splits == _VAL).any():
         return []
@@ -127,16 +119,10 @@ def assemble(
     rejected: int = 0,
     summary: Summary | None = None,
 ) -> Manifest:
-    """Write the betons, `index.parquet` and `manifest.json` of the good rows to `folder`.
+    """Write the betons, `index.parquet` and, last, `manifest.json` of the good rows to `folder`.
 
-    Args:
-        source: names and classes.
-        options: what they were prepared with.
-        rows: N rows.
-        splits: [N] position in SPLITS of each good row, NO_SPLIT for others.
-        folder: where results go; the manifest comes last.
-        rejected: how many images were refused, for the manifest.
-        summary: what became of the source, for the manifest.
+    `splits` [N] are positions in SPLITS of each good row, NO_SPLIT for others; the number of
+    rejected images and the summary go into the manifest.
     """
     parts: dict[str, SplitManifest] = {}
     pointers = np.zeros(len(rows), np.int64)
@@ -147,15 +133,11 @@ def assemble(
         sizes = rows["size"][chosen]
         pointers[chosen], page_size, table_start = lay_out(sizes)
         path = folder / f"{split}.beton"
-        table = BetonTable(
-            path,
-            rows["mode"][chosen],
-            rows["width"][chosen],
-            rows["height"][chosen],
-            pointers[chosen],
-            sizes,
-            rows["label"][chosen],
+        mode, width, height, label = (
+            rows[name][chosen] for name in ("mode", "width", "height", "label")
         )
+        table = BetonTable(path, mode, width, height, pointers[chosen], sizes, label)
+        del mode, width, height, label
         with closing(_HashingFile(path, options.processes)) as written:
             write_beton(written.write, table, page_size, table_start, _runs(rows, chosen, pointers))
             sha256 = written.finish()
@@ -255,12 +237,7 @@ class _HashingFile:
 
 
 def _runs(rows: Rows, chosen: np.ndarray, pointers: np.ndarray) -> Iterator[tuple[int, bytes]]:
-    """(pointer, bytes) of as many rows at a time as lie together in shard and beton alike.
-
-    Args:
-        rows: N rows.
-        chosen: [N] bool, which of them.
-        pointers: [N] where each goes.
+    """(pointer, bytes) of as many of the chosen rows [N] as lie together in shard and beton alike.
 
     Raises:
         ValueError: a shard is shorter than its table says.

@@ -40,27 +40,15 @@ def step_generator(seed: int, epoch: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed & (2**63 - 1))
 
 
-def normalize(
-    images: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """(images / 255 - mean) / std, computed in float32 and given out in `dtype`.
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(images / 255 - mean) / std per channel, computed in float32, in the input's memory format.
 
-    Args:
-        images: [B, 3, H, W] uint8, or float in 0..1 (then it is not divided by 255).
-        mean: per channel, of pixels in 0..1.
-        std: likewise.
-        dtype: of the result.
-
-    Returns:
-        [B, 3, H, W], in the memory format of the input.
+    Images [B, 3, H, W] are uint8, or float in 0..1 and then not divided by 255.
     """
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     shift = torch.tensor(mean, dtype=torch.float32, device=images.device).view(1, 3, 1, 1) * scale
     width = torch.tensor(std, dtype=torch.float32, device=images.device).view(1, 3, 1, 1) * scale
-    return ((images.to(torch.float32) - shift) / width).to(dtype)
+    return (images.to(torch.float32) - shift) / width
 
 
 class DeviceAugment:

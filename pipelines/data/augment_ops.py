@@ -17,7 +17,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's "L"
 def affine_matrices(
     angle: Tensor, scale: Tensor, shear_x: Tensor, shear_y: Tensor, shift_x: Tensor, shift_y: Tensor
 ) -> Tensor:
-    """Inverse affine maps, as `affine_grid` wants them, for square images.
+    """Inverse affine maps of square images, as `affine_grid` wants them: [B, 2, 3] float32.
 
     Args:
         angle: [B] radians, counter-clockwise as seen.
@@ -26,9 +26,6 @@ def affine_matrices(
         shear_y: [B] tangent of the vertical shear.
         shift_x: [B] shift to the right as a fraction of the width.
         shift_y: [B] shift downwards as a fraction of the height.
-
-    Returns:
-        [B, 2, 3] float32: output coordinate to input coordinate, both in -1..1.
     """
     cos, sin = angle.cos(), angle.sin()
     # Forward map A = scale · rotation · shear, with y pointing down.
@@ -79,9 +76,9 @@ def grayscale(images: Tensor, mask: Tensor) -> Tensor:
     return torch.where(_per_sample(mask), grey(images).expand_as(images), images)
 
 
-def solarize(images: Tensor, mask: Tensor, threshold: float = 128 / 255) -> Tensor:
-    """Invert what is at least as bright as the threshold."""
-    inverted = torch.where(images >= threshold, 1 - images, images)
+def solarize(images: Tensor, mask: Tensor) -> Tensor:
+    """Invert what is at least as bright as half."""
+    inverted = torch.where(images >= 128 / 255, 1 - images, images)
     return torch.where(_per_sample(mask), inverted, images)
 
 
@@ -113,12 +110,8 @@ def boxes_mask(
 def erase_boxes(uniform: Tensor, size: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random-erasing boxes (Zhong et al. 2020): 2 to 33 % of the area, ratio 0.3 to 3.3.
 
-    Args:
-        uniform: [B, 4] in 0..1: area, ratio, row, column.
-        size: of the images.
-
-    Returns:
-        (top, left, height, width), [B] int64 each.
+    From `uniform` [B, 4] in 0..1 (area, ratio, row, column) for images of a size: (top, left,
+    height, width), [B] int64 each.
     """
     height, width = size[2], size[3]
     area = (0.02 + uniform[:, 0] * (1 / 3 - 0.02)) * height * width

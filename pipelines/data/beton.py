@@ -95,7 +95,6 @@ def read_table(path: Path) -> BetonTable:
         raise ValueError(f"{path} has {len(allocations)} allocations for {num_samples} samples")
 
     image = samples["f0"]
-    size = np.zeros(num_samples, np.int64)
     pointer = image["data_ptr"].astype(np.int64)
     order = np.argsort(allocations["ptr"])
     allocated = allocations["ptr"][order].astype(np.int64)
@@ -114,13 +113,10 @@ def read_table(path: Path) -> BetonTable:
 
 
 def lay_out(sizes: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Assign each of N samples its place; no sample crosses a page, as FFCV's page cache needs.
+    """Places of N samples of `sizes` [N] bytes, in file order, none of which crosses a page.
 
-    Args:
-        sizes: [N] bytes of each sample, in file order.
-
-    Returns:
-        (pointers [N] int64, page size, position of the allocation table), in bytes.
+    FFCV's page cache needs that. Gives (pointers [N] int64, page size, position of the allocation
+    table), in bytes.
 
     Raises:
         ValueError: a sample larger than FFCV's largest page (2 GiB).

@@ -10,11 +10,7 @@ from pipelines.errors import UserError
 
 
 def read_classes(text: str | None, names: Sequence[str]) -> int | list[str] | None:
-    """What `--classes TEXT` and any number of `--class NAME` ask for.
-
-    Args:
-        text: a number, or names with commas between them.
-        names: taken as they are, commas, blanks and all.
+    """What `--classes TEXT` and any number of `--class NAME`, taken as they are, ask for.
 
     Raises:
         UserError: nothing is named, or a number stands beside names.
@@ -57,11 +53,7 @@ def chosen_classes(found: Sequence[str], wanted: int | list[str] | None, where: 
 
 
 def order_notes(names: Sequence[str]) -> list[str]:
-    """What to say of classes: numbers in the order of text, and names that look alike.
-
-    Args:
-        names: of all classes, in the order of their numbers.
-    """
+    """What to say of classes: numbers in the order of text, and names that look alike."""
     numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
     if len(numbers) == len(names) and numbers != sorted(numbers) and list(names) == sorted(names):
         return [f"classes are in the order of their names as text: {', '.join(names[:4])}, …"]

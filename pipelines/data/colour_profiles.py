@@ -78,14 +78,9 @@ def _name(opened: Any) -> str:
 
 
 def to_srgb(image: PilImage, profile: bytes) -> tuple[PilImage, str, str]:
-    """Convert an image's colours.
+    """Convert an image's colours from its embedded profile: L, RGB or CMYK, with alpha LA or RGBA.
 
-    Args:
-        image: L, RGB or CMYK, or with alpha LA or RGBA.
-        profile: as embedded.
-
-    Returns:
-        (the image, "profile NAME to sRGB" or "", a warning or "").
+    Gives (the image, "profile NAME to sRGB" or "", a warning or "").
     """
     from PIL import Image, ImageCms
 

@@ -1,14 +1,19 @@
-"""Builds and binds `decode_rows.c`, the loop over a batch around the JPEG decoders.
+"""The native decoders: FFCV's library, and `decode_rows.c`, our loop over a batch around it.
 
-It is compiled once per kind of machine, by `prepare` or else by the first loader, in about a
+Ours is compiled once per kind of machine, by `prepare` or else by the first loader, in about a
 second, and kept in the user's cache directory. Called through ctypes it runs without the GIL, so a
 training loop that keeps Python busy does not slow the decoding threads down.
+
+FFCV's library is loaded in milliseconds, without its Python layer: `import ffcv` costs about 3 s
+beyond torch's import, and its loader about 10 s more of numba compilation in every process, because
+what it compiles holds ctypes addresses and so cannot be cached on disk.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -19,9 +24,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.native import REMEDY, ffcv_library
 from pipelines.errors import UserError
 
+_REMEDY = "run `make install` (it needs g++, libopencv-dev and libturbojpeg0-dev)"
 _SOURCE = Path(__file__).with_name("decode_rows.c")
 _COMPILERS = ("cc", "gcc", "clang")
 # -march=native makes the resizing twice as fast; the library is kept per kind of processor.
@@ -36,6 +41,30 @@ _ROWS_ARGUMENTS: tuple[Any, ...] = (
 
 
 @cache
+def ffcv_library() -> ctypes.CDLL:
+    """Load `_libffcv`.
+
+    Raises:
+        UserError: FFCV is not installed, or a system library it needs is missing.
+    """
+    spec = importlib.util.find_spec("ffcv")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found = sorted(path for folder in folders for path in Path(folder).glob("_libffcv*.so"))
+    if not found:
+        raise UserError(
+            f"FFCV is not installed: {_REMEDY}, or set the loader to `torchvision`", exit_code=1
+        )
+    try:
+        return ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        raise UserError(
+            f"FFCV's library cannot be loaded ({error}): {_REMEDY}, "
+            "or set the loader to `torchvision`",
+            exit_code=1,
+        ) from None
+
+
+@cache
 def row_decoder() -> ctypes.CDLL:
     """The library with `tokenpool_decode_rows` and `tokenpool_decode_region`.
 
@@ -46,7 +75,7 @@ def row_decoder() -> ctypes.CDLL:
         library = ctypes.CDLL(str(built()))
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(
-            f"the JPEG decoder cannot be built ({_line(error)}): {REMEDY}, "
+            f"the JPEG decoder cannot be built ({_line(error)}): {_REMEDY}, "
             "or set the loader to `torchvision`",
             exit_code=1,
         ) from None

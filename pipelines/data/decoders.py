@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,31 +19,25 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
 
+class Crops(NamedTuple):
+    """Samples of a batch and how each is cut.
+
+    `indices` [B] int64; `boxes` [B, 4] (top, left, height, width) within each image, which may be
+    fractions where `beyond` is set; `flips` [B] bool. `beyond`: resizing may look at pixels beside
+    the box, as if the whole image had been resized and then cropped; else it is cropped first.
+    """
+
+    indices: np.ndarray
+    boxes: np.ndarray
+    flips: np.ndarray
+    beyond: bool = False
+
+
 class Decoder(Protocol):
-    """Fills `out[start:stop]` of a batch; called by several threads at once."""
+    """Fills rows of a batch; called by several threads at once."""
 
-    def decode(
-        self,
-        indices: np.ndarray,
-        boxes: np.ndarray,
-        flips: np.ndarray,
-        out: np.ndarray,
-        start: int,
-        stop: int,
-        beyond: bool = False,
-    ) -> None:
-        """Decode rows `start` to `stop`.
-
-        Args:
-            indices: [B] int64 samples.
-            boxes: [B, 4] (top, left, height, width) within each image; may be fractions where
-                `beyond` is set.
-            flips: [B] bool.
-            out: [B, H, W, 3] uint8.
-            start: first row.
-            stop: one past the last row.
-            beyond: whether resizing may look at pixels beside the box, as if the whole image had
-                been resized and then cropped; else it is cropped first.
+    def decode(self, crops: Crops, out: np.ndarray, start: int, stop: int) -> None:
+        """Decode rows `start` to `stop` into `out` [B, H, W, 3] uint8.
 
         Raises:
             ValueError: a sample's bytes cannot be decoded; never leaves a stale row behind quietly.
@@ -62,21 +56,11 @@ class FfcvDecoder:
         self._scratch_bytes = int((table.height * table.width).max()) * 3
         self._local = threading.local()
 
-    def decode(
-        self,
-        indices: np.ndarray,
-        boxes: np.ndarray,
-        flips: np.ndarray,
-        out: np.ndarray,
-        start: int,
-        stop: int,
-        beyond: bool = False,
-    ) -> None:
-        """See `Decoder.decode`."""
+    def decode(self, crops: Crops, out: np.ndarray, start: int, stop: int) -> None:
         scratch = getattr(self._local, "scratch", None)
         if scratch is None:
             scratch = self._local.scratch = np.empty(self._scratch_bytes, np.uint8)
-        table, chosen = self._table, indices[start:stop]
+        table, chosen = self._table, crops.indices[start:stop]
         status = np.full(stop - start, -1, np.int32)
         target = out[start:stop]
         if out.dtype != np.uint8 or out.shape[3] != 3 or not target.flags.c_contiguous:
@@ -89,16 +73,16 @@ class FfcvDecoder:
                 (table.height[chosen], np.int64),
                 (table.width[chosen], np.int64),
                 (table.mode[chosen], np.uint8),
-                (boxes[start:stop], np.float64),
+                (crops.boxes[start:stop], np.float64),
             )
         ]
-        mirrored = np.ascontiguousarray(flips[start:stop], np.uint8)
+        mirrored = np.ascontiguousarray(crops.flips[start:stop], np.uint8)
         self._decode_rows(
             self._whole,
             self._data.ctypes.data,
             stop - start,
             *(array.ctypes.data for array in arrays),
-            beyond,
+            crops.beyond,
             mirrored.ctypes.data,
             target.ctypes.data,
             out.shape[1],
@@ -149,35 +133,25 @@ class TorchvisionDecoder:
             )
         return image
 
-    def decode(
-        self,
-        indices: np.ndarray,
-        boxes: np.ndarray,
-        flips: np.ndarray,
-        out: np.ndarray,
-        start: int,
-        stop: int,
-        beyond: bool = False,
-    ) -> None:
-        """See `Decoder.decode`."""
+    def decode(self, crops: Crops, out: np.ndarray, start: int, stop: int) -> None:
         from PIL import Image
         from torchvision.transforms.v2 import functional
 
         size = list(out.shape[1:3])
         for row in range(start, stop):
-            image = self.image(int(indices[row]))
-            if beyond:
-                top, left, height, width = (float(value) for value in boxes[row])
+            image = self.image(int(crops.indices[row]))
+            if crops.beyond:
+                top, left, height, width = (float(value) for value in crops.boxes[row])
                 # Pillow minds when rounding takes the last digit beyond the edge.
                 right, bottom = min(left + width, image.width), min(top + height, image.height)
                 box = (left, top, right, bottom)
                 image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
             else:
-                corner_and_size = [int(value) for value in boxes[row]]
+                corner_and_size = [int(value) for value in crops.boxes[row]]
                 image = functional.crop(image, *corner_and_size)
                 if corner_and_size[2:] != size:
                     image = functional.resize(image, size)
-            if flips[row]:
+            if crops.flips[row]:
                 image = functional.horizontal_flip(image)
             out[row] = np.asarray(image)
 
@@ -193,16 +167,6 @@ class TransformDecoder(TorchvisionDecoder):
         super().__init__(table)
         self._transform = transform
 
-    def decode(
-        self,
-        indices: np.ndarray,
-        boxes: np.ndarray,
-        flips: np.ndarray,
-        out: np.ndarray,
-        start: int,
-        stop: int,
-        beyond: bool = False,
-    ) -> None:
-        """See `Decoder.decode`."""
+    def decode(self, crops: Crops, out: np.ndarray, start: int, stop: int) -> None:
         for row in range(start, stop):
-            out[row] = self._transform(self.image(int(indices[row]))).permute(1, 2, 0).numpy()
+            out[row] = self._transform(self.image(int(crops.indices[row]))).permute(1, 2, 0).numpy()

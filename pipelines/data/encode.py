@@ -108,8 +108,8 @@ def _is_plain(image: PilImage, notes: Notes) -> bool:
 
 
 def _encoded(blob: bytes, mode: int, pixels: np.ndarray, notes: Notes) -> Encoded:
-    counts = _level_counts(pixels)
-    sums, squares = _sums(counts)
+    counts, levels = _level_counts(pixels), np.arange(256, dtype=np.float64)
+    sums, squares = counts @ levels, counts @ (levels * levels)  # exact
     height, width = pixels.shape[:2]
     if sums[0] < _BRIGHTEST_BLACK * height * width and _is_black(counts, notes.deep):
         notes.warnings.append(NEARLY_BLACK)
@@ -143,26 +143,9 @@ def _jpeg(image: PilImage, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def pixel_sums(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per-channel sums of the pixels and of their squares, exact.
-
-    Args:
-        pixels: [H, W, 3] uint8.
-
-    Returns:
-        Two [3] float64 arrays.
-    """
-    return _sums(_level_counts(pixels))
-
-
 def _level_counts(pixels: np.ndarray) -> np.ndarray:
     """[3, 256]: how many pixels of each channel have each level."""
     from PIL import Image
 
     # Pillow counts levels several times faster than NumPy sums bytes in a wider type.
     return np.array(Image.fromarray(pixels).histogram(), np.float64).reshape(3, 256)
-
-
-def _sums(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    levels = np.arange(256, dtype=np.float64)
-    return counts @ levels, counts @ (levels * levels)

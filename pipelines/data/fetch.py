@@ -13,9 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
-from pydantic import ValidationError
 
-from pipelines.data.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, load_manifest
+from pipelines.data.manifest import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    load_manifest,
+    parse_manifest,
+)
 from pipelines.errors import UserError
 from pipelines.storage.address import open_filesystem
 
@@ -27,15 +32,7 @@ def fetch(path: Path, address: str | None) -> Manifest:
 
     Files come in aside, are checked against the manifest, and appear complete or not at all; the
     manifest comes last. What is there already is not fetched again. Several processes may ask at
-    the same time.
-
-    Args:
-        path: a folder of this machine.
-        address: any pyarrow or fsspec address of a folder that `tokenpool prepare` made; None:
-            the data is at the path already.
-
-    Returns:
-        The data's manifest.
+    the same time. Without an address the data is at the path already.
 
     Raises:
         UserError: nothing is at the address, other data is at the path, or a file does not arrive
@@ -56,23 +53,17 @@ def fetch(path: Path, address: str | None) -> Manifest:
                     "another folder"
                 )
             return load_manifest(path)
-        manifest = _manifest(there, address)
+        try:
+            manifest = parse_manifest(there)
+        except ValueError as error:
+            raise UserError(
+                f"{address}/{MANIFEST_NAME} is not a manifest of prepared data: {error}"
+            ) from None
         for split in manifest.splits.values():
             _fetch_file(address, path / split.file, split.sha256)
         _copy(address, INDEX_NAME, path / INDEX_NAME)
         aside.replace(path / MANIFEST_NAME)
     return load_manifest(path)
-
-
-def _manifest(text: bytes, address: str) -> Manifest:
-    try:
-        return Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(
-            f"{address}/{MANIFEST_NAME} is not a manifest of prepared data: {where}: {first['msg']}"
-        ) from None
 
 
 def _fetch_file(address: str, target: Path, sha256: str) -> None:

@@ -1,116 +1,53 @@
-"""Which image formats are read, what is done to their pixels, and what other files are called.
+"""Which image formats are read, and what other files are called.
 
-`docs/data.md` shows these tables; a file is told by its first bytes, never by its name.
+`docs/data.md` says what is made of each; a file is told by its first bytes, never by its name.
 """
 
 from __future__ import annotations
 
-READ = {
-    "JPEG": "baseline, progressive and arithmetic, grey, RGB, CMYK; an MPO's first picture",
-    "PNG": "1 to 16 bits, palettes, transparency; an APNG's default picture",
-    "WEBP": "lossy and lossless; an animation's first frame",
-    "BMP": "1 to 32 bits, run-length coded too",
-    "GIF": "the first frame, on its background colour",
-    "TIFF": "1 to 16 bits per sample, any compression that Pillow knows; the first page",
-    "PPM": "PBM, PGM and PPM; values are scaled from the file's own maximum",
-    "AVIF": "the first frame, reduced to 8 bits",
-    "JPEG2000": "reduced to 8 bits",
-}
-"""Pillow's name of each format that is read, in the order they are tried: what of it is taken."""
-
-PIXELS = {
-    "rotation in EXIF": "turned upright; EXIF that cannot be read is passed over",
-    "transparency": "laid over white",
-    "embedded colour profile": "converted to sRGB (perceptual), also in JPEGs, which are then "
-    "encoded anew; left alone where no colour changes by more than 3 of 255",
-    "broken or unfitting profile": "passed over, with a warning",
-    "PNG gamma, AVIF and PNG colour codes": "passed over as Pillow and libvips do; a gamma far "
-    "from 1/2.2 with a warning",
-    "colour space named in EXIF only": "passed over, as Pillow and libvips do",
-    "CMYK without a profile": "as Pillow: 255 minus ink, times 255 minus black",
-    "Lab, YCbCr": "converted to sRGB",
-    "16 bits": "the high byte, as Pillow and libvips do",
-    "16 bits of which few are used": "the high byte all the same, with a warning: nearly black",
-    "32-bit integers": "as 16 bits; refused below 0 and above 65535",
-    "signed 8 bits, floating point": "refused: they have no fixed range",
-    "JPEG without an end marker": "its bytes are kept and the marker added if all pixels are "
-    "there; refused if pixels are missing",
-    "bytes after a JPEG's end": "left off; the rest is kept as it is",
-    "PNG with a wrong checksum": "refused: its pixels are damaged",
-    "more pixels than --max-pixels": "refused before anything is decoded",
-}
-"""How kinds of pixels are treated."""
+READ = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""Pillow's names of the formats that are read, in the order they are tried."""
 
 _PNG = "convert it to JPEG or PNG"
 _RAW = "develop it to JPEG or PNG"
 
 # Offset, bytes there, what the file is, what to do with it.
 _OTHER_IMAGES = (
-    (0, b"\xff\x0a", "JPEG XL", _PNG),
-    (4, b"JXL \r\n\x87\n", "JPEG XL", _PNG),
-    (0, b"II\xbc", "JPEG XR", _PNG),
-    (0, b"8BPS", "Photoshop PSD", _PNG),
-    (0, b"gimp xcf", "GIMP XCF", _PNG),
-    (0, b"\0\0\1\0", "ICO", _PNG),
-    (0, b"\0\0\2\0", "CUR or TGA", _PNG),
-    (0, b"\0\0\n\0", "TGA", _PNG),
-    (0, b"\n\5\1\x08", "PCX", _PNG),
-    (0, b"\1\xda", "SGI", _PNG),
-    (0, b"Y\xa6j\x95", "Sun raster", _PNG),
-    (0, b"/* XPM", "XPM", _PNG),
-    (0, b"icns", "ICNS", _PNG),
-    (0, b"qoif", "QOI", _PNG),
-    (0, b"DDS ", "DDS", _PNG),
-    (0, b"P7\n", "PAM", _PNG),
-    (0, b"v/1\1", "OpenEXR", "map its range to 8 bits"),
+    (0, b"\xff\x0a", "JPEG XL", _PNG), (4, b"JXL \r\n\x87\n", "JPEG XL", _PNG),
+    (0, b"II\xbc", "JPEG XR", _PNG), (0, b"8BPS", "Photoshop PSD", _PNG),
+    (0, b"gimp xcf", "GIMP XCF", _PNG), (0, b"\0\0\1\0", "ICO", _PNG),
+    (0, b"\0\0\2\0", "CUR or TGA", _PNG), (0, b"\0\0\n\0", "TGA", _PNG),
+    (0, b"\n\5\1\x08", "PCX", _PNG), (0, b"\1\xda", "SGI", _PNG),
+    (0, b"Y\xa6j\x95", "Sun raster", _PNG), (0, b"/* XPM", "XPM", _PNG),
+    (0, b"icns", "ICNS", _PNG), (0, b"qoif", "QOI", _PNG), (0, b"DDS ", "DDS", _PNG),
+    (0, b"P7\n", "PAM", _PNG), (0, b"v/1\1", "OpenEXR", "map its range to 8 bits"),
     (0, b"#?RADIANCE", "Radiance HDR", "map its range to 8 bits"),
     (0, b"SIMPLE  =", "FITS", "map its range to 8 bits"),
     (128, b"DICM", "DICOM", "apply its window and save 8-bit PNG"),
-    (0, b"FUJIFILMCCD-RAW", "camera RAW (RAF)", _RAW),
-    (0, b"IIRO", "camera RAW (ORF)", _RAW),
-    (0, b"IIRS", "camera RAW (ORF)", _RAW),
-    (0, b"IIU\0", "camera RAW (RW2)", _RAW),
-    (0, b"FOVb", "camera RAW (X3F)", _RAW),
-    (0, b"\x93NUMPY", "NumPy array", "save it as PNG"),
-    (0, b"%PDF", "PDF", _PNG),
-    (0, b"%!PS", "PostScript", _PNG),
-    (0, b"\xc5\xd0\xd3\xc6", "PostScript", _PNG),
-    (0, b"AT&TFORM", "DjVu", _PNG),
-    (0, b"\xd7\xcd\xc6\x9a", "WMF", _PNG),
-    (0, b"\x89HDF\r\n", "HDF5", "save its pictures as PNG"),
-)
+    (0, b"FUJIFILMCCD-RAW", "camera RAW (RAF)", _RAW), (0, b"IIRO", "camera RAW (ORF)", _RAW),
+    (0, b"IIRS", "camera RAW (ORF)", _RAW), (0, b"IIU\0", "camera RAW (RW2)", _RAW),
+    (0, b"FOVb", "camera RAW (X3F)", _RAW), (0, b"\x93NUMPY", "NumPy array", "save it as PNG"),
+    (0, b"%PDF", "PDF", _PNG), (0, b"%!PS", "PostScript", _PNG),
+    (0, b"\xc5\xd0\xd3\xc6", "PostScript", _PNG), (0, b"AT&TFORM", "DjVu", _PNG),
+    (0, b"\xd7\xcd\xc6\x9a", "WMF", _PNG), (0, b"\x89HDF\r\n", "HDF5", "save its pictures as PNG"),
+)  # fmt: skip
 _NO_IMAGES = (
     (0, b"version https://git-lfs", "a Git LFS pointer, `git lfs pull` fetches the picture"),
-    (0, b"\0\5\x16\7", "macOS metadata (AppleDouble)"),
-    (0, b"PK\3\4", "a zip archive"),
-    (0, b"\x1f\x8b", "a gzip file"),
-    (257, b"ustar", "a tar archive"),
-    (0, b"PAR1", "a Parquet file"),
-    (0, b"\x1aE\xdf\xa3", "a video (Matroska)"),
-    (8, b"AVI ", "a video (AVI)"),
-    (0, b"ID3", "sound"),
-)
+    (0, b"\0\5\x16\7", "macOS metadata (AppleDouble)"), (0, b"PK\3\4", "a zip archive"),
+    (0, b"\x1f\x8b", "a gzip file"), (257, b"ustar", "a tar archive"),
+    (0, b"PAR1", "a Parquet file"), (0, b"\x1aE\xdf\xa3", "a video (Matroska)"),
+    (8, b"AVI ", "a video (AVI)"), (0, b"ID3", "sound"),
+)  # fmt: skip
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _BROKEN = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"RIFF", "WebP"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-)
+    (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF8", "GIF"), (b"BM", "BMP"),
+    (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),
+    (b"RIFF", "WebP"), (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+)  # fmt: skip
 
 
 def why_not_read(data: bytes) -> str:
-    """Why Pillow cannot open a file, as a reason for refusing it.
-
-    Args:
-        data: the whole file, not empty.
-    """
+    """Why Pillow cannot open a file, which is not empty, as a reason for refusing it."""
     for offset, magic, name, remedy in _OTHER_IMAGES:
         if data.startswith(magic, offset):
             return f"{name} is not read: {remedy}"
@@ -125,8 +62,8 @@ def why_not_read(data: bytes) -> str:
     for offset, magic, name in _NO_IMAGES:
         if data.startswith(magic, offset):
             return f"not an image: {name}"
-    if data.startswith(b"\xff\xd8") and (frame := jpeg_frame(data)) is not None:
-        bits, components = frame
+    if frame := jpeg_frame(data):
+        bits, components = frame[0], frame[5]
         if bits != 8:
             return f"JPEG of more than 8 bits is not read: convert it to 8 bits (it has {bits})"
         if components not in (1, 3, 4):
@@ -146,12 +83,11 @@ def why_not_read(data: bytes) -> str:
     return "not an image: no known format"
 
 
-def jpeg_frame(data: bytes) -> tuple[int, int] | None:
-    """(bits per sample, components) from a JPEG's frame header, None where there is none."""
+def jpeg_frame(data: bytes) -> bytes:
+    """A JPEG's frame header: bits, height (2 bytes), width (2), components; b"" without one."""
     at = 2
-    while at + 10 <= len(data) and data[at] == 0xFF:
-        code = data[at + 1]
-        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
-            return data[at + 4], data[at + 9]
+    while data.startswith(b"\xff\xd8") and at + 10 <= len(data) and data[at] == 0xFF:
+        if 0xC0 <= data[at + 1] <= 0xCF and data[at + 1] not in (0xC4, 0xC8, 0xCC):
+            return data[at + 4 : at + 10]
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return None
+    return b""

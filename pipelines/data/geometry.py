@@ -44,13 +44,7 @@ def random_resized_crops(
     """Inception-style crops, by the rule of torchvision's `RandomResizedCrop.get_params`.
 
     Ten tries of a random area and log-uniform ratio; where none fits, the largest centred crop
-    within the ratios.
-
-    Args:
-        height: [B] pixels.
-        width: [B] pixels.
-        geometry: the ranges.
-        rng: draws the same amount whatever the images' sizes.
+    within the ratios. `rng` draws the same amount whatever the images' sizes [B].
 
     Returns:
         [B, 4] int64 boxes (top, left, height, width), each inside its image.
@@ -93,16 +87,10 @@ def random_resized_crops(
 def centre_crops(
     height: np.ndarray, width: np.ndarray, geometry: Geometry, size: int
 ) -> np.ndarray:
-    """Where the centre crop lies after resizing, 224 of 256 by habit, by torchvision's roundings.
+    """Where a centre crop of `size` lies after resizing by torchvision's roundings.
 
     torchvision's `Resize(256)` gives the shorter side 256 pixels and the other a whole number in
     proportion; `CenterCrop(224)` begins at a whole pixel of that.
-
-    Args:
-        height: [B] pixels.
-        width: [B] pixels.
-        geometry: its `eval_ratio` is 224 / 256.
-        size: side of the crop, 224.
 
     Returns:
         [B, 4] float64 boxes (top, left, height, width) in pixels of the images as they are.

@@ -1,6 +1,6 @@
 """Opening whatever image a user has: refused with a reason, or upright 8-bit sRGB.
 
-What comes out is what Pillow and libvips show; `file_kinds.PIXELS` says it kind by kind.
+What comes out is what Pillow and libvips show; `docs/data.md` says it kind by kind.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.data.colour_profiles import to_srgb
-from pipelines.data.file_kinds import READ, why_not_read
+from pipelines.data.file_kinds import READ, jpeg_frame, why_not_read
 from pipelines.data.jpeg_ends import CUT
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
     from PIL.Image import Transpose
 
-_FORMATS = tuple(READ)
 _EXIF_ORIENTATION = 0x0112
 _LARGEST_SIDE = 65_535  # a beton has 16 bits for it
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
@@ -63,7 +62,7 @@ def open_image(data: bytes, max_pixels: int) -> PilImage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow thinks of odd headers helps nobody
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = Image.open(io.BytesIO(data), formats=READ)
     except Exception:
         # Pillow's parsers raise what they like on hostile bytes (struct.error, SyntaxError, …).
         if _says_no_size(data):
@@ -91,13 +90,8 @@ def _says_no_size(data: bytes) -> bool:
         return bytes(2) in (data[6:8], data[8:10])
     if data.startswith(b"BM"):
         return bytes(4) in (data[18:22], data[22:26])
-    if data.startswith(b"\xff\xd8"):
-        at = 2
-        while at + 9 <= len(data) and data[at] == 0xFF:
-            if data[at + 1] in (0xC0, 0xC1, 0xC2):  # a frame's header: height, then width
-                return bytes(2) in (data[at + 5 : at + 7], data[at + 7 : at + 9])
-            at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return False
+    frame = jpeg_frame(data)
+    return bytes(2) in (frame[1:3], frame[3:5])
 
 
 def orientation(image: PilImage) -> int:
@@ -110,11 +104,7 @@ def orientation(image: PilImage) -> int:
 
 
 def to_rgb(image: PilImage, notes: Notes) -> PilImage:
-    """Decode, convert to 8-bit sRGB on white and turn upright.
-
-    Args:
-        image: as `open_image` gives it.
-        notes: told what was done.
+    """Decode, convert to 8-bit sRGB on white and turn upright; `notes` are told what was done.
 
     Raises:
         RejectedImageError: truncated or broken data, or a pixel format without a meaning in RGB.
@@ -297,12 +287,9 @@ def decoding() -> Iterator[None]:
 
 
 def target_size(size: tuple[int, int], resolution: int | None, side: str) -> tuple[int, int] | None:
-    """(width, height) to scale down to, or None where an image is small enough already.
+    """(width, height) to scale down to, so that the longest or shortest side is `resolution`.
 
-    Args:
-        size: (width, height).
-        resolution: limit in pixels, or None for no limit.
-        side: which side it limits, "longest" or "shortest".
+    None where an image is small enough already, or there is no limit.
     """
     if resolution is None:
         return None

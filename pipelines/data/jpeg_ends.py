@@ -49,14 +49,7 @@ class WholeJpeg:
 
 
 def check_whole(data: bytes, width: int, height: int, *, cmyk: bool, several: bool) -> WholeJpeg:
-    """Decode a JPEG strictly and mend its end.
-
-    Args:
-        data: the file.
-        width: pixels, as its header says.
-        height: likewise.
-        cmyk: it has four components.
-        several: it is known to hold further pictures (MPO): they are left off.
+    """Decode a JPEG of a size strictly and mend its end; of `several` pictures (MPO) one is kept.
 
     Raises:
         CutJpegError: pixels are missing.
@@ -99,12 +92,8 @@ def _cut_tail(
 ) -> tuple[int, np.ndarray]:
     """How many bytes the last pixel's scan takes, and all pixels.
 
-    Args:
-        kept: a file without its end marker.
-        extra: bytes at its end that libjpeg passed over; it may have read a few more ahead.
-        width: pixels.
-        height: likewise.
-        cmyk: it has four components.
+    `kept` is a file without its end marker; libjpeg passed over `extra` bytes at its end, and may
+    have read a few more ahead.
     """
     enough = len(kept) - extra
     too_few = enough - _LOOKAHEAD - 1

@@ -56,11 +56,7 @@ _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_]+")
 
 
 def foreign(name: str) -> str:
-    """Why a file or folder of this name is no part of anybody's data; "" if it may be.
-
-    Args:
-        name: one part of a path.
-    """
+    """Why a file or folder of this name is no part of anybody's data; "" if it may be."""
     lower = name.lower()
     if lower in FOREIGN_NAMES or lower.startswith(_FOREIGN_PREFIXES):
         return "left by a system or program"
@@ -112,9 +108,6 @@ def split_of_path(relative: str) -> Split:
 
     A file's name counts by any word that stands by itself: `train-00000-of-00294.parquet`,
     `imagenet_val_03.tar`; not `latest.parquet`, `retrain-1.tar`.
-
-    Args:
-        relative: path below the source, with slashes; folders above the source say nothing.
 
     Raises:
         ValueError: its parts speak of different splits.

@@ -9,13 +9,19 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipelines.data.beton import read_table
+from pipelines.data.beton import BetonTable, read_table
 from pipelines.data.compiled import native_available
-from pipelines.data.decoders import Decoder, FfcvDecoder, TorchvisionDecoder, TransformDecoder
+from pipelines.data.decoders import (
+    Crops,
+    Decoder,
+    FfcvDecoder,
+    TorchvisionDecoder,
+    TransformDecoder,
+)
 from pipelines.data.geometry import Geometry, centre_crops, random_resized_crops, whole_images
 from pipelines.data.manifest import load_manifest, verify_beton
 from pipelines.data.order import eval_order, train_order
@@ -26,8 +32,6 @@ from pipelines.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Geometry", "Loader", "LoaderError", "make_loader"]
-
 log = logging.getLogger(__name__)
 
 Implementation = Literal["ffcv", "torchvision", "auto"]
@@ -36,25 +40,6 @@ _BATCHES_AHEAD = 3
 _CHUNK = 16  # rows per task: small enough to spread one batch over many threads
 # Characters lose their meaning when mirrored, and when much of them is cut off.
 _CHARACTERS = Geometry(crop_scale=(0.7, 1.0), flip=0.0, eval_ratio=1.0)
-
-
-class Loader(Protocol):
-    """What a training or evaluation loop sees."""
-
-    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Choose the epoch the next iteration gives, from its `start_step`-th batch on."""
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch on this rank."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield (images uint8 [B, 3, H, W] in channels_last memory, labels int64 [B]) on the host.
-
-        Keeping a batch is safe: its memory is used again only once nothing refers to it.
-        """
-
-    def close(self) -> None:
-        """End the threads. A loader that is closed cannot be iterated again."""
 
 
 def make_loader(
@@ -119,52 +104,31 @@ def make_loader(
     except ValueError as error:
         raise UserError(f"{error}: delete {data_dir} and prepare it again", exit_code=1) from None
 
-    stored = table.uniform_size
-    cut: Geometry | None
-    wanted = geometry if isinstance(geometry, EvalCut) else None
+    if isinstance(geometry, EvalCut) and train:
+        raise UserError("a model's own crop is for evaluation: train with a Geometry")
     if isinstance(geometry, EvalCut):
-        if train:
-            raise UserError("a model's own crop is for evaluation: train with a Geometry")
-        cut, image_size = Geometry(), geometry.size[0]
-    elif isinstance(geometry, Geometry):
-        cut = geometry
-    elif geometry == "auto":
-        as_stored = (
-            stored is not None and image_size in (None, stored[0]) and stored[0] == stored[1]
-        )
-        if as_stored:
-            cut = None
-        elif manifest.source in CHARACTERS:
-            cut = _CHARACTERS
-        else:
-            cut = Geometry()
-    elif geometry in ("stored", "crop"):
-        cut = None if geometry == "stored" else Geometry()
+        cut, out_size = None, geometry.size
     else:
-        raise UserError(f"geometry {geometry!r} is not auto, stored or crop")
-    if cut is None:
-        if stored is None or (image_size is not None and stored != (image_size, image_size)):
+        stored = table.uniform_size
+        cut = _training_cut(geometry, stored, image_size, manifest.source)
+        side = image_size or manifest.image_size
+        if cut is not None and side is None:
+            raise UserError(f"the images of {path} differ in size: set an image_size to crop to")
+        if cut is None and (stored is None or (image_size and stored != (image_size, image_size))):
             raise UserError(
                 f"the images of {path} cannot be given out as stored"
                 + (f" at {image_size} px" if image_size else ": they differ in size")
                 + ": use geometry crop with an image_size"
             )
-        out_size = stored
-    else:
-        if image_size is None and manifest.image_size is None:
-            raise UserError(f"the images of {path} differ in size: set an image_size to crop to")
-        side = image_size or manifest.image_size or 0
-        out_size = (side, side)
-    if wanted is not None:
-        out_size = wanted.size
+        out_size = (side or 0, side or 0) if cut is not None else stored or (0, 0)
 
     if implementation == "auto":
         implementation = "ffcv" if native_available() else "torchvision"
         if implementation == "torchvision":
             log.warning("FFCV's library is not usable here: decoding with torchvision, slower")
     decoder: Decoder
-    if wanted is not None:
-        decoder = TransformDecoder(table, wanted.transform())
+    if isinstance(geometry, EvalCut):
+        decoder = TransformDecoder(table, geometry.transform())
     elif implementation == "ffcv":
         decoder = FfcvDecoder(table)
     elif implementation == "torchvision":
@@ -176,86 +140,99 @@ def make_loader(
             f"{path} has {len(table)} samples, fewer than one global batch of "
             f"{batch_size * world_size}: use a smaller batch size"
         )
-    return _BetonLoader(
+    return Loader(
         decoder,
-        heights=table.height,
-        widths=table.width,
-        labels=table.label,
-        out_size=out_size,
-        geometry=cut,
+        table,
+        out_size,
+        cut,
         batch_size=batch_size,
         train=train,
         rank=rank,
         world_size=world_size,
         seed=seed,
         repeats=repeats,
-        num_threads=num_threads,
         pin_memory=pin_memory,
-        stall_seconds=stall_seconds,
+        pool=WorkerPool(num_threads, stall_seconds=stall_seconds),
     )
 
 
-class _BetonLoader:
-    """Plans batches from seed and epoch, and keeps a few of them decoding ahead."""
+def _training_cut(
+    geometry: Geometry | str, stored: tuple[int, int] | None, image_size: int | None, source: str
+) -> Geometry | None:
+    """How images are cut that models are trained on; None where they are given out as stored."""
+    if isinstance(geometry, Geometry):
+        return geometry
+    if geometry == "auto":
+        if stored is not None and stored[0] == stored[1] and image_size in (None, stored[0]):
+            return None
+        return _CHARACTERS if source in CHARACTERS else Geometry()
+    if geometry not in ("stored", "crop"):
+        raise UserError(f"geometry {geometry!r} is not auto, stored or crop")
+    return None if geometry == "stored" else Geometry()
+
+
+class Loader:
+    """Plans batches from seed and epoch, and keeps a few of them decoding ahead.
+
+    Iterating yields (images uint8 [B, 3, H, W] in channels_last memory, labels int64 [B]) on the
+    host. Keeping a batch is safe: its memory is used again only once nothing refers to it.
+    """
 
     def __init__(
         self,
         decoder: Decoder,
-        *,
-        heights: np.ndarray,
-        widths: np.ndarray,
-        labels: np.ndarray,
+        table: BetonTable,
         out_size: tuple[int, int],
         geometry: Geometry | None,
+        *,
         batch_size: int,
         train: bool,
         rank: int,
         world_size: int,
         seed: int,
         repeats: int,
-        num_threads: int,
         pin_memory: bool,
-        stall_seconds: float,
+        pool: WorkerPool,
     ) -> None:
-        self._decoder = decoder
-        self._heights, self._widths, self._labels = heights, widths, labels
+        """See `make_loader`; a geometry of None keeps whole images."""
+        self._decoder, self._table = decoder, table
         self._out_size, self._geometry = out_size, geometry
         self._batch_size, self._train = batch_size, train
         self._rank, self._world_size = rank, world_size
         self._seed, self._repeats = seed, repeats
         self._pin_memory = pin_memory
+        self._pool: WorkerPool | None = pool
         self._epoch = self._start_step = 0
         self._buffers: list[np.ndarray] = []
-        self._pool: WorkerPool | None = WorkerPool(num_threads, stall_seconds=stall_seconds)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """Choose the epoch the next iteration gives, from its `start_step`-th batch on."""
         self._epoch, self._start_step = epoch, start_step
 
     def __len__(self) -> int:
+        """Batches of a whole epoch on this rank."""
         if self._train:
-            return len(self._labels) // (self._batch_size * self._world_size)
-        mine = len(range(self._rank, len(self._labels), self._world_size))
+            return len(self._table) // (self._batch_size * self._world_size)
+        mine = len(range(self._rank, len(self._table), self._world_size))
         return -(-mine // self._batch_size)
 
-    def _plan(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """The epoch's (indices, boxes, flips) for this rank, batch by batch."""
+    def _plan(self) -> Iterator[Crops]:
+        """What the epoch's batches on this rank are made of."""
+        table, geometry, count = self._table, self._geometry, len(self._table)
         if not self._train:
-            batches = eval_order(
-                len(self._labels),
-                batch_size=self._batch_size,
-                rank=self._rank,
-                world_size=self._world_size,
-            )
-            for indices in batches[self._start_step :]:
-                height, width = self._heights[indices], self._widths[indices]
-                if self._geometry is None:
+            for indices in eval_order(
+                count, batch_size=self._batch_size, rank=self._rank, world_size=self._world_size
+            )[self._start_step :]:
+                height, width = table.height[indices], table.width[indices]
+                if geometry is None:
                     boxes = whole_images(height, width)
                 else:
-                    boxes = centre_crops(height, width, self._geometry, self._out_size[0])
-                yield indices, boxes, np.zeros(len(indices), np.bool_)
+                    boxes = centre_crops(height, width, geometry, self._out_size[0])
+                # Evaluation resizes, then crops; training the other way round.
+                yield Crops(indices, boxes, np.zeros(len(indices), np.bool_), beyond=True)
             return
         rows = train_order(
-            len(self._labels),
+            count,
             global_batch=self._batch_size * self._world_size,
             seed=self._seed,
             epoch=self._epoch,
@@ -264,25 +241,23 @@ class _BetonLoader:
         mine = slice(self._rank, None, self._world_size)
         for step in range(self._start_step, len(rows)):
             row = rows[step]
-            height, width = self._heights[row], self._widths[row]
-            if self._geometry is None:
+            height, width = table.height[row], table.width[row]
+            if geometry is None:
                 boxes, flips = whole_images(height, width), np.zeros(len(row), np.bool_)
             else:
                 # Drawn for the global batch and then sliced: the same for every world size.
                 rng = np.random.default_rng([self._seed, self._epoch, step])
-                boxes = random_resized_crops(height, width, self._geometry, rng)
-                flips = rng.random(len(row)) < self._geometry.flip
-            yield row[mine], boxes[mine], flips[mine]
+                boxes = random_resized_crops(height, width, geometry, rng)
+                flips = rng.random(len(row)) < geometry.flip
+            yield Crops(row[mine], boxes[mine], flips[mine])
 
-    def _start(
-        self, plan: tuple[np.ndarray, np.ndarray, np.ndarray]
-    ) -> tuple[torch.Tensor, torch.Tensor, list[Future[None]]]:
+    def _start(self, crops: Crops) -> tuple[torch.Tensor, torch.Tensor, list[Future[None]]]:
         import torch
 
         if self._pool is None:
             raise LoaderError("the loader is closed")
-        indices, boxes, flips = plan
-        shape = (len(indices), *self._out_size, 3)
+        count = len(crops.indices)
+        shape = (count, *self._out_size, 3)
         if self._pin_memory and torch.cuda.is_available():
             # torch's own allocator recycles page-locked memory.
             images = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
@@ -290,21 +265,12 @@ class _BetonLoader:
         else:
             out = self._free_buffer(shape)
             images = torch.from_numpy(out)
-        labels = torch.from_numpy(self._labels[indices])
+        labels = torch.from_numpy(self._table.label[crops.indices])
         futures = [
             self._pool.submit(
-                partial(
-                    self._decoder.decode,
-                    indices,
-                    boxes,
-                    flips,
-                    out,
-                    start,
-                    min(start + _CHUNK, len(indices)),
-                    not self._train,  # evaluation resizes, then crops; training the other way round
-                )
+                partial(self._decoder.decode, crops, out, start, min(start + _CHUNK, count))
             )
-            for start in range(0, len(indices), _CHUNK)
+            for start in range(0, count, _CHUNK)
         ]
         return images.permute(0, 3, 1, 2), labels, futures
 
@@ -347,6 +313,7 @@ class _BetonLoader:
                     future.cancel()
 
     def close(self) -> None:
+        """End the threads. A loader that is closed cannot be iterated again."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None

@@ -20,10 +20,12 @@ SPLITS = ("train", "minival", "val")
 _CHUNK = 1 << 22
 
 
-class SplitManifest(BaseModel):
-    """One beton: its file, checksum and class counts."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class SplitManifest(_Strict):
+    """One beton: its file, checksum and class counts."""
 
     # A plain name: a manifest that came from elsewhere must not name files outside its folder.
     file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -33,13 +35,11 @@ class SplitManifest(BaseModel):
     counts: list[int] = Field(description="Samples of each class, in the order of `classes`.")
 
 
-class Group(BaseModel):
+class Group(_Strict):
     """Things left out or refused for one reason.
 
     `first` is the name of one of them and `example` its reason in full; `option` would take them.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     reason: str
     count: int
@@ -49,10 +49,8 @@ class Group(BaseModel):
     example: str = ""
 
 
-class SplitSummary(BaseModel):
+class SplitSummary(_Strict):
     """Where a split came from (folders or files), what is in it, and what was converted how."""
-
-    model_config = ConfigDict(extra="forbid")
 
     origins: list[str]
     images: int
@@ -60,10 +58,8 @@ class SplitSummary(BaseModel):
     converted: dict[str, int] = Field(default_factory=dict)
 
 
-class Summary(BaseModel):
+class Summary(_Strict):
     """What `prepare` made of a source: what was taken for what, and what was not taken."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source: str
     classes: int
@@ -75,15 +71,13 @@ class Summary(BaseModel):
     notes: list[str] = Field(default_factory=list)
 
 
-class Manifest(BaseModel):
+class Manifest(_Strict):
     """The contents of `manifest.json`.
 
     `mean` and `std` are per channel (R, G, B) over the training pixels, as fractions of 255.
     `image_size` is the side of the stored images where all are square and equal, else None: then
     a loader needs an `image_size` to crop and resize to.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     format_version: int = 1
     source: str
@@ -117,19 +111,17 @@ def load_manifest(out: Path) -> Manifest:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
+        source = out.name if out.name in ("digits", "glyphs") else "SOURCE"
         raise UserError(
-            f"no prepared data at {out}: run `tokenpool prepare {_guess_source(out)} {out}`"
+            f"no prepared data at {out}: run `tokenpool prepare {source} {out}`"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", exit_code=1) from None
     try:
-        manifest = Manifest.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        manifest = parse_manifest(content)
+    except ValueError as error:
         raise UserError(
-            f"{path} is not a manifest: {where}: {first['msg']}; delete {out} and prepare it again",
-            exit_code=1,
+            f"{path} is not a manifest: {error}; delete {out} and prepare it again", exit_code=1
         ) from None
     if manifest.format_version != 1:
         raise UserError(
@@ -140,8 +132,18 @@ def load_manifest(out: Path) -> Manifest:
     return manifest
 
 
-def _guess_source(out: Path) -> str:
-    return out.name if out.name in ("digits", "glyphs") else "SOURCE"
+def parse_manifest(content: bytes) -> Manifest:
+    """A manifest's text.
+
+    Raises:
+        ValueError: it is none; names what is wrong with which key.
+    """
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ValueError(f"{where}: {first['msg']}") from None
 
 
 def sha256_file(path: Path) -> str:
@@ -153,20 +155,12 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "tokenpool" / "verified"
-
-
 def verify_beton(out: Path, split: str, manifest: Manifest, *, use_cache: bool = True) -> Path:
-    """Check that a split's beton is the one the manifest was written for.
+    """The path of a split's beton, which is the one that the manifest was written for.
 
     The hash is computed once per machine and file: a note under the user's cache directory
     remembers path, size, inode, modification and change times it was computed for. FFCV checks
     neither sizes nor pointers, so nothing unverified may reach its decoder.
-
-    Returns:
-        The beton's path.
 
     Raises:
         UserError: no such split, or the file is missing or altered.
@@ -196,7 +190,9 @@ def verify_beton(out: Path, split: str, manifest: Manifest, *, use_cache: bool =
         stat.st_ino,
         entry.sha256,
     ]
-    note = _cache_dir() / hashlib.sha256(os.fsencode(resolved)).hexdigest()[:32]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:32]
+    note = cache / "tokenpool" / "verified" / name
     if use_cache:
         try:
             if json.loads(note.read_text(encoding="utf-8")) == identity:

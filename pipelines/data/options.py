@@ -20,80 +20,39 @@ _LATER = frozenset({
 
 
 class PrepareOptions(BaseModel):
-    """Options of `tokenpool prepare`; None means the source's own default."""
+    """Options of `tokenpool prepare`, whose help says what each is; None: the source's default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(default=0, ge=0)
-    mode: Literal["jpg", "raw", "proportion"] | None = Field(
-        default=None,
-        description="How images are stored: JPEG, raw pixels, or JPEG for a share of them.",
-    )
-    proportion: float = Field(
-        default=0.5, ge=0, le=1, description="Share of JPEGs in mode proportion."
-    )
-    quality: int = Field(
-        default=90, ge=1, le=100, description="JPEG quality where images are encoded."
-    )
-    reencode: bool = Field(
-        default=False, description="Encode JPEGs anew even where the source's bytes could be kept."
-    )
-    resolution: int | None = Field(default=None, ge=1, le=65535, description="Shrink to this side.")
+    mode: Literal["jpg", "raw", "proportion"] | None = None
+    proportion: float = Field(default=0.5, ge=0, le=1)
+    quality: int = Field(default=90, ge=1, le=100)
+    reencode: bool = False
+    resolution: int | None = Field(default=None, ge=1, le=65535)
     resolution_side: Literal["longest", "shortest"] = "longest"
-    minival: float | None = Field(
-        default=None,
-        ge=0,
-        lt=1,
-        description="Share of the training images, stratified, for minival.",
-    )
-    val: float | None = Field(
-        default=None,
-        ge=0,
-        lt=1,
-        description="Share of all images for val, where the source has no val.",
-    )
-    classes: int | list[str] | None = Field(
-        default=None, description="The first so many classes, or the named ones only."
-    )
-    max_pixels: int = Field(
-        default=100_000_000, ge=1, description="Larger images are refused as decompression bombs."
-    )
-    skip_bad: bool = Field(default=False, description="Go on without the images that are refused.")
-    source: Literal["folder", "parquet", "tar"] | None = Field(
-        default=None, description="What kind of source it is, where that can be read in two ways."
-    )
-    train_from: str | None = Field(
-        default=None,
-        description="Folder or file of the training images, below SOURCE or on its own.",
-    )
-    val_from: str | None = Field(
-        default=None, description="Folder or file of the val images, below SOURCE or on its own."
-    )
-    labels: str | None = Field(
-        default=None, description="A CSV file that names each image and its class."
-    )
-    image_column: str | None = Field(default=None, description="Column of the images.")
-    label_column: str | None = Field(default=None, description="Column of the labels.")
-    split_column: str | None = Field(default=None, description="Column of the splits.")
-    share_names: bool = Field(
-        default=False,
-        description="Parquet files without class names number classes as those with names do.",
-    )
-    workers: int = Field(default=0, ge=0, description="Processes; 0: one per core.")
-    address: str | None = Field(default=None, description="Ray cluster that writes the shards.")
+    minival: float | None = Field(default=None, ge=0, lt=1)
+    val: float | None = Field(default=None, ge=0, lt=1)
+    classes: int | list[str] | None = None  # the first so many, or the named ones
+    max_pixels: int = Field(default=100_000_000, ge=1)
+    skip_bad: bool = False
+    source: Literal["folder", "parquet", "tar"] | None = None
+    train_from: str | None = None  # --train
+    val_from: str | None = None  # --val, where that is no share
+    labels: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    share_names: bool = False
+    workers: int = Field(default=0, ge=0)
+    address: str | None = None
     # glyphs only
-    count: int = Field(default=50_000, ge=1, description="glyphs: images.")
-    size: int = Field(default=64, ge=16, le=512, description="glyphs: side in pixels.")
-    num_glyphs: int = Field(default=36, ge=2, le=62, description="glyphs: classes.")
-    clutter: float = Field(
-        default=0.5, ge=0, le=1, description="glyphs: strength of the background."
-    )
-    variation: float = Field(
-        default=0.5, ge=0, le=1, description="glyphs: spread of place, size, angle and colour."
-    )
-    glyph_scale: float = Field(
-        default=0.62, ge=0.2, le=0.8, description="glyphs: character height over image side."
-    )
+    count: int = Field(default=50_000, ge=1)
+    size: int = Field(default=64, ge=16, le=512)
+    num_glyphs: int = Field(default=36, ge=2, le=62)
+    clutter: float = Field(default=0.5, ge=0, le=1)
+    variation: float = Field(default=0.5, ge=0, le=1)
+    glyph_scale: float = Field(default=0.62, ge=0.2, le=0.8)
 
     @property
     def processes(self) -> int:

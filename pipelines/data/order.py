@@ -8,22 +8,12 @@ import numpy as np
 def train_order(
     num_samples: int, *, global_batch: int, seed: int, epoch: int, repeats: int = 1
 ) -> np.ndarray:
-    """Shuffled sample indices of one training epoch, one row per step.
+    """Shuffled sample indices of one training epoch: [N // global_batch, global_batch] int64.
 
     The rows do not depend on the number of ranks: rank r of W takes `row[r::W]`, so world sizes
-    1, 2 and 4 see the same global batches. The incomplete last batch is dropped.
-
-    Args:
-        num_samples: N.
-        global_batch: samples per step over all ranks.
-        seed: of the run.
-        epoch: which epoch.
-        repeats: repeated augmentation (Hoffer et al. 2020, as in DeiT): each chosen sample comes
-            this many times in a row, so that it meets other ranks or other crops; the epoch's
-            length stays N.
-
-    Returns:
-        [N // global_batch, global_batch] int64.
+    1, 2 and 4 see the same global batches. The incomplete last batch is dropped. With `repeats`
+    (repeated augmentation, Hoffer et al. 2020, as in DeiT) each chosen sample comes this many
+    times in a row, so that it meets other ranks or other crops; the epoch's length stays N.
 
     Raises:
         ValueError: fewer samples than one global batch.
@@ -45,8 +35,7 @@ def eval_order(
 ) -> list[np.ndarray]:
     """The batches one rank evaluates: every sample exactly once over all ranks, none duplicated.
 
-    Returns:
-        A list of [≤ batch_size] int64; the last may be short, and ranks may differ by one batch.
+    [≤ batch_size] int64 each; the last may be short, and ranks may differ by one batch.
     """
     mine = np.arange(rank, num_samples, world_size)
     return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]

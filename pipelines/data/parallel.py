@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 
 from pipelines.data.options import PrepareOptions
 from pipelines.data.processes import WorkerDiedError, WorkerProcesses
-from pipelines.data.shards import make_shard, write_shard
-from pipelines.data.sources.source import Mode, Unit
+from pipelines.data.shards import Recipe, make_shard, write_shard
+from pipelines.data.sources.source import Unit
 from pipelines.errors import UserError
 
 Task = tuple[int, Unit]
@@ -33,42 +33,34 @@ def make_shards(
     numbers: list[int],
     units: Sequence[Unit],
     folder: Path,
-    options: PrepareOptions,
-    mode: Mode,
-    num_classes: int,
+    recipe: Recipe,
     workers: WorkerProcesses | None,
     *,
     keep: bool = True,
 ) -> Iterator[int]:
-    """Make shards and put them in `folder`; yields the number of each as it is done.
+    """Make the shards of these numbers in `folder`; yields the number of each as it is done.
 
-    Args:
-        numbers: which shards.
-        units: what all shards are made of; each is asked for when it is its turn.
-        folder: where they go.
-        options: how they are encoded.
-        mode: likewise.
-        num_classes: labels beyond are refused.
-        workers: from `workers_for` the same options.
-        keep: write the images' bytes too, not only the tables.
+    Each unit is asked for when it is its turn. `workers` are from `workers_for` the same options;
+    with `keep` the images' bytes are written too, not only the tables.
 
     Raises:
         UserError: a worker process was killed, or the Ray cluster failed.
         OSError: no space, and the like.
     """
     tasks = ((number, units[number]) for number in numbers)
-    if options.address is not None:
-        yield from _on_ray(tasks, folder, options, mode, num_classes, keep)
+    if recipe.options.address is not None:
+        with closing(_on_ray(tasks, recipe)) as made:
+            for number, data, table in made:
+                write_shard(folder, number, data if keep else None, table)
+                yield number
         return
-    count = min(options.processes, len(numbers))
+    count = min(recipe.options.processes, len(numbers))
+    calls = ((number, (folder, number, unit, recipe, keep)) for number, unit in tasks)
     if workers is None or count <= 1:
-        for number, unit in tasks:
-            _make_and_write(folder, number, unit, options, mode, num_classes, keep)
+        for number, arguments in calls:
+            _make_and_write(*arguments)
             yield number
         return
-    calls = (
-        (number, (folder, number, unit, options, mode, num_classes, keep)) for number, unit in tasks
-    )
     try:
         yield from workers.run(count, _make_and_write, calls)
     except WorkerDiedError:
@@ -79,39 +71,25 @@ def make_shards(
         ) from None
 
 
-def _make_and_write(
-    folder: Path,
-    number: int,
-    unit: Unit,
-    options: PrepareOptions,
-    mode: Mode,
-    num_classes: int,
-    keep: bool,
-) -> None:
-    data, table = make_shard(unit, options, mode, num_classes)
+def _make_and_write(folder: Path, number: int, unit: Unit, recipe: Recipe, keep: bool) -> None:
+    data, table = make_shard(unit, recipe)
     write_shard(folder, number, data if keep else None, table)
 
 
-def _on_ray(
-    tasks: Iterator[Task],
-    folder: Path,
-    options: PrepareOptions,
-    mode: Mode,
-    num_classes: int,
-    keep: bool,
-) -> Iterator[int]:
-    """Workers send bytes back and this process writes: OUT need not be on a shared disk."""
+def _on_ray(tasks: Iterator[Task], recipe: Recipe) -> Generator[tuple[int, bytes, bytes]]:
+    """(number, data, table) of shards: this process writes, so OUT need not be on a shared disk."""
     import ray
 
     from cluster.session import ClusterError, ray_session
 
+    address = str(recipe.options.address)
     if not ray.is_initialized():
-        _knock(str(options.address))
+        _knock(address)
     # A caller that is connected already stays so.
-    session = nullcontext() if ray.is_initialized() else ray_session(options.address)
+    session = nullcontext() if ray.is_initialized() else ray_session(address)
     try:
         with session:
-            yield from _remotely(tasks, folder, options, mode, num_classes, keep)
+            yield from _remotely(tasks, recipe)
     except ClusterError as error:
         raise UserError(" ".join(str(error).split()), exit_code=1) from None
     except ray.exceptions.RayError as error:
@@ -139,29 +117,21 @@ def _knock(address: str) -> None:
         ) from None
 
 
-def _remotely(
-    tasks: Iterator[Task],
-    folder: Path,
-    options: PrepareOptions,
-    mode: Mode,
-    num_classes: int,
-    keep: bool,
-) -> Iterator[int]:
+def _remotely(tasks: Iterator[Task], recipe: Recipe) -> Iterator[tuple[int, bytes, bytes]]:
     import ray
 
     remote = ray.remote(num_cpus=1, max_retries=3)(make_shard)
     # Twice as many as fit, so that no core waits; more would fill the object store.
     ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    running: dict[ray.ObjectRef, Task] = {}
+    running: dict[ray.ObjectRef, int] = {}
     while True:
-        for task in islice(tasks, ahead - len(running)):
-            running[remote.remote(task[1], options, mode, num_classes)] = task
+        for number, unit in islice(tasks, ahead - len(running)):
+            running[remote.remote(unit, recipe)] = number
         if not running:
             return
         ready, _ = ray.wait(list(running), num_returns=1)
-        task = running.pop(ready[0])
+        number = running.pop(ready[0])
         data, table = ray.get(ready[0])
-        write_shard(folder, task[0], data if keep else None, table)
-        del data
         del ready  # the object store keeps what is referred to
-        yield task[0]
+        yield number, data, table
+        del data

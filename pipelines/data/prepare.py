@@ -36,7 +36,7 @@ from pipelines.data.parallel import make_shards, workers_for
 from pipelines.data.processes import WorkerProcesses
 from pipelines.data.refusals import in_words, write_rejected
 from pipelines.data.shard_rows import Rows, read_rows
-from pipelines.data.shards import shard_paths
+from pipelines.data.shards import Recipe, shard_paths
 from pipelines.data.sources.opening import canonical, open_source
 from pipelines.data.sources.source import Source
 from pipelines.data.splits import NO_SPLIT
@@ -129,26 +129,14 @@ def _verify_finished(source: str, out: Path, options: PrepareOptions) -> Manifes
 
 
 def _prepare(
-    source_name: str,
-    out: Path,
-    partial: Path,
-    options: PrepareOptions,
-    progress: Progress | None,
+    source_name: str, out: Path, partial: Path, options: PrepareOptions, progress: Progress | None
 ) -> Manifest:
     assembled = _assembled(source_name, partial, options)
     if assembled is not None:
         _publish(partial, out, options.processes)
         return assembled
     shards = partial / "shards"
-    with workers_for(options) as workers:  # they start while the source is listed
-        source = open_source(source_name, options)
-        if not source.units:
-            raise UserError(f"{source_name} holds no images")
-        _match_plan(partial, shards, source, options)
-        _make_shards(source, options, shards, progress, workers)
-    # The list of a million files is not needed any more.
-    num_shards, source = len(source.units), replace(source, units=())
-    checked = _check(source, options, shards, num_shards)
+    source, checked = _read(source_name, options, shards, progress, partial)
     if checked.refused:
         where = write_rejected(partial, checked.refused)
         if not options.skip_bad:
@@ -181,27 +169,37 @@ def rehearse(
 ) -> tuple[Summary, str]:
     """What `prepare` would make of a source: all is read and checked, nothing is kept.
 
-    Returns:
-        (the summary, why it would end without a result: "" if it would not).
+    Gives (the summary, why it would end without a result: "" if it would not).
 
     Raises:
         UserError: as `prepare`, except for refused images.
     """
     _refuse_secret(source)
-    with (
-        tempfile.TemporaryDirectory(prefix="tokenpool-") as folder,
-        workers_for(options) as workers,
-    ):
-        listed = open_source(source, options)
-        if not listed.units:
-            raise UserError(f"{source} holds no images")
-        shards = Path(folder)
-        _make_shards(listed, options, shards, progress, workers, keep=False)
-        num_shards, listed = len(listed.units), replace(listed, units=())
-        checked = _check(listed, options, shards, num_shards)
+    with tempfile.TemporaryDirectory(prefix="tokenpool-") as folder:
+        _, checked = _read(source, options, Path(folder), progress)
     stops = bool(checked.refused) and not options.skip_bad
     why = f"{checked.told()}: {_REMEDY}" if stops or not checked.can_train else ""
     return checked.summary, why
+
+
+def _read(
+    source_name: str,
+    options: PrepareOptions,
+    shards: Path,
+    progress: Progress | None,
+    partial: Path | None = None,
+) -> tuple[Source, _Checked]:
+    """List a source and make its shards; what was found is kept only where there is a `partial`."""
+    with workers_for(options) as workers:  # they start while the source is listed
+        source = open_source(source_name, options)
+        if not source.units:
+            raise UserError(f"{source_name} holds no images")
+        if partial is not None:
+            _match_plan(partial, shards, source, options)
+        _make_shards(source, options, shards, progress, workers, keep=partial is not None)
+    # The list of a million files is not needed any more.
+    num_shards, source = len(source.units), replace(source, units=())
+    return source, _check(source, options, shards, num_shards)
 
 
 @dataclass
@@ -330,7 +328,7 @@ def _make_shards(
     progress: Progress | None,
     workers: WorkerProcesses | None,
     *,
-    keep: bool = True,
+    keep: bool,
 ) -> None:
     sizes = [unit.num_samples for unit in source.units]
     numbers = [n for n in range(len(sizes)) if not shard_paths(shards, n)[1].exists()]
@@ -338,9 +336,8 @@ def _make_shards(
     done = total - sum(sizes[number] for number in numbers)
     if progress is not None:
         progress(done, total)
-    mode = options.mode or source.default_mode
-    units, count = source.units, len(source.classes)
-    for number in make_shards(numbers, units, shards, options, mode, count, workers, keep=keep):
+    recipe = Recipe(options, options.mode or source.default_mode, len(source.classes))
+    for number in make_shards(numbers, source.units, shards, recipe, workers, keep=keep):
         done += sizes[number]
         if progress is not None:
             progress(done, total)

@@ -138,11 +138,11 @@ def data_preprocessing(manifest: Manifest, image_size: int) -> Preprocessing:
     return Preprocessing(manifest.mean, manifest.std, (image_size, image_size), None)
 
 
-def own_preprocessing(manifest: Manifest, image_size: int, classes: bool = True) -> dict[str, Any]:
+def own_preprocessing(manifest: Manifest, image_size: int) -> dict[str, Any]:
     """The `pretrained_cfg` of a model trained here: the data's colours, the loader's cut."""
     stored = manifest.image_size == image_size or manifest.source in CHARACTERS
     resized = image_size if stored else max(image_size, round(image_size / Geometry().eval_ratio))
-    found: dict[str, Any] = {
+    return {
         "input_size": (3, image_size, image_size),
         "mean": tuple(manifest.mean),
         "std": tuple(manifest.std),
@@ -150,8 +150,8 @@ def own_preprocessing(manifest: Manifest, image_size: int, classes: bool = True)
         "crop_mode": "center",
         "interpolation": "bilinear",
         "num_classes": len(manifest.classes),
+        "label_names": list(manifest.classes),
     }
-    return found | ({"label_names": list(manifest.classes)} if classes else {})
 
 
 def _crop_pct(size: int, resized: int) -> float:

@@ -47,11 +47,7 @@ class WorkerProcesses:
     """A server, started here and now, and the workers that `run` forks from it."""
 
     def __init__(self, modules: list[str]) -> None:
-        """Start the server; it imports while the caller goes on.
-
-        Args:
-            modules: what the workers will need; modules that are not there are passed over.
-        """
+        """Start the server; it imports `modules`, if they are there, while the caller goes on."""
         self._control, theirs = socket.socketpair()
         argument = [
             json.dumps(value) for value in (sys.path, theirs.fileno(), os.getpid(), modules)

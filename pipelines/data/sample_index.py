@@ -30,15 +30,9 @@ def write_index(
 ) -> tuple[int, np.ndarray]:
     """Write the index to `folder`, and sum up the training pixels on the way.
 
-    Args:
-        rows: N rows.
-        splits: [N] position in SPLITS of each good row, NO_SPLIT for others.
-        pointers: [N] where each good row's image lies in its beton.
-        source: has the names of classes.
-        folder: where it goes.
-
-    Returns:
-        (the number of training pixels, [6] the sums of their R, G, B and of the squares of these).
+    `splits` [N] are positions in SPLITS of each good row, NO_SPLIT for others, `pointers` [N] where
+    its image lies in its beton. Gives (the number of training pixels, [6] the sums of their R, G, B
+    and of the squares of these).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

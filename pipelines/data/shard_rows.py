@@ -88,12 +88,7 @@ def read_shard(folder: Path, number: int, columns: list[str]) -> pa.Table:
 
 
 def read_rows(folder: Path, num_shards: int) -> Rows:
-    """Load every shard's table, with the digests of the sources' bytes.
-
-    Args:
-        folder: where they lie.
-        num_shards: their tables are numbered from 0.
-    """
+    """Load the tables of shards 0 to `num_shards` - 1, with the digests of the sources' bytes."""
     kinds = {name: np.dtype(kind) for name, kind in (_NUMBERS | _TEXTS).items()}
     kinds[_DIGEST] = np.dtype(f"S{DIGEST_BYTES}")
     held = {name: bytearray() for name in kinds}  # they grow in place, and are never held twice

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,14 +47,17 @@ def schema() -> pyarrow.Schema:
     return pa.schema([(name, kinds[name]) for name in COLUMNS])
 
 
-def make_shard(
-    unit: Unit, options: PrepareOptions, mode: Mode, num_classes: int
-) -> tuple[bytes, bytes]:
-    """Read, check and encode one unit.
+@dataclass(frozen=True)
+class Recipe:
+    """How images are checked and encoded; labels from `num_classes` up are refused."""
 
-    Returns:
-        (the images' bytes one after the other, the table as Parquet).
-    """
+    options: PrepareOptions
+    mode: Mode
+    num_classes: int
+
+
+def make_shard(unit: Unit, recipe: Recipe) -> tuple[bytes, bytes]:
+    """Read, check and encode one unit: (the images' bytes in a row, the table as Parquet)."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -61,7 +65,7 @@ def make_shard(
     blobs: list[bytes] = []
     offset = 0
     for sample in unit.read():
-        row, blob = _encode_row(sample, options, mode, num_classes)
+        row, blob = _encode_row(sample, recipe)
         if blob is not None:
             row["offset"] = offset
             offset += len(blob)
@@ -73,9 +77,7 @@ def make_shard(
     return b"".join(blobs), sink.getvalue()
 
 
-def _encode_row(
-    sample: Sample, options: PrepareOptions, mode: Mode, num_classes: int
-) -> tuple[dict[str, Any], bytes | None]:
+def _encode_row(sample: Sample, recipe: Recipe) -> tuple[dict[str, Any], bytes | None]:
     raw = sample.data if isinstance(sample.data, bytes) else sample.data.tobytes()
     sha1 = hashlib.sha1(raw, usedforsecurity=False).digest()
     row: dict[str, Any] = dict.fromkeys(COLUMNS, 0) | {
@@ -87,16 +89,16 @@ def _encode_row(
         "converted": "",
         "warning": "",
     }
-    if not sample.error and not 0 <= sample.label < num_classes:
-        row["error"] = f"label {sample.label} is out of range 0..{num_classes - 1}"
+    if not sample.error and not 0 <= sample.label < recipe.num_classes:
+        row["error"] = f"label {sample.label} is out of range 0..{recipe.num_classes - 1}"
     if row["error"]:
         return row, None
     # By content and not by place, so that the choice survives any change of sharding.
-    as_jpg = mode == "jpg" or (
-        mode == "proportion" and int.from_bytes(sha1[:4]) / 2**32 < options.proportion
+    as_jpg = recipe.mode == "jpg" or (
+        recipe.mode == "proportion" and int.from_bytes(sha1[:4]) / 2**32 < recipe.options.proportion
     )
     try:
-        encoded = encode(sample.data, options, as_jpg=as_jpg)
+        encoded = encode(sample.data, recipe.options, as_jpg=as_jpg)
     except RejectedImageError as error:
         row["error"] = storable(str(error))
         return row, None

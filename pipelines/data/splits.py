@@ -11,18 +11,10 @@ NO_SPLIT = len(SPLITS)
 
 
 def stratified_pick(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Pick the same fraction of every class.
+    """Pick the same fraction, from 0 to below 1, of every class: [N] bool of `labels` [N].
 
     Shares are rounded to the nearest image; a class of two or more images gives at least one and
     keeps at least one.
-
-    Args:
-        labels: [N] int.
-        fraction: 0 ≤ fraction < 1.
-        rng: decides which ones.
-
-    Returns:
-        [N] bool, True where picked.
     """
     picked = np.zeros(len(labels), np.bool_)
     if fraction <= 0:
@@ -39,21 +31,11 @@ def stratified_pick(labels: np.ndarray, fraction: float, rng: np.random.Generato
 def assign_splits(
     in_val: np.ndarray, labels: np.ndarray, *, val: float, minival: float, seed: int
 ) -> np.ndarray:
-    """Split the images.
+    """The position in SPLITS of each image, [N] uint8.
 
-    Where the source declares a val split, it is kept as it is. Else `val` of all images is taken
-    out, stratified. Then `minival` of the remaining training images becomes minival, so that
+    Where the source declares some `in_val` [N], they are kept as val. Else `val` of all images is
+    taken out, stratified. Then `minival` of the remaining training images becomes minival, so that
     nothing is ever chosen by looking at val.
-
-    Args:
-        in_val: [N] bool, whether the source says that an image is of val.
-        labels: [N] int.
-        val: share of all.
-        minival: share of the training images.
-        seed: decides which ones.
-
-    Returns:
-        [N] uint8, the position in SPLITS of each.
     """
     result = np.where(in_val, SPLITS.index("val"), SPLITS.index("train")).astype(np.uint8)
     if not in_val.any():

@@ -22,14 +22,10 @@ def summarize(
     refused: Sequence[Refusal],
     notes: Sequence[str] = (),
 ) -> Summary:
-    """Count.
+    """Count what was made of a source of N rows.
 
-    Args:
-        source: what was listed.
-        rows: N images.
-        splits: [N] position in SPLITS of each that is kept, NO_SPLIT for others.
-        refused: what was not kept, and why.
-        notes: sentences beside the source's own.
+    `splits` [N] are positions in SPLITS of those that are kept, NO_SPLIT for others; `notes` stand
+    beside the source's own.
     """
     parts = {}
     for code, split in enumerate(SPLITS):
@@ -85,7 +81,8 @@ def lines(summary: Summary) -> Iterator[str]:
         yield f"  {split:8}{kept}, {_from(part.origins)}"
         if part.converted:
             done = [f"{count:,} {printable(how)}" for how, count in part.converted.items()]
-            yield f"  {'':8}converted: {_some(done)}"
+            more = ", …" if len(done) > _MOST else ""
+            yield f"  {'':8}converted: {', '.join(done[:_MOST])}{more}"
     for title, groups in (("left out", summary.left_out), ("refused", summary.refused)):
         for group in groups[:_MOST]:
             example = f", {printable(group.first)}" if group.first else ""
@@ -110,7 +107,3 @@ def _from(origins: list[str]) -> str:
         return shown[0]
     more = f", … ({len(shown):,} in all)" if len(shown) > 3 else ""
     return f"from {', '.join(shown[:3])}{more}"
-
-
-def _some(texts: list[str]) -> str:
-    return ", ".join(texts[:_MOST]) + (", …" if len(texts) > _MOST else "")

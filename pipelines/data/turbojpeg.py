@@ -50,7 +50,7 @@ def decode(
     cmyk: bool = False,
     flags: int = _ACCURATE_DCT | _LIMIT_SCANS,
 ) -> np.ndarray:
-    """Decode a JPEG of known size.
+    """Decode a JPEG of known size to [height, width, 3] uint8 RGB, or [height, width, 4] as stored.
 
     Args:
         data: the file.
@@ -58,9 +58,6 @@ def decode(
         height: likewise.
         cmyk: it has four components, as TurboJPEG does not turn ink to light.
         flags: TurboJPEG's, by default the accurate transform and at most 500 scans.
-
-    Returns:
-        [height, width, 3] uint8 RGB, of CMYK [height, width, 4] as stored.
 
     Raises:
         BrokenJpegError: any error or warning.

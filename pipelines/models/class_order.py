@@ -31,9 +31,7 @@ _READINGS: tuple[Callable[[str], str], ...] = (
 def known_names(model: nn.Module, classes: Sequence[str]) -> list[list[str]]:
     """What a model's outputs are called, in their order, each way it is known; empty if it is not.
 
-    Args:
-        model: a timm model.
-        classes: the data's, to tell ImageNet's by.
+    The data's classes tell whether they are ImageNet's.
     """
     found = []
     names = class_names(model)

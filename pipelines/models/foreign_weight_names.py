@@ -48,12 +48,7 @@ _WRAPPED_BODY = re.compile(r"(?:module\.)?(?:(?:vit|deit|dinov2|dinov2_with_regi
 
 
 def in_timms_names(state: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-    """The state by timm's names; as it is, where it is of neither library.
-
-    Args:
-        state: weights by name.
-        notes: gets a line of whose names they were.
-    """
+    """The state by timm's names; as it is, if of neither library. `notes` get whose they were."""
     for anchor, (library, table) in _LIBRARIES.items():
         prefix = next((key[: -len(anchor)] for key in state if key.endswith(anchor)), None)
         # BEiT, CLIP and others have such embeddings too, but are no plain ViT.
@@ -91,11 +86,9 @@ def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def said_by_transformers(config: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
-    """Of a folder of transformers', class names and preprocessing as timm calls them.
+    """Class names and preprocessing as timm calls them, of a folder of transformers'.
 
-    Args:
-        config: its config.json.
-        images: its preprocessor_config.json; empty without one.
+    `images` is its preprocessor_config.json; empty without one.
     """
     found: dict[str, Any] = {}
     for theirs, ours in (("image_mean", "mean"), ("image_std", "std")):

@@ -62,10 +62,8 @@ def pretrained(name: str) -> Any:
 def _cached_if_unreachable() -> Iterator[str | None]:
     """Lets the hub's client look into its cache alone where there is no network.
 
-    By itself it asks six times over half a minute, for each file, with a warning each time.
-
-    Yields:
-        The host that does not answer, if so.
+    By itself it asks six times over half a minute, for each file, with a warning each time. Gives
+    the host that does not answer, if so.
     """
     from huggingface_hub import constants
 

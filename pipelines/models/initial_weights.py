@@ -63,24 +63,23 @@ class Source:
 def open_source(source: str) -> Source:
     """The weights behind a path, an address or a name, with what is known of their model.
 
-    Args:
-        source: a `tp.save` folder, a file or folder of weights as training scripts and hubs write
-            them, a timm name, `hf-hub:…` or `local-dir:…`; paths may be addresses (`s3://…`).
+    A source is a `tp.save` folder, a file or folder of weights as training scripts and hubs write
+    them, a timm name, `hf-hub:…` or `local-dir:…`; paths may be addresses (`s3://…`).
 
     Raises:
         UserError: there is nothing of these, or it cannot be read safely.
     """
     if is_named(source):
         model = pretrained(source)
-        return Source(source, model.state_dict(), (), _described(model, source), {}, _config(model))
+        return Source(source, model.state_dict(), (), described(model, source), {}, _config(model))
     path = local_path(source)
     if (path / "model.json").is_file():
         try:
             model = tp.load(path)
-            described = read_header(path)["architecture"]
+            architecture = read_header(path)["architecture"]
         except ValueError as error:
             raise UserError(str(error)) from None
-        return Source(source, model.state_dict(), (), described, {}, _config(model))
+        return Source(source, model.state_dict(), (), architecture, {}, _config(model))
     if not path.exists():
         raise UserError(
             f"no weights at {source}: give a saved model's folder, a .safetensors or .pth file, "
@@ -100,12 +99,8 @@ def load_into(
 
     Position and patch embeddings are resampled; everything else must fit, in both directions, and
     so must what does not show in shapes, as far as the source says it. What is assumed is said.
-    The model gets the source's image preprocessing (`pretrained_cfg`).
-
-    Args:
-        model: gets the weights.
-        source: as `open_source` takes it.
-        head: "any" lets a head for other classes start anew; "own" refuses that.
+    The model gets the source's image preprocessing (`pretrained_cfg`). A head for other classes
+    starts anew; with `head="own"` it is refused.
 
     Raises:
         UserError: the weights are of another architecture; the message names the first key left
@@ -212,7 +207,12 @@ def _of_head(name: str) -> bool:
     return name.startswith(_HEADS)
 
 
-def _described(model: Any, source: str) -> dict[str, Any]:
+def described(model: Any, source: str) -> dict[str, Any]:
+    """The architecture of a source's model, as `tokenpool.architecture.describe` gives it.
+
+    Raises:
+        UserError: it is of no kind that can be pooled and saved.
+    """
     try:
         return describe(model)
     except ValueError as error:

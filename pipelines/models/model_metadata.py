@@ -125,11 +125,10 @@ def _images(said: dict[str, Any]) -> dict[str, Any]:
 def compare(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """What of two architectures differs and decides the logits, in words; empty if nothing does.
 
-    Args:
-        theirs: of the source, whole or in part, under its own names.
-        ours: of the model, from `describe`.
+    `theirs` is the source's, whole or in part, under its own names; `ours` is from `describe`.
     """
-    if theirs.get("class") not in (None, *_like(ours["class"])):
+    # Where only one of them has a distillation token, keys tell.
+    if theirs.get("class") not in (None, ours["class"], "VisionTransformer", "distilled"):
         kind = theirs.get("name") or theirs["class"]
         return f"it is of a {kind}, which cannot be had by widths and depth alone"
     theirs, ours = _free_of(theirs), _free_of(ours)
@@ -149,11 +148,6 @@ def _free_of(described: dict[str, Any]) -> dict[str, Any]:
         return described
     arguments = {k: v for k, v in described["arguments"].items() if k not in _FREE}
     return described | {"arguments": arguments}
-
-
-def _like(kind: str) -> tuple[str, ...]:
-    # Where only one of them has a distillation token, keys tell.
-    return (kind, "VisionTransformer", "distilled")
 
 
 def _value(theirs: dict[str, Any], key: str) -> Any:

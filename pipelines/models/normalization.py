@@ -22,11 +22,6 @@ def renormalize(model: Any, known: Colours, given: Colours) -> None:
     """Changes the patch embedding so that `given` images have the effect of `known` ones.
 
     Exact, as normalisation and patch embedding are both affine and patches are not padded.
-
-    Args:
-        model: a timm ViT whose patch embedding has a bias.
-        known: what the model's images were normalised with in training.
-        given: what they will be from now on.
     """
     (mean, std), (own_mean, own_std) = (
         tuple(torch.tensor(values, dtype=torch.float64) for values in colours)
@@ -55,16 +50,14 @@ def adopt(model: Any, manifest: Manifest, *, head: bool) -> list[str]:
     """Makes a model with weights from elsewhere take the data's images and name its classes.
 
     Its patch embedding is changed for the data's colours, its head is put into the data's order,
-    both exactly; from then on `pretrained_cfg` says what models that are trained here say.
+    both exactly; from then on `pretrained_cfg` says what models that are trained here say. Gives
+    what was changed or assumed, each for one line.
 
     Args:
         model: a timm ViT of as many classes as the data, with the `pretrained_cfg` of its source.
         manifest: of the data.
         head: whether the head is used as it is, so that classes must be the data's; else one of
             other names is trained anew anyway.
-
-    Returns:
-        What was changed or assumed, each for one line.
 
     Raises:
         UserError: the model's classes are known and are others.

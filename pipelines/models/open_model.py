@@ -13,16 +13,17 @@ from torch import Tensor
 import tokenpool as tp
 from pipelines.errors import UserError
 from pipelines.models.hub import is_named, is_sharded, pretrained
-from pipelines.models.initial_weights import Source, fit
+from pipelines.models.initial_weights import Source, described, fit
 from pipelines.models.model_metadata import check_named, config_said, timm_arguments, timm_name
 from pipelines.models.state_dicts import read_json, read_state_dict
 from pipelines.storage.copies import local_path
-from tokenpool.architecture import describe
 from tokenpool.patches import patches_of
 
 
 def open_model(source: str, arch: str | None = None, *, pooled: bool = True) -> Any:
     """A saved model, a pretrained one of timm or a hub, or one of a training script's weights.
+
+    It is on the CPU, in evaluation mode.
 
     Args:
         source: a `tp.save` folder or an export's, a timm name, `hf-hub:…`, `local-dir:…`, or a file
@@ -30,18 +31,12 @@ def open_model(source: str, arch: str | None = None, *, pooled: bool = True) -> 
         arch: timm's name of the model that plain weights are of, where they do not say it.
         pooled: whether it must be one that can be pooled and saved.
 
-    Returns:
-        The model in evaluation mode on the CPU.
-
     Raises:
         UserError: there is no such model, it does not fit its weights, or it cannot be pooled.
     """
     model = _opened(source, arch, pooled).eval()
     if pooled:
-        try:
-            describe(model)
-        except ValueError as error:
-            raise UserError(f"{source}: {error}") from None
+        described(model, source)  # or refused
     return model
 
 
@@ -75,11 +70,8 @@ def _opened(source: str, arch: str | None, pooled: bool) -> Any:
         raise UserError(f"{source}: plain weights are read for vision transformers, not for {name}")
     notes = (*found.notes, f"taken as timm's {name}")
     config = config_said(found.said | {"arch": name})
-    try:
-        described = describe(model)
-    except ValueError as error:
-        raise UserError(f"{source}: {error}") from None
-    known = Source(source, found.tensors, notes, described, found.said, config)
+    architecture = described(model, source)
+    known = Source(source, found.tensors, notes, architecture, found.said, config)
     vit: Any = model
     return fit(vit, known, head="own")
 

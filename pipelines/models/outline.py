@@ -13,7 +13,7 @@ import torch
 import tokenpool as tp
 from pipelines.errors import UserError
 from pipelines.models.hub import is_named
-from pipelines.models.initial_weights import open_source
+from pipelines.models.initial_weights import described, open_source
 from pipelines.models.model_spec import ModelSpec
 from pipelines.storage.address import parse_storage
 from pipelines.storage.copies import local_path
@@ -38,7 +38,7 @@ def shaped(
         device: "meta" makes one without values.
 
     Returns:
-        The model; None where the architecture is a plain DeiT, is not known, or of another shape.
+        None where the architecture is a plain DeiT, is not known, or of another shape.
     """
     if architecture is None:
         return None
@@ -80,10 +80,7 @@ def _deit(spec: ModelSpec) -> Any:
 def outline(spec: ModelSpec, source: str | None, *, narrowed: bool = False) -> Any:
     """The model of a shape and the weights it will start from, without values: to be counted.
 
-    Args:
-        spec: the shape.
-        source: weights.
-        narrowed: whether they are of a wider model, of whose kind it is.
+    `narrowed`: the weights are a wider model's, of whose kind it is.
 
     Raises:
         UserError: there are no such weights.
@@ -103,10 +100,7 @@ def _architecture(source: str) -> dict[str, Any] | None:
             return open_source(source).architecture
         with torch.device("meta"):
             model = timm.create_model(source, pretrained=False)
-        try:
-            return describe(model)
-        except ValueError as error:
-            raise UserError(f"{source}: {error}") from None
+        return described(model, source)
     place = parse_storage(source)
     header = ObjectStore(place).read("model.json") if isinstance(place, str) else None
     if header is not None:

@@ -20,13 +20,8 @@ def fit_positions(
     """The state with `pos_embed` as the model has it: `[1, positions, width]`, on its grid.
 
     A position of the class token that the model has no place for is added to the class token, which
-    is the same; one that the file lacks is nothing.
-
-    Args:
-        state: weights under timm's names.
-        model: that they are for.
-        notes: gets a line of what was changed.
-        known: the architecture they are from, where that is known.
+    is the same; one that the file lacks is nothing. `notes` gets a line of what was changed;
+    `known` is the architecture that the weights are from, where it is known.
 
     Raises:
         ValueError: the positions lie on no grid.

@@ -41,10 +41,8 @@ _NOT_SHARED = ("criterion", "loss", "metric", "optimizer", "text", "logit", "que
 class StateDict:
     """Weights of one model, by the names they have in it.
 
-    Attributes:
-        tensors: name → value.
-        notes: what was chosen, renamed or left out, each to be said in a line.
-        said: what the file says of its model beside the weights, as its script named it.
+    `notes` are of what was chosen, renamed or left out; `said` is what the file says of its model
+    beside the weights, as its script named it.
     """
 
     tensors: dict[str, Tensor]
@@ -129,7 +127,7 @@ def _renamed(state: dict[str, Tensor], path: Path, notes: list[str]) -> dict[str
     state = in_timms_names(state, notes)
     prefixes: list[str] = []
     for anchor in _ANCHORS:
-        prefixes = sorted({k[: -len(anchor)] for k in state if _ends(k, anchor)})
+        prefixes = sorted({k[: -len(anchor)] for k in state if f".{k}".endswith(f".{anchor}")})
         if prefixes:
             break
     if not prefixes:
@@ -143,10 +141,6 @@ def _renamed(state: dict[str, Tensor], path: Path, notes: list[str]) -> dict[str
     kept = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     beside = [k for k in state if not k.startswith(prefix)]
     return _with_outer_head(kept, state, beside, prefix, path, notes)
-
-
-def _ends(key: str, anchor: str) -> bool:
-    return key == anchor or key.endswith(f".{anchor}")
 
 
 def _chosen(prefixes: list[str], path: Path, notes: list[str]) -> str:

@@ -12,15 +12,11 @@ from pipelines.search.state import SearchState
 
 
 def find_data(state: SearchState, given: Path | None = None) -> Path:
-    """The prepared data of a search.
+    """The prepared data of a search, or what the user says is it.
 
     Its configuration names the folder as seen from where the search was started; the storage
     folder, and the data in or beside it, may have been moved together since. Where it was fetched
     from an address, it is fetched again.
-
-    Args:
-        state: The search.
-        given: Where the user says it is.
 
     Raises:
         UserError: It is not where it was, nor where it would be, or does not arrive.

@@ -12,15 +12,12 @@ from pipelines.search.standing import chance, finished_points, front_ids, search
 from pipelines.search.state import SearchState
 from tune_spaces import pareto
 
-__all__ = ["Front", "Point", "Progress", "build_front", "history"]
-
 
 @dataclass(frozen=True)
 class Front:
     """All points of a search, cheapest first, and what the front amounts to.
 
     Attributes:
-        name: The search.
         points: Finals and bases, sorted by GMACs; see `on_front` for the front alone.
         hypervolume: Share in 0..1 of the box from chance to 100 % top-1 (minival) and from zero
             to the widest dense base's GMACs that the models cover by their first trainings.

@@ -8,16 +8,11 @@ from typing import Any
 
 from pipelines.search.job_specs import base_job_id, supernet_job_id
 from pipelines.search.state import SearchState
-from pipelines.trials.last_signs import LastSign, read_last_signs
+from pipelines.trials.last_signs import read_last_signs
 
 
 def last_steps(state: SearchState, directory: Path) -> list[dict[str, Any]]:
-    """Of each job at work, the worker that is least far, as plain JSON types.
-
-    Args:
-        state: of the search, which a driver is at work on.
-        directory: its folder.
-    """
+    """Of each job that a driver is at work on, the worker that is least far, as plain JSON."""
     over = {name for name, trial in state.trials.items() if trial.status not in _AT_WORK}
     over |= {base_job_id(base.width) for base in state.bases if base.status not in _AT_WORK}
     over |= {supernet_job_id(w) for w, net in state.supernets.items() if net.status not in _AT_WORK}
@@ -26,7 +21,7 @@ def last_steps(state: SearchState, directory: Path) -> list[dict[str, Any]]:
         # What an earlier driver's workers left behind says nothing of this one's.
         signs = [s for s in read_last_signs(folder) if s.time >= state.began]
         if signs and folder.name not in over:
-            last = min(signs, key=_how_far)
+            last = min(signs, key=lambda s: (-1 if s.step is None else s.step, s.time))
             found.append(
                 {
                     "job": folder.name,
@@ -41,10 +36,6 @@ def last_steps(state: SearchState, directory: Path) -> list[dict[str, Any]]:
 
 
 _AT_WORK = ("pending", "running")
-
-
-def _how_far(sign: LastSign) -> tuple[int, float]:
-    return (-1 if sign.step is None else sign.step, sign.time)
 
 
 def last_step_text(found: dict[str, Any], ago: str) -> str:

@@ -55,8 +55,7 @@ def matched(front: Front) -> list[Matched]:
     pooled = [p for p in front.on_front if p.kind == "final" and p.top1_val is not None]
     return [
         Matched(
-            point,
-            next((p for p in pooled if (p.top1_val or 0.0) >= (point.top1_val or 0.0)), None),
+            point, next((p for p in pooled if (p.top1_val or 0.0) >= (point.top1_val or 0.0)), None)
         )
         for _, point in sorted(plain.items())
     ]

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from pipelines.data.manifest import load_manifest
@@ -21,20 +19,11 @@ from pipelines.results.matched import matched
 from pipelines.results.points import error
 from pipelines.results.table import compact_schedule, percent, slower_text
 from pipelines.search.state import SearchState
-from pipelines.storage.durable import write_text
-
-_NO_SAMPLES: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class OutsidePoint:
-    """A model measured elsewhere, e.g. a published figure.
-
-    Attributes:
-        top1: Fraction in [0, 1].
-        top1_std: Its standard deviation over seeds, where known.
-        params: Weights, where known.
-    """
+    """A model measured elsewhere; top-1 is a fraction, and its deviation is over seeds."""
 
     label: str
     gmacs: float
@@ -55,8 +44,7 @@ def render_page(
     front: Front,
     history: Sequence[Progress] = (),
     others: Sequence[OutsideFront] = (),
-    *,
-    samples: Mapping[str, int] = _NO_SAMPLES,
+    samples: Mapping[str, int] | None = None,
     footer: str = "",
 ) -> str:
     """The page as HTML text.
@@ -68,10 +56,19 @@ def render_page(
         samples: Images in `minival` and `val`; where known, the points get error bars.
         footer: A line about where it comes from, e.g. the config's hash.
     """
+    data = page_data(front, samples or {}) | {
+        "footer": footer,
+        "others": [_outside_data(other) for other in others],
+        "history": [
+            {"device_seconds": step.device_seconds, "hypervolume": step.hypervolume}
+            for step in history
+        ],
+    }
     parts = {
         "@@TITLE@@": html.escape(f"Front of {front.name}"),
         "@@CSS@@": _asset("page.css"),
-        "@@DATA@@": _embed(page_data(front, history, others, samples, footer)),
+        # It cannot end the script element it stands in.
+        "@@DATA@@": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         "@@PLOTLY@@": _plotly(),
         "@@JS@@": _asset("page.js"),
     }
@@ -84,45 +81,18 @@ def render_page(
     return "".join(parts.values()) + text
 
 
-def write_page(
-    front: Front,
-    path: Path,
-    history: Sequence[Progress] = (),
-    others: Sequence[OutsideFront] = (),
-    *,
-    samples: Mapping[str, int] = _NO_SAMPLES,
-    footer: str = "",
-) -> None:
-    """Writes the page.
-
-    Raises:
-        UserError: The target cannot be written.
-    """
-    write_text(path, render_page(front, history, others, samples=samples, footer=footer))
-
-
-def page_data(
-    front: Front,
-    history: Sequence[Progress],
-    others: Sequence[OutsideFront],
-    samples: Mapping[str, int],
-    footer: str,
-) -> dict[str, Any]:
-    """What the page's script reads, as plain JSON types."""
+def page_data(front: Front, samples: Mapping[str, int]) -> dict[str, Any]:
+    """What the page's script reads of the search's own front, as plain JSON types."""
     batches = sorted({batch for point in front.points for batch in point.latency_ms}, key=int)
-    costs = {"gmacs": {"title": "GMACs per image", "unit": "GMACs", "column": "GMACs"}}
+    costs = {"gmacs": ("GMACs per image", "GMACs", "GMACs")}
     if any(point.params for point in front.points):
-        costs["params"] = {
-            "title": "parameters, millions",
-            "unit": "M parameters",
-            "column": "M params",
-        }
+        costs["params"] = ("parameters, millions", "M parameters", "M params")
     costs |= {
-        f"latency_{batch}": {
-            "title": f"ms per batch of {batch}",
-            "unit": f"ms (batch of {batch})",
-            "column": f"ms, batch {batch}",
-        }
+        f"latency_{batch}": (
+            f"ms per batch of {batch}",
+            f"ms (batch of {batch})",
+            f"ms, batch {batch}",
+        )
         for batch in batches
     }
     qualities = {"top1_minival": "top-1 on minival", "top1_val": "top-1 on val"}
@@ -131,34 +101,32 @@ def page_data(
     return {
         "title": f"Front of {front.name}",
         "summary": summary(front),
-        "footer": footer,
         "note": _error_note(front, samples),
         "patches": front.patches,
-        "costs": costs,
+        "costs": {
+            key: dict(zip(("title", "unit", "column"), said, strict=True))
+            for key, said in costs.items()
+        },
         "qualities": qualities,
         "points": [_point_data(front.name, point, samples) for point in front.points],
-        "others": [
+    }
+
+
+def _outside_data(other: OutsideFront) -> dict[str, Any]:
+    return {
+        "name": other.name,
+        "points": [
             {
-                "name": other.name,
-                "points": [
-                    {
-                        "id": point.label,
-                        "width": "–",
-                        "compact": other.name,
-                        "costs": {"gmacs": point.gmacs} | _millions(point.params),
-                        "top1_minival": point.top1,
-                        "top1_val": point.top1,
-                        "minival_error": point.top1_std,
-                        "val_error": point.top1_std,
-                    }
-                    for point in other.points
-                ],
+                "id": point.label,
+                "width": "–",
+                "compact": other.name,
+                "costs": {"gmacs": point.gmacs} | _millions(point.params),
+                "top1_minival": point.top1,
+                "top1_val": point.top1,
+                "minival_error": point.top1_std,
+                "val_error": point.top1_std,
             }
-            for other in others
-        ],
-        "history": [
-            {"device_seconds": step.device_seconds, "hypervolume": step.hypervolume}
-            for step in history
+            for point in other.points
         ],
     }
 
@@ -182,19 +150,8 @@ def summary(front: Front) -> str:
         )
     screening = [f"{found[0].upper()}{found[1:]}." for found in front.screening]
     equal = [found.text for found in matched(front)[:1] if found.pooled is not None]
-    return " ".join(
-        filter(
-            None,
-            [
-                text.rstrip(),
-                _saving(front),
-                slower_text(front),
-                *equal,
-                _against_constant(front),
-                *screening,
-            ],
-        )
-    )
+    said = [text.rstrip(), _saving(front), slower_text(front), *equal, _against_constant(front)]
+    return " ".join(filter(None, [*said, *screening]))
 
 
 def _saving(front: Front) -> str:
@@ -298,11 +255,6 @@ def _point_data(name: str, point: Point, samples: Mapping[str, int]) -> dict[str
         "reason": point.reason,
         "command": export_command(name, point),
     }
-
-
-def _embed(data: dict[str, Any]) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _asset(name: str) -> str:

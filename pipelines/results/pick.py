@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipelines.errors import UserError
@@ -12,14 +11,7 @@ from pipelines.results.table import compact_schedule, described, with_spread
 
 @dataclass(frozen=True)
 class Choice:
-    """A point of the front, why it was taken, and its neighbours.
-
-    Attributes:
-        point: The one.
-        why: One sentence.
-        cheaper: The next point down the front; None at its cheap end.
-        better: The next point up the front; None at its dear end.
-    """
+    """A point of the front, why it was taken, and its neighbours down and up the front, if any."""
 
     point: Point
     why: str
@@ -58,9 +50,7 @@ def pick_max_gmacs(front: Front, bound: float) -> Choice:
 def pick_min_top1(front: Front, bound: float) -> Choice:
     """The cheapest point with at least `bound` top-1 on minival.
 
-    Args:
-        front: Where to choose.
-        bound: A fraction up to 1, or a percentage above.
+    The bound is a fraction, or a percentage above 1.
 
     Raises:
         UserError: Nothing is that accurate (the message names the nearest), or the bound is no
@@ -83,10 +73,7 @@ def pick_min_top1(front: Front, bound: float) -> Choice:
 def pick_max_latency(front: Front, bound: float, batch: str | None = None) -> Choice:
     """The most accurate point that takes at most `bound` milliseconds for a batch.
 
-    Args:
-        front: Where to choose.
-        bound: Milliseconds per batch.
-        batch: Batch size it was measured at; default the smallest one measured.
+    Of the batch sizes that were measured the smallest counts, unless one is named.
 
     Raises:
         UserError: Nothing is that fast (the message names the nearest), or nothing was measured.
@@ -172,13 +159,6 @@ def _finished_front(front: Front) -> tuple[Point, ...]:
 
 
 def _choice(front: Front, point: Point, why: str) -> Choice:
-    def nearest(suits: Callable[[Point], bool], last: bool) -> Point | None:
-        found = [other for other in front.on_front if suits(other)]
-        return found[-1 if last else 0] if found else None
-
-    return Choice(
-        point=point,
-        why=why,
-        cheaper=nearest(lambda other: other.gmacs < point.gmacs, last=True),
-        better=nearest(lambda other: _top1(other) > _top1(point), last=False),
-    )
+    cheaper = [other for other in front.on_front if other.gmacs < point.gmacs]
+    better = [other for other in front.on_front if _top1(other) > _top1(point)]
+    return Choice(point, why, cheaper[-1] if cheaper else None, better[0] if better else None)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pipelines.results.front import Front, Point
+from pipelines.results.front import Front
 from pipelines.results.page import OutsideFront
 from pipelines.results.points import error
-from pipelines.storage.durable import write_atomic
 
 # Okabe and Ito's palette: told apart without colour vision; shapes differ as well.
 POOLED, DENSE, CONSTANT, OTHER = "#0072B2", "#D55E00", "#9A6700", "#8A8A8A"
 _OUTSIDE = (("^", "#009E73"), ("P", "#CC79A7"), ("*", "#56B4E9"), ("p", "#7D4698"))
-_NO_SAMPLES: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -34,23 +30,17 @@ class _Group:
 
 
 def front_figure(
-    front: Front,
-    others: Sequence[OutsideFront] = (),
-    *,
-    samples: Mapping[str, int] = _NO_SAMPLES,
+    front: Front, others: Sequence[OutsideFront] = (), images: int | None = None
 ) -> Figure:
     """GMACs against top-1 (minival): staircase, finals, baselines, other fronts, the knee.
 
-    Args:
-        front: All points of the search.
-        others: Fronts measured elsewhere.
-        samples: Images in `minival`; where known, points of one seed have error bars too.
+    Where the number of minival's images is known, points of one seed have error bars too.
     """
     figure = Figure(figsize=(8, 5), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _staircase(axes, front)
-    groups = [group for group in _groups(front, others, samples.get("minival")) if group.places]
+    groups = [group for group in _groups(front, others, images) if group.places]
     for group in groups:
         _scatter(axes, group)
     _mark_knee(axes, front)
@@ -67,28 +57,6 @@ def front_figure(
     else:
         axes.text(0.5, 0.5, "no finished model yet", ha="center", transform=axes.transAxes)
     return figure
-
-
-def write_png(
-    front: Front,
-    path: Path,
-    others: Sequence[OutsideFront] = (),
-    *,
-    samples: Mapping[str, int] = _NO_SAMPLES,
-) -> None:
-    """The figure as a PNG file.
-
-    Raises:
-        UserError: The target cannot be written.
-    """
-    figure = front_figure(front, others, samples=samples)
-    write_atomic(path, lambda aside: figure.savefig(aside, format="png"))
-
-
-def staircase(points: tuple[Point, ...]) -> tuple[list[float], list[float]]:
-    """Corners of the front, GMACs and percent: what top-1 one can have at each cost."""
-    costs = [point.gmacs for point in points]
-    return costs, [100 * (point.top1_minival or 0.0) for point in points]
 
 
 def _groups(front: Front, others: Sequence[OutsideFront], images: int | None) -> list[_Group]:
@@ -140,7 +108,8 @@ def _scatter(axes: Axes, group: _Group) -> None:
 
 
 def _staircase(axes: Axes, front: Front) -> None:
-    costs, tops = staircase(front.on_front)
+    costs = [point.gmacs for point in front.on_front]
+    tops = [100 * (point.top1_minival or 0.0) for point in front.on_front]
     if costs:
         right = max(costs[-1], front.reference_gmacs)
         axes.step([*costs, right], [*tops, tops[-1]], where="post", color=POOLED, lw=1.6, alpha=0.7)

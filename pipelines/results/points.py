@@ -8,14 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pipelines.search.standing import (
-    FINISHED,
-    Model,
-    cheapest_first,
-    mean,
-    model_groups,
-    model_id,
-)
+from pipelines.search.standing import FINISHED, Model, cheapest_first, mean, model_groups, model_id
 from pipelines.search.state import BaseState, SearchState
 
 Kind = Literal["final", "constant", "dense"]

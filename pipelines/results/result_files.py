@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.results.front import Front, Point, build_front, history
 from pipelines.results.imported_fronts import load_outside
-from pipelines.results.page import split_sizes, write_page
-from pipelines.search.ledger import Event
+from pipelines.results.page import render_page, split_sizes
+from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.state import SearchState
 from pipelines.storage.durable import write_atomic, write_text
 
@@ -62,35 +62,32 @@ def write_parquet(points: Sequence[Point], path: Path) -> None:
     write_atomic(path, lambda aside: pq.write_table(pa.Table.from_pylist(table), aside))
 
 
-def write_results(
-    state: SearchState, events: Iterable[Event], folder: Path, directory: Path
-) -> None:
+def write_page(state: SearchState, directory: Path, target: Path) -> None:
+    """The front as one HTML file, from the search's folder with its ledger and imported fronts.
+
+    Raises:
+        UserError: The target cannot be written.
+    """
+    growth = history(state.name, read_events(directory / LEDGER_NAME))
+    footer = f"config {state.config_hash}"
+    others, samples = load_outside(directory), split_sizes(state)
+    write_text(target, render_page(build_front(state), growth, others, samples, footer))
+
+
+def write_results(state: SearchState, directory: Path, folder: Path) -> None:
     """Writes what a search has found: the same files beside its ledger and in MLflow.
 
     `results.parquet` has all models, `front.csv` those on the front, `front.png` and `front.html`
     show both.
 
-    Args:
-        state: The search as it stands.
-        events: Its whole ledger.
-        folder: Where to write.
-        directory: The search's, which may hold imported fronts.
-
     Raises:
         UserError: The folder cannot be written.
     """
-    from pipelines.results.plot import write_png  # here, as matplotlib takes a second
+    from pipelines.results.plot import front_figure  # here, as matplotlib takes a second
 
-    front, samples = build_front(state), split_sizes(state)
-    others = load_outside(directory)
+    front = build_front(state)
     write_parquet(front.points, folder / "results.parquet")
     write_text(folder / "front.csv", to_csv(front.on_front))
-    write_png(front, folder / "front.png", others, samples=samples)
-    write_page(
-        front,
-        folder / RESULTS[-1],
-        history(state.name, events),
-        others,
-        samples=samples,
-        footer=f"config {state.config_hash}",
-    )
+    figure = front_figure(front, load_outside(directory), split_sizes(state).get("minival"))
+    write_atomic(folder / "front.png", lambda aside: figure.savefig(aside, format="png"))
+    write_page(state, directory, folder / RESULTS[-1])

@@ -28,10 +28,7 @@ def search_status(
 ) -> dict[str, Any]:
     """Where a search stands, as plain JSON types.
 
-    Args:
-        state: The search.
-        directory: Its folder; a driver at work holds a lock there.
-        growth: How its hypervolume grew, as `history` tells.
+    A driver at work holds a lock in its folder; `growth` is its `history`.
     """
     front = build_front(state)
     runs = driver_runs(directory)
@@ -169,9 +166,7 @@ def status_text(status: dict[str, Any]) -> str:
 def sparkline(growth: Sequence[Sequence[float]], width: int = 40) -> str:
     """How a value grew over an axis from 0 to its last point, in one line: `0 ▁▃▃▆█ 0.71`.
 
-    Args:
-        growth: (position, value), by ascending position.
-        width: characters.
+    `growth` has (position, value), by ascending position.
     """
     signs = "▁▂▃▄▅▆▇█"
     end, top = growth[-1][0], max(value for _, value in growth)

@@ -17,11 +17,7 @@ def front_table(front: Front, points: Sequence[Point] | None = None, *, width: i
     """A table of `points` (default: the front alone), cheapest first.
 
     A star marks a point on the front and `knee` the knee, so that nothing is said by colour alone.
-
-    Args:
-        front: All points of the search.
-        points: Which to show.
-        width: Of the terminal, in characters; the latencies that do not fit are left out.
+    Latencies that do not fit a terminal of so many characters are left out.
     """
     shown = front.on_front if points is None else points
     latencies = sorted({batch for point in shown for batch in point.latency_ms}, key=int)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from pipelines.results.front import Front, build_front
 from pipelines.results.page import summary
 from pipelines.results.result_files import write_results
 from pipelines.results.table import compact_schedule, with_spread
-from pipelines.search.ledger import Event
 from pipelines.search.state import SearchState
 from pipelines.storage.durable import write_text
 
@@ -21,21 +19,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def send_front(
-    client: MlflowClient, run_id: str, state: SearchState, events: Iterable[Event], directory: Path
-) -> None:
-    """Puts the front on the parent run as files, with config and description.
-
-    Args:
-        client: Of the store the run is in.
-        run_id: The parent run.
-        state: The search as it stands.
-        events: Its whole ledger.
-        directory: Its folder, which may hold imported fronts.
-    """
+def send_front(client: MlflowClient, run_id: str, state: SearchState, directory: Path) -> None:
+    """Puts the front on the parent run as files, with config and description."""
     with tempfile.TemporaryDirectory(prefix="tokenpool-front-") as folder:
         out = Path(folder)
-        write_results(state, events, out, directory)
+        write_results(state, directory, out)
         write_text(out / "config.yaml", yaml.safe_dump(state.config, sort_keys=False))
         client.log_artifacts(run_id, folder)
     client.set_tag(run_id, "mlflow.note.content", description(build_front(state)))

@@ -34,12 +34,7 @@ _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 
 
 class LedgerMirror:
-    """One ledger, one MLflow store, and how far the second has got with the first.
-
-    Args:
-        directory: The search's folder.
-        store: Where to log.
-    """
+    """The ledger in a search's folder, one MLflow store, and how far that has got with it."""
 
     def __init__(self, directory: Path, store: TrackingStore) -> None:
         self.directory, self.store, self.name = directory, store, directory.name
@@ -57,11 +52,7 @@ class LedgerMirror:
         return not self._waiting and self._sent_to == self._read_to
 
     def read(self, *, resumed: bool = False) -> None:
-        """Takes in what the ledger has gained.
-
-        Args:
-            resumed: A driver runs (again), so unfinished runs are to be shown as running.
-        """
+        """Takes in what the ledger has gained; `resumed`: unfinished runs are running (again)."""
         for event, offset in _events_from(self._ledger, self._read_to):
             self.projection.apply(event)
             self._read_to = offset
@@ -81,14 +72,9 @@ class LedgerMirror:
         self._merge()
 
     def send(self, *, with_artifacts: bool = True) -> None:
-        """Brings MLflow up to date.
+        """Brings MLflow up to date; whatever it raises, nothing is lost: call again.
 
-        Args:
-            with_artifacts: Also the front's files, where it has moved, and runs that were deleted
-                meanwhile.
-
-        Raises:
-            Exception: Whatever MLflow raises; nothing is lost, call again.
+        With artifacts go the front's files, where it has moved, and runs deleted meanwhile.
         """
         if not self.projection.state.exists:
             return
@@ -109,9 +95,7 @@ class LedgerMirror:
             self._save_cursor(reached)
         if with_artifacts and self.projection.front_moved:
             runs = self._connect()
-            events = (event for event, _ in _events_from(self._ledger, 0))
-            state = self.projection.state
-            send_front(runs.client, runs.ids[PARENT], state, events, self.directory)
+            send_front(runs.client, runs.ids[PARENT], self.projection.state, self.directory)
             self.projection.front_moved = False
 
     @property
@@ -129,33 +113,22 @@ class LedgerMirror:
         return len(self._connect().ids)
 
     def delete_runs(self) -> set[str]:
-        """Deletes the search's runs from MLflow and forgets how far it had got.
-
-        A new mirror then logs all of it anew.
-
-        Returns:
-            MLflow's ids of what there was.
-        """
+        """Deletes the search's runs from MLflow and gives their ids; a new mirror logs all anew."""
         self._connect().delete()
         self._cursor.unlink(missing_ok=True)
         return set(self._connect().ids.values())
 
-    def parent_url(self, base: str, tab: str = "") -> str | None:
-        """Address of the parent's page on an MLflow server at `base`; None if there is none.
-
-        Args:
-            base: Address of the server.
-            tab: A page below it, e.g. `artifacts/front.html`.
-        """
+    def parent_url(self, base: str) -> str | None:
+        """Address of the parent's page on an MLflow server at `base`; None if there is none."""
         if not self.projection.state.exists:
             return None
         runs = self._connect()
         run_id = runs.ids.get(PARENT)
         if run_id is None:
             return None
+        # Without the last part MLflow shows its menu for chat models.
         page = f"{base}/#/experiments/{runs.experiment_id}/runs/{run_id}"
-        # Without it MLflow shows its menu for chat models.
-        return f"{page}/{tab}".rstrip("/") + "?workflowType=machine_learning"
+        return f"{page}?workflowType=machine_learning"
 
     def front_url(self, base: str) -> str:
         """Address of MLflow's runs table, opened as the front."""

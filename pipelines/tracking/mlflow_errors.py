@@ -83,11 +83,7 @@ def explain(store: TrackingStore, error: Exception) -> str:
 
 @contextmanager
 def told(store: TrackingStore, *, all_errors: bool = True) -> Iterator[None]:
-    """Errors of MLflow's as the user's.
-
-    Args:
-        store: The store that is used in the block.
-        all_errors: Also those of other libraries that end in it, as MLflow calls many.
+    """Errors of MLflow's as the user's; `all_errors`: those of other libraries as well.
 
     Raises:
         UserError: What went wrong, and what to do.

@@ -32,15 +32,9 @@ _METRICS_PER_CALL = 800  # MLflow takes 1,000 items a call, params and tags incl
 
 
 class SearchRuns:
-    """The parent run of a search and its children, as they are in MLflow.
+    """The parent run of a search and its children, as they are in MLflow, which may raise anything.
 
-    Args:
-        store: Where they are.
-        name: The search, and its experiment.
-        search_id: One search in its lifetime: another one under the same name later is another.
-
-    Raises:
-        Exception: Whatever MLflow raises, here and in every method.
+    The search's name is its experiment's; `search_id` tells it from a later one of the same name.
     """
 
     def __init__(self, store: TrackingStore, name: str, search_id: str) -> None:

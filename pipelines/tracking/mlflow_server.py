@@ -29,20 +29,14 @@ _NOT_INHERITED = (
 def start_server(
     store: TrackingStore, port: int, log: Path, host: str = LOOPBACK
 ) -> subprocess.Popen[bytes]:
-    """Starts MLflow and returns once it answers.
+    """Starts MLflow over a local store and returns once it answers.
 
     It is the default (uvicorn) server: with `--gunicorn-opts` MLflow's check of the Host header
     and of foreign origins would be off, and any web page open on this machine could read and
-    delete runs (DNS rebinding).
-
-    Args:
-        store: A local store.
-        port: TCP port.
-        log: File for the server's output.
-        host: The address to listen at. Whoever reaches it can read and delete runs.
+    delete runs (DNS rebinding). Whoever reaches `host` can read and delete runs.
 
     Raises:
-        UserError: The port is in use, or the server did not come up.
+        UserError: The port is in use, or the server did not come up; its output is in `log`.
     """
     if not store.is_local or store.artifact_root is None:
         raise UserError(f"MLflow already runs at {store.shown}: open that address")

@@ -15,7 +15,7 @@ from pipelines.tracking.tracking_store import TrackingStore
 
 logger = logging.getLogger(__name__)
 
-_BATCHING_SECONDS = 1.0
+_BATCHING_SECONDS, _ARTIFACT_SECONDS, _CLOSING_SECONDS = 1.0, 60.0, 60.0
 
 
 class MlflowTracker:
@@ -32,24 +32,12 @@ class MlflowTracker:
     Args:
         directory: The search's folder, with its ledger.
         store: Where to log.
-        artifacts_every: Least seconds between two uploads of the front's files.
         retry_every: Seconds between two attempts while MLflow is not reachable.
-        close_timeout: Seconds to wait for MLflow when leaving.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        store: TrackingStore,
-        *,
-        artifacts_every: float = 60.0,
-        retry_every: float = 5.0,
-        close_timeout: float = 60.0,
-    ) -> None:
+    def __init__(self, directory: Path, store: TrackingStore, *, retry_every: float = 5.0) -> None:
         self._mirror = LedgerMirror(directory, store)
-        self._artifacts_every = artifacts_every
         self._retry_every = retry_every
-        self._close_timeout = close_timeout
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._ending: str | None = None
@@ -64,15 +52,14 @@ class MlflowTracker:
         self._wake.set()
 
     def close(self, status: Literal["finished", "interrupted", "failed"] = "finished") -> bool:
-        """Sends the rest and ends the runs.
+        """Sends the rest, ends the runs and gives whether MLflow has taken everything.
 
-        Returns:
-            Whether MLflow has taken everything; if not, `tokenpool track rebuild` catches up.
+        If not, `tokenpool track rebuild` catches up.
         """
         self._ending = {"finished": None, "interrupted": "KILLED", "failed": "FAILED"}[status]
         self._closing.set()
         self._wake.set()
-        self._thread.join(self._close_timeout)
+        self._thread.join(_CLOSING_SECONDS)
         done = not self._thread.is_alive() and self._mirror.caught_up
         if not done:
             logger.warning(
@@ -99,7 +86,7 @@ class MlflowTracker:
         while True:
             closing = self._closing.is_set()
             self._wake.clear()
-            due = closing or time.monotonic() - last_artifacts > self._artifacts_every
+            due = closing or time.monotonic() - last_artifacts > _ARTIFACT_SECONDS
             try:
                 self._mirror.read(resumed=resumed)
                 resumed = False
@@ -117,6 +104,6 @@ class MlflowTracker:
                 down = True
             if closing:
                 return
-            self._wake.wait(self._retry_every if down else self._artifacts_every)
+            self._wake.wait(self._retry_every if down else _ARTIFACT_SECONDS)
             # What arrives within a moment goes out together.
             self._closing.wait(self._retry_every if down else _BATCHING_SECONDS)

@@ -131,11 +131,8 @@ class Projection:
         change.params |= parent_params(self.state)
         change.tags |= {
             "tokenpool.kind": "search",
-            "dataset": dataset_name(self.state),
-            "dataset_hash": dataset_hash(self.state),
             "dataset_path": str(self.state.config.get("data", {}).get("path", "")),
-            "config_hash": self.state.config_hash,
-        }
+        } | self._origin()
         change.status = "RUNNING"
 
     def _on_report(self, report: dict[str, Any], point_id: str, now: int) -> None:
@@ -278,20 +275,18 @@ class Projection:
             change.params |= child_params(self.state, point)
             kind = "final" if isinstance(point, TrialState) else "dense"
             kind = "supernet" if point_id.startswith(SUPERNET) else kind
-            change.tags |= {
-                "tokenpool.point": point_id,
-                "tokenpool.kind": kind,
-                "dataset": dataset_name(self.state),
-                "dataset_hash": dataset_hash(self.state),
-                "config_hash": self.state.config_hash,
-            }
             if isinstance(point, TrialState) and point.keep_rate is not None:
-                change.tags |= {
-                    "tokenpool.kind": "constant",
-                    "keep_rate": f"{point.keep_rate:g}",
-                }
+                kind, change.tags["keep_rate"] = "constant", f"{point.keep_rate:g}"
+            change.tags |= {"tokenpool.point": point_id, "tokenpool.kind": kind} | self._origin()
             change.metrics.append(MetricPoint("gmacs", point.gmacs, now, 0))
         return change
+
+    def _origin(self) -> dict[str, str]:
+        return {
+            "dataset": dataset_name(self.state),
+            "dataset_hash": dataset_hash(self.state),
+            "config_hash": self.state.config_hash,
+        }
 
     def _change(self, point_id: str, now: int) -> RunChange:
         return self.changes.setdefault(point_id, RunChange(start_ms=now))

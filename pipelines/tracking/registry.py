@@ -54,13 +54,8 @@ def register_published(
     """Registers every front point whose validation top-1 was published, once.
 
     The registered model has the search's name; each version an alias, its point's id, and the
-    knee's the alias `knee` as well: `models:/digits@knee`.
-
-    Args:
-        storage: Folder that keeps the searches.
-        state: The search.
-        store: Where MLflow keeps it.
-        data: The prepared data, where it is no longer where the search read it.
+    knee's the alias `knee` as well: `models:/digits@knee`. `data` is where the prepared data is
+    now, if it was moved.
 
     Raises:
         UserError: Nothing is published, a checkpoint or the data is gone, or MLflow does not take
@@ -105,14 +100,7 @@ def renew(
 ) -> list[Registered]:
     """Registers anew what was registered from runs that are gone, and drops those versions.
 
-    Args:
-        storage: Folder that keeps the searches.
-        state: The search.
-        store: Where MLflow keeps it.
-        gone: Ids of the runs that were deleted.
-
-    Returns:
-        The versions there are now; empty if none was registered from those runs.
+    Gives the versions there are now; none if none was registered from the runs of the ids `gone`.
 
     Raises:
         UserError: A checkpoint or the data is gone; the old versions are left as they were.
@@ -148,11 +136,8 @@ def register_folder(
 ) -> Registered:
     """Registers a model that `tp.save` or `tokenpool squeeze` wrote, with a run of its own.
 
-    Args:
-        folder: The saved model.
-        data: Prepared data of its classes.
-        store: Where MLflow keeps it.
-        name: Of the registered model and of the experiment; default the folder's.
+    The registered model and the experiment have the folder's name, unless another is given; the
+    prepared data must be of the model's classes.
 
     Raises:
         UserError: The model cannot be read or is for other classes, the data is not there, or
@@ -227,17 +212,7 @@ def _register(
 
 @dataclass(frozen=True)
 class _Served:
-    """A model and the images it is for.
-
-    Attributes:
-        model: Pooled or dense.
-        manifest: Of the data.
-        source: Where the data lies.
-        image_size: In pixels.
-        mean: Per channel, of pixels in 0..1.
-        std: Likewise.
-        loader: Which reads the data.
-    """
+    """A model, the data it is for, where that lies, and how images look; colours are in 0..1."""
 
     model: nn.Module
     manifest: Manifest
@@ -249,12 +224,7 @@ class _Served:
 
 
 def _add_version(
-    client: MlflowClient,
-    name: str,
-    run_id: str,
-    served: _Served,
-    tags: dict[str, str],
-    about: str,
+    client: MlflowClient, name: str, run_id: str, served: _Served, tags: dict[str, str], about: str
 ) -> str:
     folder = Path(tempfile.mkdtemp(prefix="tokenpool-register-"))
     try:

@@ -14,12 +14,7 @@ _SERVER = re.compile(r"https?://|databricks")
 
 @dataclass(frozen=True)
 class TrackingStore:
-    """An MLflow tracking store.
-
-    Attributes:
-        uri: Tracking URI.
-        artifact_root: Folder of the artifacts; None where a server decides.
-    """
+    """An MLflow tracking store; without a root of artifacts a server decides where these go."""
 
     uri: str
     artifact_root: Path | None = None

@@ -16,12 +16,7 @@ from pipelines.tracking.tracking_store import TrackingStore
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where MLflow shows a search.
-
-    Attributes:
-        parent: The parent run's page; None if nothing was logged yet.
-        front: The runs table, opened as the front.
-    """
+    """Where MLflow shows a search: its parent run, if there is one yet, and the front's table."""
 
     parent: str | None
     front: str
@@ -30,16 +25,8 @@ class Addresses:
 def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> Addresses:
     """Logs what MLflow has missed of a search, and ends runs that no driver stands behind.
 
-    A driver that was killed could not end its runs: they would be shown as running for ever.
-
-    Args:
-        storage: Folder that keeps the searches.
-        name: The search.
-        store: Where to log.
-        base: Address of the MLflow server.
-
-    Returns:
-        Where it is to be seen.
+    A driver that was killed could not end its runs: they would be shown as running for ever. Gives
+    where the search is to be seen on the server at `base`.
 
     Raises:
         UserError: MLflow does not take it; one line that says why, and what to do.
@@ -57,12 +44,9 @@ def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> Addre
 
 
 def rebuild(storage: Path, name: str, store: TrackingStore) -> int:
-    """Deletes a search's runs from MLflow and logs them anew from the ledger.
+    """Deletes a search's runs from MLflow, logs them anew from the ledger and gives their number.
 
     Models that were registered from the deleted runs are registered from the new ones.
-
-    Returns:
-        How many runs were logged.
 
     Raises:
         UserError: A driver is at work on the search, MLflow does not take it, or a registered

@@ -63,14 +63,6 @@ def test_each_difference_is_named_with_its_node_and_remedy(changes, said):
     assert problem.count(": ") >= 2  # node, what is wrong, what to do
 
 
-def test_a_node_that_fetches_its_data_may_lack_it_but_have_no_other():
-    times = {"asked": 999.0, "answered": 1001.0, "fetched": True}
-    lacks = dataclasses.replace(HERE, files={"/data/val.beton": "(No such file)"})
-    other = dataclasses.replace(HERE, files={"/data/val.beton": "beef"})
-    assert problems(HERE, lacks, SHARED, **times) == []
-    assert len(problems(HERE, other, SHARED, **times)) == 1
-
-
 def test_a_slow_answer_is_no_wrong_clock():
     assert judged(asked=900.0, answered=1100.0) == []
 

@@ -63,11 +63,7 @@ def _alike(folders: Iterable[Folder]) -> tuple[Folder, Folder, list[str]] | None
 
 
 def nested_notes(classes: dict[str, dict[str, Folder]]) -> list[str]:
-    """What to say of classes with folders of their own, which might have been the classes.
-
-    Args:
-        classes: by split and name.
-    """
+    """What to say of classes (by split and name) with folders that might have been the classes."""
     with_folders = [
         (folder, name)
         for split in classes.values()

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar, overload
 Item = TypeVar("Item")
 
 File = tuple[str, int, int]
-"""(name or path, bytes, time of change) of a file."""
+"""(name or path, bytes, time of change) of a file; of one in a tar (path, offset, bytes)."""
 
 Labelled = tuple[str, int, File]
 """(split, label, file with its path relative to the root)."""
@@ -33,27 +33,30 @@ class MadeWhenAsked(Sequence[Item], Generic[Item]):
 
 
 class Files(MadeWhenAsked[File]):
-    """Files in the order in which they were put in; names may be of any bytes."""
+    """Names with two numbers each, in the order in which they were put in; names of any bytes."""
 
     def __init__(self) -> None:
         self._names = bytearray()
-        self._ends, self._sizes, self._times = array("q"), array("q"), array("q")
+        self._ends, self._first, self.last = array("q"), array("q"), array("q")
 
     def append(self, file: File) -> None:
-        """Put a file at the end."""
-        name, size, modified = file
+        """Put one at the end."""
+        name, first, last = file
         self._names += os.fsencode(name)
         self._ends.append(len(self._names))
-        self._sizes.append(size)
-        self._times.append(modified)
+        self._first.append(first)
+        self.last.append(last)
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def _item(self, index: int) -> File:
+    def name(self, index: int) -> str:
+        """Of the one at a place from the front."""
         start = self._ends[index - 1] if index else 0
-        name = os.fsdecode(bytes(self._names[start : self._ends[index]]))
-        return name, self._sizes[index], self._times[index]
+        return os.fsdecode(bytes(self._names[start : self._ends[index]]))
+
+    def _item(self, index: int) -> File:
+        return self.name(index), self._first[index], self.last[index]
 
 
 class LabelledFiles(MadeWhenAsked[Labelled]):

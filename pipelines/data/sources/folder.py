@@ -10,13 +10,10 @@ from pathlib import Path
 
 from pipelines.data.class_choice import chosen_classes, order_notes
 from pipelines.data.names import printable
+from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.class_doubts import nested_notes
 from pipelines.data.sources.file_list import Labelled, LabelledFiles, MadeWhenAsked
-from pipelines.data.sources.folder_layout import (
-    Layout,
-    find_layout,
-    given_layout,
-)
+from pipelines.data.sources.folder_layout import Layout, find_layout, given_layout
 from pipelines.data.sources.folder_tree import Folder, Tree, scan
 from pipelines.data.sources.folder_words import labels_option, shown
 from pipelines.data.sources.imagenet import label_flat_val, label_if_flat
@@ -41,11 +38,9 @@ class FolderUnit:
 
     @property
     def num_samples(self) -> int:
-        """See `Unit`."""
         return len(self.entries)
 
     def read(self) -> Iterator[Sample]:
-        """See `Unit`."""
         for split, label, relative in self.entries:
             data, error = b"", ""
             try:
@@ -55,41 +50,29 @@ class FolderUnit:
             yield Sample(relative, split, label, data, error)
 
 
-def folder_source(
-    root: Path,
-    classes: int | list[str] | None,
-    *,
-    train: str | None = None,
-    val: str | None = None,
-    tree: Tree | None = None,
-) -> Source:
-    """List a directory of class folders.
+def folder_source(root: Path, options: PrepareOptions, tree: Tree) -> Source:
+    """List a directory of class folders, which was scanned as `tree`.
 
-    Args:
-        root: the directory.
-        classes: the first so many classes by name, or the named ones; None: all.
-        train: the folder of the training images, below `root` or on its own; None: by its name.
-        val: likewise.
-        tree: `root` as it was scanned, if it was.
+    The folders of train and val may be named, below `root` or on their own; else their names tell.
 
     Raises:
         UserError: no class folders, what can be read in two ways, or a named class is not there.
     """
     root = root.resolve()
     where = printable(root)
-    trees = [tree or scan(root)]
-    top = trees[0].root
-    notes = label_flat_val(root, trees[0])
+    classes, train, val = options.classes, options.train_from, options.val_from
+    trees, top = [tree], tree.root
+    notes = label_flat_val(root, tree)
     if train is None and val is None:
-        layout = find_layout(top, where, trees[0].tables)
+        layout = find_layout(top, where, tree.tables)
     else:
         train_folder, val_folder = (
             None if given is None else folder_at(root, given, option, trees)
             for given, option in ((train, "--train"), (val, "--val"))
         )
         if val_folder is not None:
-            notes += label_if_flat(root, val_folder, trees[0].problems)
-        layout = given_layout(top, train_folder, val_folder, where, trees[0].tables)
+            notes += label_if_flat(root, val_folder, tree.problems)
+        layout = given_layout(top, train_folder, val_folder, where, tree.tables)
     if layout.tests and "val" not in layout.classes:
         test = shlex.quote(printable(layout.tests[0].path))
         layout.notes.append(f"val is taken out of train; --val {test} would take the test split")
@@ -99,7 +82,7 @@ def folder_source(
         raise UserError(
             f"{where} has one class only, {printable(found[0])!r} in {place}: give --class "
             f"{shlex.quote(printable(found[0]))} if that is meant, else --train DIR and --val DIR, "
-            f"or a table of labels ({labels_option(trees[0].tables)})"
+            f"or a table of labels ({labels_option(tree.tables)})"
         )
     chosen = [found[i] for i in chosen_classes(found, classes, where)]
     problems = [problem for part in trees for problem in part.problems]

@@ -1,6 +1,7 @@
 """Which folders of a tree are splits and which are classes: decided once, or refused.
 
-Only names and where the images lie count, never how many there are.
+Only names and where the images lie count, never how many there are. `docs/data.md` has a table of
+what is taken for what, and of what is refused.
 """
 
 from __future__ import annotations
@@ -16,33 +17,6 @@ from pipelines.data.sources.folder_tree import Folder, class_root, wrapped
 from pipelines.data.sources.folder_words import argument, joined, labels_option, shown
 from pipelines.data.sources.source import LeftOut
 from pipelines.errors import UserError
-
-LAYOUTS = {
-    "train/CLASS, val/CLASS": "train and val; other folders of images are left out and said",
-    "train/CLASS": "train; val is taken out of it by the seed",
-    "train/CLASS, test/CLASS": "train, val taken out of it; test is left out and said, "
-    "`--val test` makes it val",
-    "images/train/CLASS, images/val/CLASS": "a folder around everything counts for nothing",
-    "train/images/CLASS, val/CLASS": "nor does one between a split and its classes",
-    "CLASS/train, CLASS/val": "train and val, class by class",
-    "cars_train/CLASS, cars_val/CLASS": "folders of one name but for the split's word are splits",
-    "CLASS": "classes; val is taken out of them by the seed",
-    "CLASS, train": "train is a class too: its images lie beside the other classes'",
-}
-"""Where class folders may lie, and what is made of it; images may lie any deeper."""
-
-REFUSED = {
-    "train, val": "images without class folders: `--labels FILE.csv`",
-    "CLASS, train/CLASS": "a split or a class? `--train train` or `--train .`",
-    "CLASS, test": "a class or not? `--train .`, with `--class` if it is none",
-    "val/CLASS, test/CLASS": "no training images: `--train DIR`",
-    "train/CLASS, val/CLASS, valid/CLASS": "which is val? `--train DIR --val DIR`",
-    "images, masks": "hardly classes: `--labels FILE.csv`, or `--train .` if they are",
-    "images_001, images_002": "parts, not classes: `--labels FILE.csv`, or `--train .` if classes",
-    "photo/CLASS, sketch/CLASS": "which level has the classes? `--train photo` or `--train .`",
-    "images": "one class only: `--class images`, if that is meant",
-}
-"""What is read in two ways, and the options that settle it."""
 
 
 @dataclass
@@ -87,12 +61,8 @@ def given_layout(
 ) -> Layout:
     """The layout where the user names the folder of train, of val, or both.
 
-    Args:
-        tree: all of the source.
-        train: whose folders are classes; None: what `find_layout` makes of the rest.
-        val: likewise; None: a folder beside `train` that is called val, if there is one.
-        where: the source, for messages.
-        tables: CSV files in it, for messages.
+    Without train it is what `find_layout` makes of the rest; without val a folder beside `train`
+    that is called so, if there is one. `where` and `tables` (CSV files) are for messages.
     """
     if val is not None and train is None:
         _take_out(val)
@@ -118,19 +88,16 @@ def given_layout(
 
 
 def find_layout(tree: Folder, where: str, tables: Sequence[str] = ()) -> Layout:
-    """What the folders' names say.
-
-    Args:
-        tree: all of the source.
-        where: the source, for messages.
-        tables: CSV files in it, for messages.
+    """What the folders' names say; `where` and `tables` (CSV files) are for messages.
 
     Raises:
         UserError: no class folders, one class only, or what can be read in two ways; the message
             has the option that settles it.
     """
     top = tree
-    while (inner := wrapped(top)) is not None and not split_of_folder(_name(inner)):
+    while (inner := wrapped(top)) is not None and not split_of_folder(
+        inner.path.rpartition("/")[2]
+    ):
         top = inner
     speaking = _speaking(top)
     if not _any_split(speaking):
@@ -292,10 +259,6 @@ def _within(outer: Folder, inner: Folder | None) -> bool:
             return True
         inner = inner.parent
     return False
-
-
-def _name(folder: Folder) -> str:
-    return folder.path.rpartition("/")[2]
 
 
 def _list(folders: list[Folder]) -> str:

@@ -106,11 +106,8 @@ def scan(root: Path, *, beside: bool = False) -> Tree:
     """Walk a directory, following links.
 
     An image is a file whose name ends like one, or whose first bytes are those of one: a wrong
-    ending must not make it vanish.
-
-    Args:
-        root: the directory.
-        beside: it lies outside the source's own directory: all paths are whole ones.
+    ending must not make it vanish. `beside`: it lies outside the source's own directory, so all
+    paths are whole ones.
     """
     walk = _Walk("" if beside else str(root))
     top = Folder(str(root) if beside else "")

@@ -66,7 +66,6 @@ class GlyphUnit:
 
     @property
     def num_samples(self) -> int:
-        """See `Unit`."""
         return self.stop - self.start
 
     def read(self) -> Iterator[Sample]:
@@ -101,16 +100,7 @@ def glyph_source(options: PrepareOptions) -> Source:
 
 
 def draw(label: int, parameters: GlyphParameters, rng: np.random.Generator) -> np.ndarray:
-    """Draw one image.
-
-    Args:
-        label: index into `CHARACTERS`.
-        parameters: size and difficulty.
-        rng: decides everything else.
-
-    Returns:
-        [size, size, 3] uint8.
-    """
+    """One image of the character `CHARACTERS[label]`, [size, size, 3] uint8."""
     from PIL import Image
 
     size, clutter, variation = parameters.size, parameters.clutter, parameters.variation

@@ -61,12 +61,9 @@ class FlatVal:
     """The classes of val images in no class folders, looked for when the first one is met."""
 
     def __init__(self, near: Path, where: str, problems: list[tuple[str, str]]) -> None:
-        """Remember where.
+        """Of the folder of the images or of their tar, called `where` in reports.
 
-        Args:
-            near: the folder of the images or of their tar.
-            where: what that is called in reports.
-            problems: gets (name, reason) of images that the ground truth does not name.
+        `problems` get (name, reason) of images that the ground truth does not name.
         """
         self._near, self._where, self._problems = near, where, problems
         self.used = False
@@ -122,12 +119,7 @@ def leave_out_subsets(files: list[str], left_out: Tally) -> list[str]:
 def label_flat_val(root: Path, tree: Tree) -> list[str]:
     """Give the images of a flat `val/` beside `train/CLASS/` class folders in the tree.
 
-    Args:
-        root: the directory that was walked.
-        tree: changed where there is such a folder whose classes are to be found.
-
-    Returns:
-        What is to be said of it.
+    Gives what is to be said of it.
 
     Raises:
         UserError: it is ILSVRC's and its ground truth is not there, or cannot be read.

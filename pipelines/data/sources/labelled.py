@@ -41,12 +41,8 @@ Row = tuple[str, str, str]
 def labelled_source(root: Path, options: PrepareOptions, tree: Tree) -> Source:
     """List the images that a table names; it names them with or without folder and ending.
 
-    Classes are in the order of their names as text, or of their numbers where all are whole ones.
-
-    Args:
-        root: the source's directory.
-        options: `labels` is the table, below `root` or from here.
-        tree: `root` as it was scanned.
+    The table, `options.labels`, is below `root`, which was scanned, or from here. Classes are in
+    the order of their names as text, or of their numbers where all are whole ones.
 
     Raises:
         UserError: no such table or column, a name that several images have, or no image at all.
@@ -84,7 +80,8 @@ def labelled_source(root: Path, options: PrepareOptions, tree: Tree) -> Source:
         if (path := index.find(name, table.parent, root)) is None:
             problems.append((name, f"named in {table.name}, but there is no such image"))
             continue
-        split = _split(written, path, table) if not inside else _given(path, inside)
+        given: Split = "val" if path in inside.get("val", ()) else "train"
+        split = given if inside else _split(written, path, table)
         if not label:
             left_out(path, "without a label in the table")
         elif taken.setdefault(path, (label, split)) != (label, split):
@@ -270,10 +267,6 @@ def _split(written: str, path: str, table: Path) -> Split:
     if not split:
         raise UserError(f"{printable(table)}: {written!r} is no split: train, val or test")
     return split
-
-
-def _given(path: str, inside: dict[str, set[str]]) -> Split:
-    return "val" if path in inside.get("val", ()) else "train"
 
 
 def _order(names: set[str]) -> list[str]:

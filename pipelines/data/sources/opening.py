@@ -95,9 +95,7 @@ def _directory(root: Path, options: PrepareOptions) -> Source:
     if not tree.root.num_images and options.train_from is None:
         refuse_compressed(root)
         _refuse_empty(root, tree)
-    source = folder_source(
-        root, options.classes, train=options.train_from, val=options.val_from, tree=tree
-    )
+    source = folder_source(root, options, tree)
     for shards in tree.shards.values():
         if shards:
             source.left_out.append(LeftOut("no images (shards)", len(shards), shards[0]))

@@ -63,11 +63,6 @@ def parquet_source(
     Class names come from the hub's metadata, or are the labels where these are text. Without
     either, classes are numbered up to the largest label, or `classes` says how many there are.
 
-    Args:
-        address: as the user gave it.
-        options: which columns, which classes.
-        listing: of `list_parquet`, if it was listed.
-
     Raises:
         UserError: there is no file; one cannot be read (unless `skip_bad`), lacks a column, or
             contradicts another; names of classes are given but unknown.
@@ -116,7 +111,12 @@ def parquet_source(
         share_names=options.share_names,
     )
     table_of = dict(zip((file.name for file in train_first), tables, strict=True))
-    others = sum(_not_chosen(file, table_of[file.name]) for file in files)
+    others = sum(
+        many
+        for file in files
+        for label, many in file.counts.items()
+        if table_of[file.name].of(label) == (None, "")
+    )
     if others:
         left_out.append(LeftOut("of classes that were not chosen", others, unit="rows"))
     units = [
@@ -180,11 +180,7 @@ def _inspect(
 
 
 def _units(
-    address: str,
-    root: str,
-    file: _File,
-    table: LabelTable,
-    splits: tuple[tuple[str, str], ...],
+    address: str, root: str, file: _File, table: LabelTable, splits: tuple[tuple[str, str], ...]
 ) -> Iterator[ParquetUnit]:
     """The file's row groups, large ones in pieces that fit in memory."""
     columns = file.columns
@@ -207,11 +203,6 @@ def _units(
                 splits,
                 file.stamp,
             )
-
-
-def _not_chosen(file: _File, table: LabelTable) -> int:
-    lookup = table.lookup()
-    return sum(many for label, many in file.counts.items() if lookup.of(label) == (None, ""))
 
 
 def _check_label_columns(address: str, files: list[_File]) -> None:

@@ -1,4 +1,7 @@
-"""Which columns of a Parquet file hold images, labels and splits, and what may stand in them."""
+"""Which columns of a Parquet file hold images, labels and splits, and what may stand in them.
+
+`docs/data.md` has a table of the types that are taken.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +28,6 @@ LABEL_NAMES = ("label", "labels", "cls", "class", "target", "category")
 
 SPLIT_NAME = "split"
 """A column of this name that speaks of splits is never passed over in silence."""
-
-IMAGE_TYPES = {
-    "bytes": "binary, large_binary, binary_view, fixed_size_binary",
-    "list of bytes": "list, large_list, list_view or fixed_size_list of uint8 or int8",
-    "struct": "struct with bytes (any of the above), with or without path",
-    "path": "string, large_string, string_view, or a struct with path: a file below the source",
-}
-"""What an image column may be; each also as an extension type or dictionary."""
-
-LABEL_TYPES = {
-    "number": "integers of any width, bool, floats and decimals that are whole numbers",
-    "text": "string, large_string, string_view",
-}
-"""What a label column may be; each also as an extension type or dictionary."""
 
 Features = dict[str, dict[str, Any]]
 LabelKind = Literal["number", "bool", "text"]
@@ -152,7 +141,7 @@ def image_kind(kind: pa.DataType) -> Literal["bytes", "list", "path"] | None:
     if is_binary(kind):
         return "bytes"
     if is_list(kind):
-        return "list" if pa.types.is_integer(kind.value_type) and _is_byte(kind) else None
+        return "list" if kind.value_type in (pa.uint8(), pa.int8()) else None
     return "path" if is_text(kind) else None
 
 
@@ -177,12 +166,6 @@ def _is_any(kind: pa.DataType, *names: str) -> bool:
     return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
-def _is_byte(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_uint8(kind.value_type) or pa.types.is_int8(kind.value_type)
-
-
 def _field_kind(struct: pa.StructType, name: str) -> Literal["bytes", "list", "path"] | None:
     import pyarrow as pa
 
@@ -197,17 +180,9 @@ def _type_of(schema: pa.Schema, name: str) -> pa.DataType:
     return schema.field(schema.get_all_field_indices(name)[0]).type
 
 
-def _takes_image(kind: pa.DataType) -> bool:
-    return image_kind(kind) is not None
-
-
-def _takes_label(kind: pa.DataType) -> bool:
-    return label_kind(kind) is not None
-
-
-_WANTED: dict[str, tuple[Callable[[pa.DataType], bool], str, tuple[str, ...], str]] = {
-    "image": (_takes_image, "Image", IMAGE_NAMES, "bytes, a struct with bytes, or paths of files"),
-    "label": (_takes_label, "ClassLabel", LABEL_NAMES, "whole numbers or text"),
+_WANTED: dict[str, tuple[Callable[[pa.DataType], str | None], str, tuple[str, ...], str]] = {
+    "image": (image_kind, "Image", IMAGE_NAMES, "bytes, a struct with bytes, or paths of files"),
+    "label": (label_kind, "ClassLabel", LABEL_NAMES, "whole numbers or text"),
 }
 
 

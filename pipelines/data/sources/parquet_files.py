@@ -41,11 +41,7 @@ class ParquetListing:
 
 
 def list_parquet(address: str, tree: Tree | None = None) -> ParquetListing:
-    """The Parquet files at an address, which is a file or a directory.
-
-    Args:
-        address: a path or any address.
-        tree: of `scan`, where it is a directory here that was scanned.
+    """The Parquet files at an address, which is a file or a directory, perhaps scanned as `tree`.
 
     Raises:
         UserError: the address cannot be listed, or is a table whose files alone mean nothing.
@@ -73,7 +69,10 @@ def list_parquet(address: str, tree: Tree | None = None) -> ParquetListing:
         for entry in found
         if entry.type == pa.fs.FileType.File
     ]
-    reasons = {name: foreign_path(name) or _no_parquet(name) for name in sorted(names)}
+    reasons = {
+        name: foreign_path(name) or ("" if _is_parquet(name) else "not Parquet by name")
+        for name in sorted(names)
+    }
     files = [name for name, why in reasons.items() if not why]
     if files:
         _refuse_tables(address, names)
@@ -124,10 +123,6 @@ def reason_of(error: BaseException) -> str:
 
 def _is_parquet(name: str) -> bool:
     return name.lower().endswith(SUFFIX)
-
-
-def _no_parquet(name: str) -> str:
-    return "" if _is_parquet(name) else "not Parquet by name"
 
 
 def _list_local(root: str, tree: Tree | None) -> ParquetListing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,26 +41,14 @@ class FileLabels:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """What each label of a file means: `classes` are (label, class) of the chosen classes.
+    """What each label of a file means: `classes` gives the class of the chosen labels.
 
     Labels are the numbers 0 to `count` - 1, or texts where `count` is None. Without `classes` a
     number is its class.
     """
 
     count: int | None
-    classes: tuple[tuple[int | str, int], ...] | None = None
-
-    def lookup(self) -> LabelLookup:
-        """The table made ready for many rows."""
-        return LabelLookup(self.count, None if self.classes is None else dict(self.classes))
-
-
-@dataclass(frozen=True)
-class LabelLookup:
-    """See `LabelTable`."""
-
-    count: int | None
-    classes: dict[int | str, int] | None
+    classes: dict[int | str, int] | None = None
 
     def of(self, value: Any) -> tuple[int | None, str]:
         """(class, why there is none) of a label; (None, "") if its class was not chosen."""
@@ -120,18 +108,19 @@ def join_labels(
     tables: list[LabelTable] = []
     for file in files:
         if file.kind == "text":
-            pairs = [(text, place[at]) for at, text in enumerate(names) if at in place]
-            tables.append(LabelTable(None, tuple(pairs)))
+            chosen_texts = {text: place[at] for at, text in enumerate(names) if at in place}
+            tables.append(LabelTable(None, chosen_texts))
             continue
         own = file.declared or names
         if own != names:
             notes.append(f"{file.file} numbers its classes otherwise: matched by name to {giver}")
-        numbers = [place.get(number) for number in _positions(own, names)]
+        positions = range(len(names)) if own == names else map(names.index, own)
+        numbers = [place.get(number) for number in positions]
         if numbers == list(range(len(names))):
             tables.append(LabelTable(len(own)))
         else:
-            kept = [(label, at) for label, at in enumerate(numbers) if at is not None]
-            tables.append(LabelTable(len(own), tuple(kept)))
+            kept = {label: at for label, at in enumerate(numbers) if at is not None}
+            tables.append(LabelTable(len(own), kept))
     return [names[number] for number in chosen], tables, _shortened(notes)
 
 
@@ -216,11 +205,6 @@ def _check_bare(
         f"{where}: if these number the same classes in the same order, add --share-names; else "
         "write the names into both"
     )
-
-
-def _positions(own: list[str], names: list[str]) -> Iterable[int]:
-    """Where each of a file's names stands in the list of all."""
-    return range(len(names)) if own == names else map(names.index, own)
 
 
 def whole(value: Any) -> int | None:

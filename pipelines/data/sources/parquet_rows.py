@@ -52,7 +52,6 @@ class ParquetUnit:
 
     @property
     def num_samples(self) -> int:
-        """See `Unit`."""
         return self.rows
 
     def read(self) -> Iterator[Sample]:
@@ -60,7 +59,7 @@ class ParquetUnit:
 
         Rows that cannot be read, as the file is damaged there, make one sample with an error.
         """
-        lookup, splits = self.labels.lookup(), dict(self.splits)
+        splits = dict(self.splits)
         row, end = self.start, self.start + self.rows
         try:
             with open_file(self.address, self.path) as file:
@@ -70,9 +69,10 @@ class ParquetUnit:
                     told = self.split if self.split_column is None else splits.get(split or "")
                     if told == "test":
                         continue
-                    number, error = lookup.of(label)
+                    number, error = self.labels.of(label)
                     if told is None:
-                        yield Sample(name, "train", 0, b"", _no_split(split))
+                        wrong = f"split {split!r} is neither train nor val nor test"
+                        yield Sample(name, "train", 0, b"", wrong if split else "no split")
                     elif error:
                         yield Sample(name, told, 0, b"", error)
                     elif number is not None:
@@ -254,10 +254,6 @@ def _path_of(cell: pa.Scalar) -> str | None:
 
 def _is_below(path: str, root: str) -> bool:
     return path.startswith(root.rstrip("/") + "/")
-
-
-def _no_split(value: str | None) -> str:
-    return f"split {value!r} is neither train nor val nor test" if value else "no split"
 
 
 def _short(path: str) -> str:

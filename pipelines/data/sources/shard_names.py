@@ -14,11 +14,7 @@ _SETTLE = "say what is what with --train and --val"
 
 
 def splits_of_paths(source: str, files: Iterable[str]) -> dict[str, Split]:
-    """The split that each file's own path speaks of.
-
-    Args:
-        source: the source's name, for messages.
-        files: paths below it, with slashes.
+    """The split that each file's own path below the source, with slashes, speaks of.
 
     Raises:
         UserError: a path speaks of two splits; some speak of train or val and others of none; or

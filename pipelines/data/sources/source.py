@@ -42,11 +42,7 @@ class Unit(Protocol):
 class LeftOut:
     """Things of a source that are not taken, and are no fault: they are counted and said.
 
-    Args:
-        reason: why, in words that stand behind a count: "hidden", "of the test split".
-        count: how many files (or rows, where `unit` says so).
-        first: the name of one of them.
-        unit: what is counted.
+    `reason` stands behind a count ("hidden", "of the test split"); `first` is one of them.
     """
 
     reason: str

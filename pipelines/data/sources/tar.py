@@ -47,12 +47,7 @@ class Tar:
 
 
 def tar_source(root: Path, tree: Tree | None, options: PrepareOptions) -> Source:
-    """List the images in tars.
-
-    Args:
-        root: the folder that was named as the source, or the one tar itself.
-        tree: the folder as it was walked; None for the tar itself.
-        options: classes, `--train` and `--val`, and the field of WebDataset's JSON with the label.
+    """List the images in tars: those of a folder, walked as `tree`, or `root` itself.
 
     Raises:
         UserError: no images, no labels, or what can be read in two ways.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,16 +82,12 @@ class _BrokenError(ValueError):
     """A tar that cannot be read on; the message says why."""
 
 
+@dataclass
 class _Scan:
-    def __init__(
-        self,
-        descriptor: int,
-        where: str,
-        leave_out: LeaveOut,
-        problems: list[tuple[str, str]],
-    ) -> None:
-        self._descriptor, self._where = descriptor, where
-        self._leave_out, self._problems = leave_out, problems
+    descriptor: int
+    where: str
+    leave_out: LeaveOut
+    problems: list[tuple[str, str]]
 
     def tar(self, start: int, end: int, prefix: str, depth: int) -> Iterator[Member]:
         """The members between two offsets, with `prefix` before their paths."""
@@ -102,16 +99,16 @@ class _Scan:
                 if not name.lower().endswith(".tar"):
                     yield Member(prefix + name, offset, size)
                 elif depth == _DEEPEST:
-                    self._leave_out(self._name(prefix + name), f"tars more than {_DEEPEST} deep")
+                    self.leave_out(self._name(prefix + name), f"tars more than {_DEEPEST} deep")
                 else:
                     inner = f"{prefix}{name[:-4]}/"
                     yield from self.tar(offset, offset + size, inner, depth + 1)
         except (_BrokenError, OSError) as error:
             reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else error
-            self._problems.append((self._name(prefix.rstrip("/")), f"{reason}"))
+            self.problems.append((self._name(prefix.rstrip("/")), f"{reason}"))
 
     def _name(self, path: str) -> str:
-        return f"{self._where}:{path}" if path else self._where
+        return f"{self.where}:{path}" if path else self.where
 
     def _entries(self, start: int, end: int) -> Iterator[tuple[str, bytes, int, int]]:
         """(path, type, offset, size) of everything that has a header of its own."""
@@ -119,7 +116,7 @@ class _Scan:
         ended = False
         if start == end:
             raise _BrokenError(f"is an empty file: {_ANEW}")
-        if compressed := _compressed(os.pread(self._descriptor, min(BLOCK, end - start), start)):
+        if compressed := _compressed(os.pread(self.descriptor, min(BLOCK, end - start), start)):
             raise _BrokenError(compressed)
         while position < end:
             block = self._read(position, BLOCK, end)
@@ -157,7 +154,7 @@ class _Scan:
         if position > end:
             raise _BrokenError(f"is cut short: {_ANEW}")
         if not ended:  # every reader takes it; a writer that was stopped leaves such a tar
-            self._leave_out(self._where, "end marks of tars, which may be cut short")
+            self.leave_out(self.where, "end marks of tars, which may be cut short")
 
     def _usable(self, path: str, kind: bytes, prefix: str) -> str | None:
         """A member's path without idle parts; None for what is no file that can be taken."""
@@ -168,14 +165,14 @@ class _Scan:
         if not parts or ".." in parts or path.startswith("/"):
             reason = "with a name that leads out of the archive"
         if reason:
-            self._leave_out(self._name(prefix + path), reason)
+            self.leave_out(self._name(prefix + path), reason)
             return None
         return "/".join(parts)
 
     def _past_zeros(self, position: int, end: int) -> int:
         """The first block that is not zero; a tar behind another one's end is part of it."""
         while position < end:
-            chunk = os.pread(self._descriptor, min(_STRIDE, end - position), position)
+            chunk = os.pread(self.descriptor, min(_STRIDE, end - position), position)
             rest = chunk.lstrip(b"\0")
             if rest:
                 return position + (len(chunk) - len(rest)) // BLOCK * BLOCK
@@ -183,7 +180,7 @@ class _Scan:
         return end
 
     def _read(self, position: int, size: int, end: int) -> bytes:
-        block = os.pread(self._descriptor, max(0, min(size, end - position)), position)
+        block = os.pread(self.descriptor, max(0, min(size, end - position)), position)
         if len(block) < size:
             raise _BrokenError(f"is cut short: {_ANEW}")
         return block

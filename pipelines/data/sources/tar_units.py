@@ -10,13 +10,12 @@ import os
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.data.shard_rows import in_chunks
-from pipelines.data.sources.file_list import MadeWhenAsked
+from pipelines.data.sources.file_list import Files, MadeWhenAsked
 from pipelines.data.sources.source import Sample
 from pipelines.data.sources.tar_members import Member
 
@@ -42,11 +41,9 @@ class TarUnit:
 
     @property
     def num_samples(self) -> int:
-        """See `Unit`."""
         return len(self.entries)
 
     def read(self) -> Iterator[Sample]:
-        """See `Unit`."""
         try:
             descriptor = os.open(self.tar, os.O_RDONLY)
         except OSError as problem:
@@ -76,24 +73,14 @@ class TarImages:
     """N images of several tars, in the order they are to be read; `group` is the caller's."""
 
     def __init__(self) -> None:
-        self._names = bytearray()
-        self._ends, self._offsets, self._sizes = array("q"), array("q"), array("q")
+        self._members = Files()
         self._tars, self._groups = array("i"), array("i")
         self._first: dict[int, int] = {}  # the first image of each group
 
     def add(self, tar: int, group: int, member: Member) -> None:
-        """Put an image at the end.
-
-        Args:
-            tar: the number of its tar.
-            group: what decides its split and label, by number.
-            member: where it lies.
-        """
+        """Put an image of the tar of a number at the end; its group decides its split and label."""
         self._first.setdefault(group, len(self._groups))
-        self._names += os.fsencode(member.path)
-        self._ends.append(len(self._names))
-        self._offsets.append(member.offset)
-        self._sizes.append(member.size)
+        self._members.append(member)
         self._tars.append(tar)
         self._groups.append(group)
 
@@ -103,20 +90,18 @@ class TarImages:
     def drop_older(self, start: int) -> list[str]:
         """Drop images from `start` on that a later one of their name replaces, as unpacking does.
 
-        Returns:
-            Their paths.
+        Gives their paths.
         """
-        ends = [self._ends[start - 1] if start else 0, *self._ends[start:]]
-        names = memoryview(self._names)
-        hashes = np.fromiter((hash(bytes(names[a:b])) for a, b in pairwise(ends)), np.int64)
-        names.release()
+        rows = range(start, len(self))
+        hashes = np.fromiter((hash(self._members.name(row)) for row in rows), np.int64, len(rows))
         order = np.argsort(hashes, kind="stable")
         again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
         pairs = [(start + int(order[i]), start + int(order[i + 1])) for i in again]
-        older = [row for row, newer in pairs if self._name(row) == self._name(newer)]
+        name = self._members.name
+        older = [row for row, newer in pairs if name(row) == name(newer)]
         for row in older:
             self._groups[row] = _DROPPED
-        return [self._name(row) for row in older]
+        return [name(row) for row in older]
 
     def counts(self, groups: int) -> list[int]:
         """How many images each of so many groups has."""
@@ -125,7 +110,7 @@ class TarImages:
 
     def first(self, group: int) -> str:
         """The path of the first image of a group."""
-        return self._name(self._first[group])
+        return self._members.name(self._first[group])
 
     def units(
         self,
@@ -133,12 +118,9 @@ class TarImages:
         meanings: Sequence[tuple[str, int]],
         largest: int,
     ) -> TarUnits:
-        """Cut into units the images whose label is not negative.
+        """Cut into units, of so many images at most, those whose label is not negative.
 
-        Args:
-            tars: (path, name for reports, stamp) of each tar.
-            meanings: (split, label) of each group.
-            largest: images in a unit at most.
+        `tars` have (path, name for reports, stamp), `meanings` (split, label) of each group.
         """
         groups = np.frombuffer(self._groups, np.int32)
         labels = np.array([label for _, label in meanings], np.int32)
@@ -147,19 +129,14 @@ class TarImages:
         # Train before val, as folders have it; within a split as the tars have it.
         ranks = np.array([split == "val" for split, _ in meanings], np.int8)
         order = taken[np.argsort(ranks[groups[taken]], kind="stable")]
-        sizes = np.frombuffer(self._sizes, np.int64)[order]
+        sizes = np.frombuffer(self._members.last, np.int64)[order]
         boundary = np.frombuffer(self._tars, np.int32)[order] * 2 + ranks[groups[order]]
         bounds = _bounds(boundary, sizes, largest)
         return TarUnits(self, tars, meanings, order, bounds)
 
     def entry(self, row: int) -> tuple[int, int, str, int, int]:
         """(tar, group, name, offset, bytes) of one image."""
-        place = self._offsets[row], self._sizes[row]
-        return self._tars[row], self._groups[row], self._name(row), *place
-
-    def _name(self, row: int) -> str:
-        start = self._ends[row - 1] if row else 0
-        return os.fsdecode(bytes(self._names[start : self._ends[row]]))
+        return self._tars[row], self._groups[row], *self._members[row]
 
 
 def _bounds(tars: np.ndarray, sizes: np.ndarray, largest: int) -> np.ndarray:
@@ -179,28 +156,24 @@ def _bounds(tars: np.ndarray, sizes: np.ndarray, largest: int) -> np.ndarray:
     return np.array([*begins, len(tars)] if len(tars) else [0], np.int64)
 
 
+@dataclass(eq=False)
 class TarUnits(MadeWhenAsked[TarUnit]):
     """Units that are made when they are asked for."""
 
-    def __init__(
-        self,
-        images: TarImages,
-        tars: Sequence[tuple[Path, str, str]],
-        meanings: Sequence[tuple[str, int]],
-        order: np.ndarray,
-        bounds: np.ndarray,
-    ) -> None:
-        self._images, self._tars, self._meanings = images, tars, meanings
-        self._order, self._bounds = order, bounds
+    images: TarImages
+    tars: Sequence[tuple[Path, str, str]]
+    meanings: Sequence[tuple[str, int]]
+    order: np.ndarray
+    bounds: np.ndarray
 
     def __len__(self) -> int:
-        return len(self._bounds) - 1
+        return len(self.bounds) - 1
 
     def _item(self, index: int) -> TarUnit:
-        rows = self._order[self._bounds[index] : self._bounds[index + 1]].tolist()
-        found = [self._images.entry(row) for row in rows]
-        path, where, stamp = self._tars[found[0][0]]
+        rows = self.order[self.bounds[index] : self.bounds[index + 1]].tolist()
+        found = [self.images.entry(row) for row in rows]
+        path, where, stamp = self.tars[found[0][0]]
         entries = tuple(
-            (self._meanings[group][1], name, offset, size) for _, group, name, offset, size in found
+            (self.meanings[group][1], name, offset, size) for _, group, name, offset, size in found
         )
-        return TarUnit(str(path), where, self._meanings[found[0][1]][0], entries, stamp)
+        return TarUnit(str(path), where, self.meanings[found[0][1]][0], entries, stamp)

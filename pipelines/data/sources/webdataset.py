@@ -94,20 +94,18 @@ def read_shard(
         yield from shard.finish()
 
 
+@dataclass
 class _Shard:
-    def __init__(
-        self,
-        file: BinaryIO,
-        where: str,
-        label_field: str | None,
-        leave_out: Tally,
-        problems: list[tuple[str, str]],
-    ) -> None:
-        self._file, self._where, self._field = file, where, label_field
-        self._leave_out, self._problems = leave_out, problems
-        self._key, self._base, self._current = "", "", _Key()
-        # Members of a key should follow each other; where they do not, they wait here.
-        self._waiting: dict[str, _Key] = {}
+    file: BinaryIO
+    where: str
+    label_field: str | None
+    leave_out: Tally
+    problems: list[tuple[str, str]]
+    _key: str = ""
+    _base: str = ""
+    _current: _Key = field(default_factory=_Key)
+    # Members of a key should follow each other; where they do not, they wait here.
+    _waiting: dict[str, _Key] = field(default_factory=dict)
 
     def take(self, member: Member) -> Iterator[Labelled]:
         base, suffix = _split(member.path)
@@ -115,7 +113,7 @@ class _Shard:
         if not why and suffix not in IMAGE_SUFFIXES and suffix not in LABEL_SUFFIXES:
             why = f"neither images nor labels ({suffix or 'no ending'})"
         if why:
-            self._leave_out(self._name(member), why)
+            self.leave_out(self._name(member), why)
             return
         key = _key(base)
         if base != self._base:
@@ -167,7 +165,7 @@ class _Shard:
     ) -> Iterator[Labelled]:
         found.matched = True
         for extra in images[1:]:
-            self._problems.append((self._name(extra), "a second image of the same key"))
+            self.problems.append((self._name(extra), "a second image of the same key"))
         label = self._label(images[0], labels)
         if label is not None:
             yield Labelled(label, images[0])
@@ -175,33 +173,35 @@ class _Shard:
     def _report(self, found: _Key) -> None:
         for image in (image for images in found.images.values() for image in images):
             if found.matched:
-                self._leave_out(self._name(image), "further images of a key that has its image")
+                self.leave_out(self._name(image), "further images of a key that has its image")
             else:
-                self._problems.append((self._name(image), "no label: neither .cls nor .json"))
+                self.problems.append((self._name(image), "no label: neither .cls nor .json"))
         for label in (label for labels in found.labels.values() for label in labels.values()):
-            self._leave_out(self._name(label), "labels without an image")
+            self.leave_out(self._name(label), "labels without an image")
 
     def _label(self, image: Member, labels: dict[str, Member]) -> Label | None:
         """The label, or None where it cannot be read or two of them differ."""
         read: dict[str, Label] = {}
         for suffix in LABEL_SUFFIXES:
             member = labels.get(suffix)
-            if member is None or (suffix == ".json" and self._field is None and read):
+            if member is None or (suffix == ".json" and self.label_field is None and read):
                 continue  # a .json beside a .cls may hold anything
             value = self.value(member, suffix)
             if isinstance(value, ValueError):
-                self._problems.append((self._name(image), str(value)))
+                self.problems.append((self._name(image), str(value)))
                 return None
             read[suffix] = value
-        return read[".json" if self._field is not None and ".json" in read else next(iter(read))]
+        return read[
+            ".json" if self.label_field is not None and ".json" in read else next(iter(read))
+        ]
 
     def value(self, member: Member, suffix: str) -> Label | ValueError:
         """A label as it stands in a member, or why there is none."""
         name = member.path.rpartition("/")[2]
         if member.size > _LARGEST_LABEL:
             return ValueError(f"its label {name} has {member.size:,} bytes")
-        self._file.seek(member.offset)
-        data = self._file.read(member.size)
+        self.file.seek(member.offset)
+        data = self.file.read(member.size)
         try:
             if suffix == ".cls":
                 return _number_or_name(data.decode("utf-8-sig"))
@@ -212,7 +212,7 @@ class _Shard:
 
     def _from_json(self, content: object, name: str) -> Label:
         if isinstance(content, dict):
-            fields = LABEL_FIELDS if self._field is None else (self._field,)
+            fields = LABEL_FIELDS if self.label_field is None else (self.label_field,)
             found = next((f for f in fields if content.get(f) is not None), None)
             if found is None:
                 shown = ", ".join(map(str, list(content)[:8])) or "none"
@@ -223,7 +223,7 @@ class _Shard:
         return _number_or_name(content) if isinstance(content, str) else content
 
     def _name(self, member: Member) -> str:
-        return f"{self._where}:{member.path}"
+        return f"{self.where}:{member.path}"
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -98,7 +98,7 @@ def test_crops_of_the_size_asked_for_are_the_whole_pictures_pixels(tmp_path, fli
     ):
         boxes = np.array([[top, left, height, width]] * len(KINDS))
         out = np.empty((len(KINDS), height, width, 3), np.uint8)
-        decoder.decode(indices, boxes, flips, out, 0, len(KINDS))
+        decoder.decode(decoders.Crops(indices, boxes, flips), out, 0, len(KINDS))
         for i in indices:
             begin = table.pointer[i]
             blob = data[begin : begin + table.size[i]].tobytes()

@@ -6,7 +6,6 @@ import pytest
 
 from pipelines.data import file_kinds, layout
 from pipelines.data.sources import (
-    folder_layout,
     folder_tree,
     imagenet,
     labelled,
@@ -26,37 +25,34 @@ def table(head: str, rows) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+def shown(head: str) -> dict[str, str]:
+    """The rows of the page's table under a head: first cell, the last one."""
+    _, _, rest = PAGE.read_text().partition(f"{head}\n")
+    rows = [line.strip("| ").split(" | ") for line in rest.partition("\n\n")[0].splitlines()[1:]]
+    return {row[0].strip("`"): row[-1] for row in rows}
+
+
 def names(items, quote: bool = True) -> str:
     return ", ".join(f"`{item}`" if quote else str(item) for item in items)
 
 
+LAYOUTS = shown("| folders with images | read as |")
+REFUSED = shown("| folders with images | why, and what settles it |")
+COLUMN_TYPES = shown("| column | known by its name | types |")
 TABLES = {
-    "layouts": table(
-        "| folders with images | read as |",
-        ((f"`{key}`", value) for key, value in folder_layout.LAYOUTS.items()),
-    ),
-    "refused": table(
-        "| folders with images | why, and what settles it |",
-        ((f"`{key}`", value) for key, value in folder_layout.REFUSED.items()),
-    ),
     "splits": table(
         "| split | words |", ((key, names(words)) for key, words in layout.SPLIT_WORDS.items())
     ),
     "fillers": names(sorted(layout.FILLERS)),
     "foreign": names(repr(name)[1:-1] for name in sorted(layout.FOREIGN_NAMES)),
     "suffixes": names(sorted(folder_tree.IMAGE_SUFFIXES)),
-    "formats": table("| format | what of it |", file_kinds.READ.items()),
-    "pixels": table("| pixels | become |", file_kinds.PIXELS.items()),
     "columns": table(
         "| column | known by its name | types |",
         [
-            ("image", names(parquet_columns.IMAGE_NAMES), "; ".join(
-                parquet_columns.IMAGE_TYPES[kind] for kind in ("bytes", "list of bytes", "struct")
-            )),
+            ("image", names(parquet_columns.IMAGE_NAMES), COLUMN_TYPES["image"]),
             ("path of the image", names(parquet_columns.PATH_NAMES),
-             parquet_columns.IMAGE_TYPES["path"]),
-            ("label", names(parquet_columns.LABEL_NAMES),
-             "; ".join(parquet_columns.LABEL_TYPES.values())),
+             COLUMN_TYPES["path of the image"]),
+            ("label", names(parquet_columns.LABEL_NAMES), COLUMN_TYPES["label"]),
             ("split", names([parquet_columns.SPLIT_NAME]), "text"),
         ],
     ),
@@ -87,6 +83,10 @@ def test_the_page_has_the_codes_lists(name):
     assert TABLES[name] in PAGE.read_text()
 
 
+def test_the_page_tells_of_each_format_that_is_read():
+    assert tuple(shown("| format | what of it |")) == file_kinds.READ
+
+
 def _made(root: Path, example: str) -> Path:
     for number, place in enumerate(example.split(", ")):
         for name in ("a", "b"):
@@ -94,7 +94,7 @@ def _made(root: Path, example: str) -> Path:
     return root
 
 
-@pytest.mark.parametrize("example", folder_layout.LAYOUTS)
+@pytest.mark.parametrize("example", LAYOUTS)
 def test_layouts_are_read_as_the_page_says(tmp_path, example):
     source, samples = opened(_made(tmp_path, example))
     assert set(source.classes) - {"train"} == {"a", "b"}
@@ -104,9 +104,9 @@ def test_layouts_are_read_as_the_page_says(tmp_path, example):
     assert {split for _, split in samples.values()} == (splits or {""})
 
 
-@pytest.mark.parametrize("example", folder_layout.REFUSED)
+@pytest.mark.parametrize("example", REFUSED)
 def test_layouts_are_refused_as_the_page_says(tmp_path, example):
-    said = folder_layout.REFUSED[example]
+    said = REFUSED[example]
     option = next(word.strip("`,.)") for word in said.split() if "--" in word)
     with pytest.raises(UserError, match=option):
         opened(_made(tmp_path, example))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data.beton import read_table
-from pipelines.data.decoders import FfcvDecoder, TorchvisionDecoder
+from pipelines.data.decoders import Crops, FfcvDecoder, TorchvisionDecoder
 from pipelines.data.geometry import Geometry, centre_crops, random_resized_crops
 from pipelines.data.options import PrepareOptions
 from pipelines.data.prepare import prepare
@@ -21,7 +21,7 @@ def _both(table, indices, boxes, flips, size, beyond=False):
     outs = []
     for decoder in (FfcvDecoder(table), TorchvisionDecoder(table)):
         out = np.full((len(indices), size, size, 3), 77, np.uint8)
-        decoder.decode(indices, boxes, flips, out, 0, len(indices), beyond)
+        decoder.decode(Crops(indices, boxes, flips, beyond), out, 0, len(indices))
         outs.append(out.astype(int))
     return outs
 
@@ -62,7 +62,7 @@ def test_a_box_of_the_size_asked_for_is_copied_bit_for_bit(digits):
     indices = np.array([5, 0])
     boxes = np.array([[3, 4, 20, 20], [0, 12, 20, 20]])
     out = np.empty((2, 20, 20, 3), np.uint8)
-    FfcvDecoder(table).decode(indices, boxes, np.array([False, True]), out, 0, 2)
+    FfcvDecoder(table).decode(Crops(indices, boxes, np.array([False, True])), out, 0, 2)
     for row, flip in ((0, False), (1, True)):
         start = table.pointer[indices[row]]
         image = data[start : start + 32 * 32 * 3].reshape(32, 32, 3)
@@ -100,7 +100,7 @@ def test_undecodable_bytes_raise_and_name_the_sample(prepared_photos, tmp_path):
     for decoder in (FfcvDecoder(table), TorchvisionDecoder(table)):
         out = np.empty((5, 16, 16, 3), np.uint8)
         with pytest.raises(ValueError, match=r"sample 3 of .* cannot be decoded"):
-            decoder.decode(np.arange(5), boxes, np.zeros(5, bool), out, 0, 5, True)
+            decoder.decode(Crops(np.arange(5), boxes, np.zeros(5, bool), True), out, 0, 5)
 
 
 def test_the_oracle_itself_is_pillow(prepared_photos):
@@ -112,7 +112,7 @@ def test_the_oracle_itself_is_pillow(prepared_photos):
     side = min(plain.shape[:2])
     out = np.empty((1, side, side, 3), np.uint8)
     box = np.array([[0, 0, side, side]])
-    TorchvisionDecoder(table).decode(np.array([0]), box, np.zeros(1, bool), out, 0, 1)
+    TorchvisionDecoder(table).decode(Crops(np.array([0]), box, np.zeros(1, bool)), out, 0, 1)
     np.testing.assert_array_equal(out[0], plain[:side, :side])
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipelines.data import turbojpeg
 from pipelines.data.beton import MODE_JPG, MODE_RAW
-from pipelines.data.encode import encode, pixel_sums
+from pipelines.data.encode import encode
 from pipelines.data.images import RejectedImageError
 from pipelines.data.options import PrepareOptions
 
@@ -155,10 +155,10 @@ def test_small_images_are_never_enlarged():
 
 def test_pixel_sums_are_exact():
     pixels = np.random.default_rng(0).integers(0, 256, (37, 41, 3)).astype(np.uint8)
-    sums, squares = pixel_sums(pixels)
+    encoded = encode(pixels, OPTIONS, as_jpg=False)
     wide = pixels.astype(np.int64)
-    np.testing.assert_array_equal(sums, wide.sum((0, 1)))
-    np.testing.assert_array_equal(squares, (wide**2).sum((0, 1)))
+    np.testing.assert_array_equal(encoded.sums, wide.sum((0, 1)))
+    np.testing.assert_array_equal(encoded.squares, (wide**2).sum((0, 1)))
 
 
 def _png(width: int, height: int, payload: bytes = b"") -> bytes:

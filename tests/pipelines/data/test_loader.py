@@ -299,10 +299,10 @@ def test_images_of_many_sizes_need_a_size(prepared_photos):
 
 
 def test_without_ffcv_the_remedy_is_named_and_auto_falls_back(digits, monkeypatch):
-    from pipelines.data import native
+    from pipelines.data import compiled
 
-    native.ffcv_library.cache_clear()
-    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None)
+    compiled.ffcv_library.cache_clear()
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
     try:
         with pytest.raises(UserError, match=r"FFCV is not installed: run `make install`") as caught:
             make_loader(digits, "val", batch_size=8, train=False, implementation="ffcv")
@@ -312,7 +312,7 @@ def test_without_ffcv_the_remedy_is_named_and_auto_falls_back(digits, monkeypatc
         assert len(next(iter(opened))[0]) == 8
         opened.close()
     finally:
-        native.ffcv_library.cache_clear()
+        compiled.ffcv_library.cache_clear()
 
 
 def test_importing_the_data_room_loads_nothing_heavy():

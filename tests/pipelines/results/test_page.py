@@ -9,8 +9,8 @@ import ledgers
 import pytest
 
 from pipelines.results.front import build_front, history
-from pipelines.results.page import OutsideFront, OutsidePoint, render_page, summary, write_page
-from pipelines.results.plot import write_png
+from pipelines.results.page import OutsideFront, OutsidePoint, render_page, summary
+from pipelines.results.plot import front_figure
 from pipelines.results.status import search_status, status_text
 from pipelines.results.table import caption
 from pipelines.search.state import SearchState
@@ -94,7 +94,7 @@ def test_every_model_says_whether_it_saves_time(state: SearchState) -> None:
 
 def test_the_picture_is_written(state: SearchState, tmp_path: Path) -> None:
     for name, shown in (("full", state), ("empty", SearchState("new"))):
-        write_png(build_front(shown), tmp_path / f"{name}.png")
+        front_figure(build_front(shown)).savefig(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.png", "full.png"]
 
@@ -104,7 +104,7 @@ def test_the_page_in_a_browser(state: SearchState, tmp_path: Path) -> None:
     path = tmp_path / "front.html"
     published = OutsideFront("DeiT <b>paper</b>", (OutsidePoint("DeiT-Ti", 0.02, 0.91),))
     state.trials["t001"].latency_ms, state.bases[0].latency_ms = {"1": 3.0}, {"1": 2.0}
-    write_page(build_front(state), path, history("digits", ledgers.events()), [published])
+    path.write_text(render(state, others=[published]), encoding="utf-8")
     with chromium.browse(tmp_path / "profile") as page:
         page.size(1280, 900)
         page.open(path.as_uri())
@@ -161,7 +161,7 @@ def test_the_page_in_a_browser(state: SearchState, tmp_path: Path) -> None:
 @chromium.needed
 def test_a_page_without_models_says_so(tmp_path: Path) -> None:
     path = tmp_path / "front.html"
-    write_page(build_front(SearchState("new")), path)
+    path.write_text(render_page(build_front(SearchState("new"))), encoding="utf-8")
     with chromium.browse(tmp_path / "profile") as page:
         page.open(path.as_uri())
         assert page.text("#chart") == "No finished model yet."

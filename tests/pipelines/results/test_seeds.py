@@ -16,7 +16,7 @@ import tokenpool as tp
 from pipelines.data.manifest import Manifest
 from pipelines.export.model_card import model_card
 from pipelines.results.explain import explain
-from pipelines.results.front import Front, build_front, history
+from pipelines.results.front import Front, build_front
 from pipelines.results.page import page_data, summary
 from pipelines.results.plot import front_figure
 from pipelines.results.points import vit_params
@@ -156,7 +156,7 @@ def test_table_description_and_page_show_the_spread(front: Front) -> None:
         assert whole in text
     assert "…" not in text
     assert "| 96.70±0.82 | 95.80±0.42 |" in description(front)
-    data = page_data(front, history("digits", []), [], {"minival": 100, "val": 100}, "")
+    data = page_data(front, {"minival": 100, "val": 100})
     points = {point["id"]: point for point in data["points"]}
     assert points["t001"]["minival_error"] == pytest.approx(SPREAD, abs=1e-6)
     assert points["t001"]["seeds"] == 3
