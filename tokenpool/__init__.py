@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from tokenpool.options import PoolOptions
     from tokenpool.pooling import method_of, options_of, pool, realised_schedule, schedule_of
     from tokenpool.schedule import Schedule
-    from tokenpool.softextract import powerbert_schedule
     from tokenpool.storage import load, save
+    from tokenpool.study.soft_extract import powerbert_schedule
+    from tokenpool.study.text_encoder import PooledEncoder
     from tokenpool.token_trace import Trace, record, trace, unpool
 
     METHODS: tuple[str, ...]
@@ -29,6 +30,7 @@ __all__ = [
     "Clustering",
     "MacReport",
     "PoolOptions",
+    "PooledEncoder",
     "Schedule",
     "Trace",
     "VitSpec",
@@ -55,35 +57,22 @@ __all__ = [
     "vit_spec",
 ]
 
-_PLACES = {
-    "Clustering": "clustering",
-    "kmeans": "clustering",
-    "kmedoids": "clustering",
-    "reconstruction_error": "clustering",
-    "MacReport": "cost",
-    "VitSpec": "cost",
-    "macs": "cost",
-    "vit_macs": "cost",
-    "vit_spec": "cost",
-    "inherit_width": "inherit",
-    "format_method": "method_text",
-    "parse_method": "method_text",
-    "build_vit": "models",
-    "PoolOptions": "options",
-    "method_of": "pooling",
-    "options_of": "pooling",
-    "pool": "pooling",
-    "realised_schedule": "pooling",
-    "schedule_of": "pooling",
-    "Schedule": "schedule",
-    "powerbert_schedule": "softextract",
-    "load": "storage",
-    "save": "storage",
-    "Trace": "token_trace",
-    "record": "token_trace",
-    "trace": "token_trace",
-    "unpool": "token_trace",
+# By module, what is imported from it.
+_MODULES = {
+    "clustering": "Clustering kmeans kmedoids reconstruction_error",
+    "cost": "MacReport VitSpec macs vit_macs vit_spec",
+    "inherit": "inherit_width",
+    "method_text": "format_method parse_method",
+    "models": "build_vit",
+    "options": "PoolOptions",
+    "pooling": "method_of options_of pool realised_schedule schedule_of",
+    "schedule": "Schedule",
+    "storage": "load save",
+    "study.soft_extract": "powerbert_schedule",
+    "study.text_encoder": "PooledEncoder",
+    "token_trace": "Trace record trace unpool",
 }
+_PLACES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

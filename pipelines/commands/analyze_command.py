@@ -53,8 +53,8 @@ def analyze(
     from pipelines.data.manifest import load_manifest
     from pipelines.data.preprocessing import preprocessing_of
     from pipelines.models.open_model import open_model
-    from tokenpool import analysis, plots
     from tokenpool.patches import patches_of
+    from tokenpool.study import analysis, plots
 
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give another --out folder")

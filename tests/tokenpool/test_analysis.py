@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tokenpool as tp
-from tokenpool import analysis, plots
 from tokenpool.clustering import matched_indices, nearest, work_features
+from tokenpool.study import analysis, plots
 from tokenpool.token_trace import record
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import tokenpool as tp
-from tokenpool import analysis
 from tokenpool.methods.base import Pooled
 from tokenpool.patches import patches_of
 from tokenpool.rotary import pool_positions
+from tokenpool.study import analysis
 
 # One of each kind of embedding, block and head.
 NAMES = {

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenpool.analysis import ErrorPoint, LowPass
 from tokenpool.cost import MacReport
+from tokenpool.study.analysis import ErrorPoint, LowPass
 
 __all__ = ["plot_costs", "plot_errors", "plot_low_pass", "plot_token_maps"]
 
