@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenpool.clustering import Clustering, kmeans, kmedoids, reconstruction_error
     from tokenpool.cost import MacReport, VitSpec, macs, vit_macs, vit_spec
-    from tokenpool.inherit import inherit_width
-    from tokenpool.method_text import format_method, parse_method
-    from tokenpool.models import build_vit
+    from tokenpool.methods.method_text import format_method, parse_method
+    from tokenpool.models.build_vit import build_vit
+    from tokenpool.models.inherit import inherit_width
+    from tokenpool.models.storage import load, save
     from tokenpool.options import PoolOptions
     from tokenpool.pooling import method_of, options_of, pool, realised_schedule, schedule_of
     from tokenpool.schedule import Schedule
-    from tokenpool.storage import load, save
     from tokenpool.study.soft_extract import powerbert_schedule
     from tokenpool.study.text_encoder import PooledEncoder
     from tokenpool.token_trace import Trace, record, trace, unpool
@@ -61,13 +61,13 @@ __all__ = [
 _MODULES = {
     "clustering": "Clustering kmeans kmedoids reconstruction_error",
     "cost": "MacReport VitSpec macs vit_macs vit_spec",
-    "inherit": "inherit_width",
-    "method_text": "format_method parse_method",
-    "models": "build_vit",
+    "models.inherit": "inherit_width",
+    "methods.method_text": "format_method parse_method",
+    "models.build_vit": "build_vit",
     "options": "PoolOptions",
     "pooling": "method_of options_of pool realised_schedule schedule_of",
     "schedule": "Schedule",
-    "storage": "load save",
+    "models.storage": "load save",
     "study.soft_extract": "powerbert_schedule",
     "study.text_encoder": "PooledEncoder",
     "token_trace": "Trace record trace unpool",

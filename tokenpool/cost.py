@@ -17,9 +17,9 @@ from typing import Any
 from torch import nn
 
 from tokenpool.layer_macs import BlockCost, block_cost, embed_macs, head_cost
-from tokenpool.method_text import parse_method
 from tokenpool.methods import method as method_named
 from tokenpool.methods.base import PoolingMethod
+from tokenpool.methods.method_text import parse_method
 from tokenpool.options import PoolOptions
 from tokenpool.patches import patches_of
 from tokenpool.pooling import (

@@ -14,9 +14,9 @@ from torch import nn
 
 from tokenpool.attention import ScoredAttention, check_pooled
 from tokenpool.dense_features import give_dense_features, take_dense_features
-from tokenpool.method_text import with_options
 from tokenpool.methods import method as method_named
 from tokenpool.methods.base import Grid, PoolingMethod
+from tokenpool.methods.method_text import with_options
 from tokenpool.options import PoolOptions
 from tokenpool.patches import has_class_token, patches_of
 from tokenpool.rotary import check_rotary, give_places, take_places

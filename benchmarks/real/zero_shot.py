@@ -24,7 +24,7 @@ from pipelines.data.manifest import load_manifest
 from pipelines.data.preprocessing import preprocessing_of
 from pipelines.errors import UserError
 from pipelines.search.scorer import Comparison, Scorer
-from tokenpool.method_text import format_method
+from tokenpool.methods.method_text import format_method
 from tune_spaces.shapes import shapes
 
 __all__ = ["PLANNED", "SHAPES", "SHARES", "Bench", "Row", "Rows", "judge", "run_grid", "time_again"]

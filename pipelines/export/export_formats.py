@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import tokenpool as tp
 from pipelines.errors import UserError
+from tokenpool.models.preprocessing import class_names, image_config
 from tokenpool.patches import patches_of
-from tokenpool.preprocessing import class_names, image_config
 
 Run = Callable[[Tensor], Tensor]
 """Images `[B, channels, H, W]`, normalised fp32 → logits `[B, classes]`."""

@@ -36,7 +36,7 @@ from pipelines.results.find_data import find_data
 from pipelines.results.front import build_front
 from pipelines.results.load_checkpoint import load_checkpoint
 from pipelines.search.state import SearchState
-from tokenpool.method_text import format_method
+from tokenpool.methods.method_text import format_method
 from tokenpool.patches import patches_of
 
 MAX_DIFFERENCE = 1e-4

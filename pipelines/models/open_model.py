@@ -17,7 +17,7 @@ from pipelines.models.initial_weights import Source, fit
 from pipelines.models.model_metadata import check_named, config_said, timm_arguments, timm_name
 from pipelines.models.state_dicts import read_json, read_state_dict
 from pipelines.storage.copies import local_path
-from tokenpool.architecture import describe
+from tokenpool.models.architecture import describe
 from tokenpool.patches import patches_of
 
 

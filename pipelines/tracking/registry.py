@@ -30,7 +30,7 @@ from pipelines.storage.working import search_folder
 from pipelines.tracking.mirror import LedgerMirror
 from pipelines.tracking.mlflow_errors import told
 from pipelines.tracking.tracking_store import TrackingStore
-from tokenpool.method_text import format_method
+from tokenpool.methods.method_text import format_method
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

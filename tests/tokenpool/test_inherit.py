@@ -7,7 +7,7 @@ import timm
 import torch
 
 import tokenpool as tp
-from tokenpool.inherit import channel_importance
+from tokenpool.models.inherit import channel_importance
 
 
 def wide(**options):

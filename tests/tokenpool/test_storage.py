@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tokenpool as tp
-from tokenpool import storage
+from tokenpool.models import storage
 
 SCHEDULE = tp.Schedule((13, 9, 9, 5))
 

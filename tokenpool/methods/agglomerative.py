@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenpool.clustering import gather_tokens, work_dtype, work_features
-from tokenpool.linkage import agglomerative_labels
 from tokenpool.methods.base import Pooled, Reducer, TokenSet
+from tokenpool.methods.linkage import agglomerative_labels
 from tokenpool.methods.represent import cluster_means, mean_weights, medoids_near_means
 from tokenpool.options import Linkage, PoolOptions
 

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tokenpool.architecture import build, describe
+from tokenpool.models.architecture import build, describe
+from tokenpool.models.preprocessing import read_config, written_config
 from tokenpool.pooling import method_of, options_of, pool, schedule_of
-from tokenpool.preprocessing import read_config, written_config
 
 __all__ = ["load", "read_header", "save"]
 

@@ -14,7 +14,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from tokenpool.architecture import build, describe
+from tokenpool.models.architecture import build, describe
 from tokenpool.pooling import check_model, method_of, options_of, pool, schedule_of
 
 __all__ = ["channel_importance", "inherit_width"]
