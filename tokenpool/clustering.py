@@ -257,7 +257,7 @@ def kmeans_means(
     x: Tensor, features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Means `[B, k, C]` and assignment `[B, N]` of K-Means on `features`; see `kernels.kmeans`."""
-    if kernels.registered("kmeans", x) is None and gpu.usable(x.shape[1], x, features):
+    if gpu.usable(x.shape[1], x, features):
         means, assignment, _ = gpu.kmeans(x, features, start, weights, iterations)
         return means, assignment
     with torch.no_grad():

@@ -1,10 +1,9 @@
-"""One clustering call: the reference implementations, and the seams for faster ones.
+"""One clustering call: the reference implementations, and the seam for faster ones.
 
 A kernel takes centred features `[B, N, C]`, the starting tokens `[B, k]`, weights `[B, N]` or None
-and an iteration count, and returns two integer tensors. `register` puts another implementation in
-for one device type; without, CUDA devices use the fused kernels of `tokenpool.gpu` where these can
-do it. Everything in the package calls through `kmedoids` and `kmeans` of this module, or
-`clustering.kmeans_means`, which has the means of the same launch.
+and an iteration count, and returns two integer tensors. CUDA devices use the fused kernels of
+`tokenpool.gpu` where these can do it. Everything in the package calls through `kmedoids` and
+`kmeans` of this module, or `clustering.kmeans_means`, which has the means of the same launch.
 
 The width C is met once, in the Gram matrix (N²·C multiply-accumulates for either algorithm): each
 iteration then costs O(N²) additions, whatever k.
@@ -12,7 +11,6 @@ iteration then costs O(N²) additions, whatever k.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,43 +18,19 @@ from torch import Tensor
 
 from tokenpool import gpu
 
-__all__ = ["kmeans", "kmedoids", "pairwise_distances", "register", "registered", "unregister"]
-
-Kernel = Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
+__all__ = ["kmeans", "kmedoids", "pairwise_distances"]
 
 # A cluster whose weights sum to less than this share of the largest weight weighs nothing: its mean
 # would be noise.
 NOTHING = 1e-12
 
-_REGISTERED: dict[tuple[str, str], Kernel] = {}
-
-
-def register(name: str, device_type: str, kernel: Kernel) -> None:
-    """Use `kernel` for "kmedoids" or "kmeans" calls on tensors of `device_type` ("cuda", …)."""
-    if name not in ("kmedoids", "kmeans"):
-        raise ValueError(f"there is no clustering kernel {name!r}: use 'kmedoids' or 'kmeans'")
-    _REGISTERED[name, device_type] = kernel
-
-
-def unregister(name: str, device_type: str) -> None:
-    """Go back to the reference implementation."""
-    _REGISTERED.pop((name, device_type), None)
-
-
-def registered(name: str, features: Tensor) -> Kernel | None:
-    """What was registered for the device of `features`."""
-    return _REGISTERED.get((name, features.device.type))
-
-
 def kmedoids(
     features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Assignment `[B, N]` and medoids `[B, k]` of weighted K-Medoids from `start`."""
-    kernel = registered("kmedoids", features)
-    if kernel is None and gpu.usable(features.shape[1], features):
-        kernel = gpu.kmedoids
-    if kernel is None:
-        kernel = _kmedoids_op if better_opaque(features) else kmedoids_reference
+    if gpu.usable(features.shape[1], features):
+        return gpu.kmedoids(features, start, weights, iterations)
+    kernel = _kmedoids_op if better_opaque(features) else kmedoids_reference
     return kernel(features, start, weights, iterations)
 
 
@@ -68,13 +42,11 @@ def kmeans(
     The centres are the weighted means of the `members` (the assignment before the last one; −1: of
     none); a centre whose members are none, or weigh nothing, is the token it started at.
     """
-    kernel = registered("kmeans", features)
-    if kernel is None and gpu.usable(features.shape[1], features):
+    if gpu.usable(features.shape[1], features):
         # The means of the launch are of no interest here: those of the narrowest tokens there are.
         found = gpu.kmeans(features[:, :, :1], features, start, weights, iterations)
         return found[1:]
-    if kernel is None:
-        kernel = _kmeans_op if better_opaque(features) else kmeans_reference
+    kernel = _kmeans_op if better_opaque(features) else kmeans_reference
     return kernel(features, start, weights, iterations)
 
 
