@@ -24,6 +24,7 @@ __all__ = ["kmeans", "kmedoids", "pairwise_distances"]
 # would be noise.
 NOTHING = 1e-12
 
+
 def kmedoids(
     features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:

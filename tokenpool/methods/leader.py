@@ -9,7 +9,7 @@ from torch import Tensor
 from tokenpool import gpu
 from tokenpool.clustering import work_dtype
 from tokenpool.kernels import flat_index
-from tokenpool.methods.base import Pooled, Reducer, TokenSet
+from tokenpool.methods.base import Pooled, PoolingMethod, TokenSet
 from tokenpool.options import PoolOptions
 
 __all__ = ["Leader"]
@@ -20,7 +20,7 @@ __all__ = ["Leader"]
 _POWER = 0.5
 
 
-class Leader(Reducer):
+class Leader(PoolingMethod):
     """Keep the k tokens that are least like any more significant one; the others join the nearest.
 
     Leader clustering (Hartigan 1975, chapter 3) with k in place of a radius. Likeness is the cosine
@@ -43,10 +43,6 @@ class Leader(Reducer):
     own_significance = "cls"
     own_position = "attention"
     scores_optional = True
-
-    def features(self, options: PoolOptions) -> str:
-        """What the options say, or the method's own."""
-        return options.features or self.own_features
 
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
         """Rank by novelty, let the others join, average."""
@@ -92,10 +88,6 @@ class Leader(Reducer):
             means, sums = _means(_rows(x, order + start), weights, target)
         sizes = None if options.representative == "weighted_mean" else sums
         return Pooled(means, assignment, sizes, whole)
-
-    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """N²·F for the similarities."""
-        return tokens * tokens * features
 
 
 def novelty(similarity: Tensor, scores: Tensor | None) -> Tensor:
