@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenpool.models.inherit import inherit_width
     from tokenpool.models.storage import load, save
     from tokenpool.options import PoolOptions
-    from tokenpool.pooling import method_of, options_of, pool, realised_schedule, schedule_of
+    from tokenpool.pooling import Pooling, pool, pooling_of
     from tokenpool.schedule import Schedule
     from tokenpool.study.soft_extract import powerbert_schedule
     from tokenpool.study.text_encoder import PooledEncoder
@@ -31,6 +31,7 @@ __all__ = [
     "MacReport",
     "PoolOptions",
     "PooledEncoder",
+    "Pooling",
     "Schedule",
     "Trace",
     "VitSpec",
@@ -41,16 +42,13 @@ __all__ = [
     "kmedoids",
     "load",
     "macs",
-    "method_of",
-    "options_of",
     "parse_method",
     "pool",
+    "pooling_of",
     "powerbert_schedule",
-    "realised_schedule",
     "reconstruction_error",
     "record",
     "save",
-    "schedule_of",
     "trace",
     "unpool",
     "vit_macs",
@@ -65,7 +63,7 @@ _MODULES = {
     "methods.method_text": "format_method parse_method",
     "models.build_vit": "build_vit",
     "options": "PoolOptions",
-    "pooling": "method_of options_of pool realised_schedule schedule_of",
+    "pooling": "Pooling pool pooling_of",
     "schedule": "Schedule",
     "models.storage": "load save",
     "study.soft_extract": "powerbert_schedule",

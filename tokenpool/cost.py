@@ -22,14 +22,7 @@ from tokenpool.methods.base import PoolingMethod
 from tokenpool.methods.method_text import parse_method
 from tokenpool.options import PoolOptions
 from tokenpool.patches import patches_of
-from tokenpool.pooling import (
-    check_model,
-    head_reads,
-    method_of,
-    options_of,
-    realise,
-    schedule_of,
-)
+from tokenpool.pooling import check_model, head_reads, pooling_of, realise
 from tokenpool.schedule import Schedule
 
 __all__ = ["MacReport", "VitSpec", "block_macs", "macs", "vit_macs", "vit_spec"]
@@ -134,15 +127,15 @@ def macs(
         ValueError: as `tp.pool`.
     """
     spec = vit_spec(model, image_size)
-    name = method_of(model) or "wkmedoids"
-    chosen = options_of(model) or PoolOptions()
+    own = pooling_of(model)
+    name, chosen = ("wkmedoids", PoolOptions()) if own is None else (own.method, own.options)
     if method is not None:
         name, said = parse_method(method)
         chosen = chosen if said == PoolOptions() else said
     if options:
         chosen = chosen.with_(**PoolOptions.of(**options).as_dict())
     if schedule is None:
-        schedule = schedule_of(model) or Schedule.dense(spec.depth, spec.patches)
+        schedule = Schedule.dense(spec.depth, spec.patches) if own is None else own.schedule
     if chosen.cls_only_last:
         head_reads(model)
     return vit_macs(spec, Schedule(schedule), name, chosen)

@@ -90,8 +90,9 @@ def write_format(
     except UserError:
         raise
     except Exception as error:  # torch.export raises many kinds, with pages of advice
+        pooling = tp.pooling_of(model)
         raise UserError(
-            f"PyTorch cannot export method {tp.method_of(model)} to {format_name}: "
+            f"PyTorch cannot export method {pooling and pooling.method} to {format_name}: "
             f"{str(error).splitlines()[0][:200]}; --format timm always works",
             exit_code=1,
         ) from None

@@ -6,8 +6,7 @@ were not, and given back as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from tokenpool.methods import method as method_named
 from tokenpool.methods.base import Pooled, TokenSet
 from tokenpool.options import PoolOptions
 from tokenpool.patches import patches_of
-from tokenpool.pooling import check_model, options_of, pool, schedule_of
+from tokenpool.pooling import check_model, pool, pooling_of, unpooled
 from tokenpool.schedule import Schedule
 from tokenpool.vit import PooledBlock
 
@@ -139,7 +138,8 @@ def low_pass(model: nn.Module, batches: Iterable[Tensor], cutoff: float = 0.25) 
     prefix = vit.num_prefix_tokens
     sums = torch.zeros(len(check_model(model)), 6, dtype=torch.double)
     images = 0
-    with _dense(model):
+    with unpooled(model):
+        model.eval()
         seen: list[dict[str, Tensor]] = [{} for _ in vit.blocks]
         handles = []
         for block, values in zip(vit.blocks, seen, strict=True):
@@ -239,7 +239,7 @@ def paired_errors(
     sums: dict[tuple[int, int, int], list[float]] = {}
     images = 0
     blocks = check_model(model)
-    if schedule_of(model) is None:
+    if pooling_of(model) is None:
         raise ValueError("the model is not pooled: there is nothing to compare with")
 
     def compare(block: PooledBlock, entered: Entered, given: TokenSet, own: Pooled) -> None:
@@ -310,7 +310,8 @@ def _token_sets(model: nn.Module, batch: Tensor) -> list[TokenSet]:
     vit: Any = model
     prefix = vit.num_prefix_tokens
     found: list[TokenSet] = []
-    with _dense(model):
+    with unpooled(model):
+        model.eval()
         embed = patches_of(model)
         grid = embed.grid_at((batch.shape[-2], batch.shape[-1]))
         pool(model, Schedule.dense(len(vit.blocks), embed.number))
@@ -349,23 +350,3 @@ def _keep(values: dict[str, Tensor], before: str | None, after: str) -> Any:
         values[after] = output
 
     return hook
-
-
-@contextmanager
-def _dense(model: nn.Module) -> Iterator[None]:
-    """The model unpooled and in evaluation mode; afterwards as it was."""
-    schedule, options = schedule_of(model), options_of(model)
-    plans = [getattr(block, "plan", None) for block in check_model(model)]
-    training = model.training
-    pool(model, None)
-    model.eval()
-    try:
-        yield
-    finally:
-        pool(model, None)
-        if schedule is not None and options is not None:
-            pool(model, schedule)
-            vit: Any = model
-            for block, plan in zip(vit.blocks, plans, strict=True):
-                block.plan = plan
-        model.train(training)

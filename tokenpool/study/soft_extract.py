@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tokenpool.attention import AttentionRecord
 from tokenpool.patches import patches_of
-from tokenpool.pooling import check_model, pool, schedule_of
+from tokenpool.pooling import check_model, pool, unpooled
 from tokenpool.schedule import Schedule
 from tokenpool.vit import PooledBlock
 
@@ -100,10 +100,7 @@ def powerbert_schedule(
         raise ValueError(f"penalty is {penalty} but must be a number >= 0")
     vit: Any = model
     depth, patches = len(check_model(model)), patches_of(model).number
-    before = schedule_of(model)
-    plans = [getattr(block, "plan", None) for block in vit.blocks]
     flags = [parameter.requires_grad for parameter in vit.parameters()]
-    training = vit.training
     device = next(vit.parameters()).device
     vectors = [nn.Parameter(torch.ones(patches, device=device)) for _ in range(depth)]
     groups: list[dict[str, Any]] = [{"params": vectors, "lr": learning_rate}]
@@ -113,38 +110,33 @@ def powerbert_schedule(
         vit.requires_grad_(False)
     optimizer = torch.optim.Adam(groups)
     losses: list[float] = []
-    pool(model, Schedule.dense(depth, patches))
-    views = list(vit.blocks)
-    vit.train(model_learning_rate > 0)
-    try:
-        for layer, view in enumerate(views):
-            vit.blocks[layer] = SoftExtractBlock(view, vectors[layer], vit.num_prefix_tokens)
-        for images, labels in batches:
-            logits = vit(images)
-            logits = logits[0] if isinstance(logits, tuple) else logits
-            task = F.cross_entropy(logits, labels)
-            masses = torch.stack([vector.sum() for vector in vectors])
-            weights = torch.arange(1, depth + 1, device=device)
-            optimizer.zero_grad()
-            (task + penalty * (weights * masses).sum()).backward()
-            optimizer.step()
-            with torch.no_grad():
-                for vector in vectors:
-                    vector.clamp_(0, 1)
-            losses.append(task.item())
-            if progress is not None:
-                progress(len(losses), losses[-1], masses.detach())
-    finally:
-        for layer, view in enumerate(views):
-            vit.blocks[layer] = view
-        pool(model, None)
-        if before is not None:
-            pool(model, before)
-            for block, plan in zip(vit.blocks, plans, strict=True):
-                block.plan = plan
-        for parameter, flag in zip(vit.parameters(), flags, strict=True):
-            parameter.requires_grad_(flag)
-        vit.train(training)
+    with unpooled(model):
+        pool(model, Schedule.dense(depth, patches))
+        views = list(vit.blocks)
+        vit.train(model_learning_rate > 0)
+        try:
+            for layer, view in enumerate(views):
+                vit.blocks[layer] = SoftExtractBlock(view, vectors[layer], vit.num_prefix_tokens)
+            for images, labels in batches:
+                logits = vit(images)
+                logits = logits[0] if isinstance(logits, tuple) else logits
+                task = F.cross_entropy(logits, labels)
+                masses = torch.stack([vector.sum() for vector in vectors])
+                weights = torch.arange(1, depth + 1, device=device)
+                optimizer.zero_grad()
+                (task + penalty * (weights * masses).sum()).backward()
+                optimizer.step()
+                with torch.no_grad():
+                    for vector in vectors:
+                        vector.clamp_(0, 1)
+                losses.append(task.item())
+                if progress is not None:
+                    progress(len(losses), losses[-1], masses.detach())
+        finally:
+            for layer, view in enumerate(views):
+                vit.blocks[layer] = view
+            for parameter, flag in zip(vit.parameters(), flags, strict=True):
+                parameter.requires_grad_(flag)
     if not losses:
         raise ValueError("there are no batches to train the extract vectors on")
     found = torch.stack([vector.detach() for vector in vectors])
