@@ -24,7 +24,7 @@ from torch import Tensor
 
 import tokenpool as tp
 from benchmarks.machine import hardware
-from tokenpool.study.analysis import paired_errors
+from benchmarks.pooling.paired_errors import paired_errors
 from tokenpool.token_trace import record
 
 RESULTS = Path(__file__).parents[1] / "results"
