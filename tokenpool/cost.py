@@ -1,8 +1,8 @@
 """What a pooled ViT costs, in multiply-accumulates, in closed form.
 
 Per block with N tokens in all and width d: 4·N·d² for queries, keys, values and the output
-projection, 2·N²·d for the two attention products, 2·N·d·h for the MLP (`shared/paper.md`, cost
-model); where other layers stand in these places, what they multiply (`tokenpool.layer_macs`).
+projection, 2·N²·d for the two attention products, 2·N·d·h for the MLP (arXiv 2110.03860); where
+other layers stand in these places, what they multiply (`tokenpool.layer_macs`).
 Clustering is what the method says it multiplies. Bias, norms and softmax are not counted, as in the
 papers.
 """
@@ -33,17 +33,17 @@ class VitSpec:
     """The shapes of a ViT: all that its cost depends on.
 
     Attributes:
-        width: embedding dimension.
-        depth: blocks.
+        width: the embedding dimension.
+        depth: the number of blocks.
         grid: (rows, columns) of patches.
-        prefix: class, distillation and register tokens.
-        hidden: width of the MLP.
+        prefix: how many class, distillation and register tokens there are.
+        hidden: the hidden width of the MLP.
         patch_in: inputs of the patch embedding (channels · patch area).
         classes: outputs of all heads together, each reading one token.
-        heads: attention heads.
-        head_dim: width of one head; None: width / heads.
+        heads: the number of attention heads.
+        head_dim: the width of one head; None: width / heads.
         pool_in: MACs of the head beside those of its classes: per patch token, and once.
-        reads: tokens the head reads, if it reads no patch tokens.
+        reads: how many tokens the head reads, if it reads no patch tokens.
         pool_pairs: MACs of the head per pair of tokens.
         embed: MACs of the patch embedding, where they are not those of one matrix per patch.
         blocks: MACs of the layers of each block, where they are not those of a plain ViT.
@@ -65,7 +65,7 @@ class VitSpec:
     blocks: tuple[BlockCost, ...] | None = None
 
     def block(self, layer: int) -> BlockCost:
-        """MACs of the layers of one block, from 1."""
+        """MACs of the layers of one block; the first is 1."""
         if self.blocks is not None:
             return self.blocks[layer - 1]
         square = self.width * self.attention_width
@@ -149,6 +149,12 @@ def vit_macs(
 ) -> MacReport:
     """`macs` as a pure function of shapes, cheap enough to call for every candidate of a search.
 
+    Args:
+        spec: the shapes of the model.
+        schedule: the patch tokens kept after each block.
+        method: one of `tp.METHODS`; where no options are given, as text with them (`parse_method`).
+        options: the options of the method.
+
     Raises:
         ValueError: for a schedule of another depth, or an unknown method.
     """
@@ -191,12 +197,12 @@ def block_macs(
     """What one block and the pooling layer after it cost: a model's cost is the sum over blocks.
 
     Args:
-        spec: shapes of the model.
-        layer: which block, from 1.
-        incoming: patch tokens that enter it.
-        kept: patch tokens that leave its pooling layer, as the method really keeps them.
-        method: of `tp.METHODS`; where no options are given, as text with them (`parse_method`).
-        options: of the method.
+        spec: the shapes of the model.
+        layer: the number of the block, from 1.
+        incoming: how many patch tokens enter it.
+        kept: how many patch tokens leave its pooling layer, as the method really keeps them.
+        method: one of `tp.METHODS`; where no options are given, as text with them (`parse_method`).
+        options: the options of the method.
     """
     name, chosen = parse_method(method) if options is None else (method, options)
     return _block_macs(spec, layer, incoming, kept, method_named(name), chosen)

@@ -105,7 +105,7 @@ def pool(
 def _plans(
     model: nn.Module, schedule: Schedule, strategy: PoolingMethod, options: PoolOptions
 ) -> list[LayerPlan]:
-    """What each block of the model will do under this schedule."""
+    """What each block of the model will do under this schedule, or a ValueError."""
     vit: Any = model
     embed = patches_of(model)
     grid, patches = embed.grid_size, embed.number
@@ -136,7 +136,14 @@ def _plans(
 def realise(
     strategy: PoolingMethod, schedule: Schedule, patches: int, grid: Grid | None
 ) -> tuple[list[Grid | None], list[int]]:
-    """The grid that comes into each layer and the count the method really keeps there."""
+    """The grid that comes into each layer, and the count that the method really keeps there.
+
+    Args:
+        strategy: the pooling method.
+        schedule: the counts that are asked for.
+        patches: the patch tokens that enter the first block.
+        grid: (rows, columns) of them, or None.
+    """
     grids: list[Grid | None] = []
     counts: list[int] = []
     for wanted in schedule:
@@ -214,10 +221,10 @@ def unpooled(model: nn.Module) -> Iterator[None]:
 
 
 def check_model(model: nn.Module) -> list[Any]:
-    """The blocks of a model that can be pooled.
+    """The blocks of a model, if it can be pooled.
 
     Raises:
-        ValueError: for any other model, naming what is in the way.
+        ValueError: for a model that cannot be pooled, naming what is in the way.
     """
     name = type(model).__name__
     if type(model) not in KINDS:
@@ -290,6 +297,7 @@ def head_reads(model: nn.Module) -> int:
 
 
 def _check_options(model: nn.Module, strategy: PoolingMethod, options: PoolOptions) -> None:
+    """Refuse options and methods that do not fit this model."""
     vit: Any = model
     scores = strategy.needs_scores(options)
     cls = scores and strategy.significance(options) == "cls"

@@ -45,9 +45,9 @@ def density_peaks(distances: Tensor, k: int, neighbours: int) -> Tensor:
     """The k tokens `[B, k]`, ascending, of greatest density times distance to a denser one.
 
     Args:
-        distances: squared, `[B, N, N]`.
-        k: how many.
-        neighbours: how many nearest others measure the density.
+        distances: squared distances `[B, N, N]`.
+        k: how many peaks.
+        neighbours: how many of the nearest others measure the density.
     """
     tokens = distances.shape[1]
     near = distances.topk(min(neighbours + 1, tokens), dim=-1, largest=False).values

@@ -26,7 +26,11 @@ class GridPool(PoolingMethod):
     fixed_features = True
 
     def realise(self, tokens: int, k: int, grid: Grid | None) -> tuple[int, Grid | None]:
-        """The largest similar grid of at most k cells."""
+        """The largest similar grid of at most k cells.
+
+        Raises:
+            ValueError: if the tokens form no grid.
+        """
         if grid is None or grid[0] * grid[1] != tokens:
             raise ValueError(f"grid pooling needs a token grid, but {tokens} tokens come without")
         rows, columns = grid
@@ -40,7 +44,11 @@ class GridPool(PoolingMethod):
         return best[0] * best[1], best
 
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
-        """The mean of each rectangular cell."""
+        """The mean of each rectangular cell.
+
+        Raises:
+            ValueError: for another number of tokens than the model was pooled for.
+        """
         x, grid = given.tokens, given.grid
         if grid is None or grid[0] * grid[1] != x.shape[1]:
             raise ValueError(

@@ -95,7 +95,7 @@ def novelty(similarity: Tensor, scores: Tensor | None) -> Tensor:
 
     Args:
         similarity: cosines `[B, N, N]`.
-        scores: significance `[B, N]`, ≥ 0, whose square root weighs it; None: all weigh the same.
+        scores: the significance `[B, N]`, ≥ 0, whose square root weighs it; None: all alike.
     """
     tokens = similarity.shape[1]
     after = similarity.new_full((tokens, tokens), -torch.inf).triu()
@@ -115,8 +115,8 @@ def _means(x: Tensor, weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted means `[B, k, C]` of those kept and those that joined them, and sums of weights.
 
     Args:
-        x: tokens, the k that are kept in front `[B, N, C]`.
-        weights: of the tokens in that order, > 0 `[B, N]`.
+        x: the tokens `[B, N, C]`, those that are kept in front.
+        weights: how much each token counts `[B, N]`, > 0, in the same order.
         target: which of those kept each of the others joins `[B, N − k]`.
     """
     k = x.shape[1] - target.shape[1]
@@ -138,9 +138,9 @@ def _means_in_place(
 
     Args:
         x: all tokens `[B, P + N, C]`.
-        order: of the patch tokens, the k that are kept in front `[B, N]`.
-        weights: in that order.
-        target: as in `_means`.
+        order: the patch tokens `[B, N]`, the k that are kept in front.
+        weights: how much each patch token counts `[B, N]`, > 0, in this order.
+        target: which of those kept each of the others joins `[B, N − k]`.
     """
     batch, patches = order.shape
     dropped = target.shape[1]

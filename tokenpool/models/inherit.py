@@ -29,7 +29,7 @@ def inherit_width(model: nn.Module, width: int) -> Any:
 
     Args:
         model: a trained timm ViT, pooled or not.
-        width: at most the model's own.
+        width: the embedding dimension of the new model, at most that of the old one.
 
     Returns:
         A new timm `VisionTransformer`.

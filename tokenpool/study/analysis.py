@@ -39,13 +39,13 @@ class LowPass:
     """What one block's attention does to the patch tokens it filters.
 
     Attributes:
-        layer: from 1.
+        layer: the number of the block, from 1.
         high_before: share of high-frequency energy of the tokens that attention is given.
-        high_after: of what it puts out, before the residual is added.
+        high_after: the same of what attention puts out, before the residual is added.
         cosine_before: mean pairwise cosine of the tokens that attention is given.
-        cosine_after: of what it puts out.
+        cosine_after: the same of what attention puts out.
         high_tokens: share of high-frequency energy of the tokens after the whole block.
-        cosine_tokens: their mean pairwise cosine.
+        cosine_tokens: mean pairwise cosine of the tokens after the whole block.
     """
 
     layer: int
@@ -62,9 +62,9 @@ class ErrorPoint:
     """Reconstruction error of one method at one layer and K.
 
     Attributes:
-        layer: from 1.
-        method: of `tp.METHODS`.
-        k: tokens kept (what the method really keeps).
+        layer: the number of the block, from 1.
+        method: one of `tp.METHODS`.
+        k: how many tokens the method really keeps.
         error: Σᵢ minⱼ ‖fᵢ − f̂ⱼ‖² over Σᵢ ‖fᵢ − mean‖², averaged over images: 0 loses nothing, 1 as
             much as keeping the mean alone.
     """
@@ -76,16 +76,16 @@ class ErrorPoint:
 
 
 def high_frequency_share(tokens: Tensor, grid: tuple[int, int], cutoff: float = 0.25) -> Tensor:
-    """Share of the tokens' spatial energy at high frequencies, `[B]`.
+    """The share of the tokens' spatial energy at high frequencies `[B]`.
 
     The energy is that of the two-dimensional discrete Fourier transform over the token grid, summed
     over channels, without the constant term; high is where either frequency exceeds `cutoff`
     cycles per token (0.5 is the highest there is). 0 where the tokens do not vary.
 
     Args:
-        tokens: `[B, rows · columns, C]`.
-        grid: (rows, columns).
-        cutoff: in cycles per token.
+        tokens: the tokens of a grid `[B, rows · columns, C]`.
+        grid: (rows, columns) of the grid.
+        cutoff: the frequency in cycles per token above which is high.
     """
     rows, columns = grid
     image = tokens.to(torch.promote_types(tokens.dtype, torch.float32)).unflatten(1, grid)
@@ -99,7 +99,7 @@ def high_frequency_share(tokens: Tensor, grid: tuple[int, int], cutoff: float = 
 
 
 def mean_cosine(tokens: Tensor) -> Tensor:
-    """Mean cosine over all pairs of different tokens of `[B, N, C]`, `[B]`."""
+    """The mean cosine `[B]` over all pairs of different tokens of `[B, N, C]`."""
     count = tokens.shape[1]
     unit = F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
     together = unit.sum(1).square().sum(-1)
@@ -109,7 +109,16 @@ def mean_cosine(tokens: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def low_pass(model: nn.Module, batches: Iterable[Tensor], cutoff: float = 0.25) -> list[LowPass]:
-    """The low-pass measurement of every block, averaged over the images of `batches`."""
+    """The low-pass measurement of every block, averaged over images.
+
+    Args:
+        model: a timm ViT.
+        batches: the images.
+        cutoff: as in `high_frequency_share`.
+
+    Raises:
+        ValueError: for a model that cannot be pooled, or no images.
+    """
     vit: Any = model
     prefix = vit.num_prefix_tokens
     sums = torch.zeros(len(check_model(model)), 6, dtype=torch.double)
@@ -157,11 +166,14 @@ def error_by_k(
 
     Args:
         model: a timm ViT.
-        batches: images.
+        batches: the images.
         ks: counts to pool to; those that leave nothing to pool are left out.
-        methods: of `tp.METHODS`. Where one cannot make a count, the count it makes is reported.
-        layers: blocks to measure, from 1; None means all.
+        methods: some of `tp.METHODS`. Where one cannot make a count, what it makes is reported.
+        layers: the blocks to measure, from 1; None: all.
         **options: fields of `PoolOptions`.
+
+    Raises:
+        ValueError: for a model that cannot be pooled, an unknown method or option, or no images.
     """
     chosen = PoolOptions.of(**options)
     sums: dict[tuple[int, str, int], float] = {}
@@ -194,10 +206,7 @@ def error_by_k(
 
 
 def _token_sets(model: nn.Module, batch: Tensor) -> list[TokenSet]:
-    """What a pooling layer after each block of the dense model would be given.
-
-    `features` are the head-mean keys here.
-    """
+    """What a pooling layer after each block of the dense model would be given, keys as features."""
     vit: Any = model
     prefix = vit.num_prefix_tokens
     found: list[TokenSet] = []

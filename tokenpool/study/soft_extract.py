@@ -2,8 +2,8 @@
 
 Between blocks a learned vector in [0, 1]^N multiplies the tokens *sorted by significance*; an L1
 penalty λ·(layer index) shrinks it. The number of tokens a layer keeps is the sum of its vector,
-rounded down, at least 1, made non-increasing (PoWER-BERT, arXiv 2001.08950, section 3.3;
-`shared/paper.md`). One run per λ gives one schedule.
+rounded down, at least 1, made non-increasing (PoWER-BERT, arXiv 2001.08950, section 3.3). One run
+per λ gives one schedule.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class SoftExtractResult:
 
     Attributes:
         schedule: the counts read off the vectors.
-        vectors: `[depth, N]`, in [0, 1]; entry i of a row scales the i-th most significant token.
+        vectors: one vector a block `[depth, N]`, in [0, 1]; entry i scales the i-th most
+            significant token.
         penalty: λ.
         losses: the task loss of every step, without the penalty.
     """
@@ -56,10 +57,25 @@ class SoftExtractBlock(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """Run the block on `[B, prefix + N, C]`, then scale."""
+        """Run the block, then scale its patch tokens.
+
+        Args:
+            x: the tokens `[B, prefix + N, C]`.
+            rope: as in `PooledBlock.forward`.
+            attn_mask: None; timm's blocks have it.
+            is_causal: false; timm's blocks have it.
+
+        Raises:
+            ValueError: for an attention mask, or images of another number of patches.
+        """
         if attn_mask is not None or is_causal:
             raise ValueError("extract vectors are trained without attention masks")
         block, prefix = self.block, self.prefix
+        if x.shape[1] != prefix + len(self.vector):
+            raise ValueError(
+                f"extract vectors are trained on images of the model's own {len(self.vector)} "
+                f"patches, but these have {x.shape[1] - prefix}"
+            )
         record = AttentionRecord(want_received=True)
         x = x + block.attend(x, record, rope)
         x = x + block.mix(x)
@@ -89,12 +105,13 @@ def powerbert_schedule(
         model: a trained timm ViT (its own pooling is put aside meanwhile).
         batches: (images, labels), one step each; the number of batches is the length of the run.
         penalty: λ ≥ 0; the loss is the cross-entropy + λ·Σ_l l·Σ_i vector_l[i], l from 1.
-        learning_rate: of the vectors.
-        model_learning_rate: of the model's weights; 0 freezes them.
+        learning_rate: the learning rate of the vectors.
+        model_learning_rate: the learning rate of the model's weights; 0 freezes them.
         progress: called with step, task loss and the vectors' sums.
 
     Raises:
-        ValueError: for a negative or non-finite penalty, no batches, or an unsupported model.
+        ValueError: for a negative or non-finite penalty, no batches, images of another number of
+            patches than the model's own, or a model that cannot be pooled.
     """
     if not 0 <= penalty < float("inf"):
         raise ValueError(f"penalty is {penalty} but must be a number >= 0")
@@ -147,7 +164,7 @@ def schedule_from_vectors(vectors: Tensor) -> Schedule:
     """K_l = ⌊Σ vector_l⌋, at least 1, and no more than the layer before keeps.
 
     Args:
-        vectors: `[depth, N]`, in [0, 1].
+        vectors: one vector a block `[depth, N]`, in [0, 1].
     """
     counts: list[int] = []
     for mass in vectors.double().sum(1).tolist():
