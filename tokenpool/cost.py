@@ -18,7 +18,6 @@ from torch import nn
 
 from tokenpool.layer_macs import BlockCost, block_cost, embed_macs, head_cost
 from tokenpool.methods import method as method_named
-from tokenpool.methods.base import PoolingMethod
 from tokenpool.methods.method_text import parse_method
 from tokenpool.options import PoolOptions
 from tokenpool.patches import patches_of
@@ -171,7 +170,7 @@ def _vit_macs(spec: VitSpec, schedule: Schedule, method: str, options: PoolOptio
     clustering = attention = qkvo = mlp = 0
     incoming = spec.patches
     for layer, kept in enumerate(counts, start=1):
-        block = _block_macs(spec, layer, incoming, kept, strategy, options)
+        block = block_macs(spec, layer, incoming, kept, method, options)
         clustering += block.clustering
         attention += block.attention
         qkvo += block.qkvo
@@ -204,18 +203,8 @@ def block_macs(
         method: one of `tp.METHODS`; where no options are given, as text with them (`parse_method`).
         options: the options of the method.
     """
-    name, chosen = parse_method(method) if options is None else (method, options)
-    return _block_macs(spec, layer, incoming, kept, method_named(name), chosen)
-
-
-def _block_macs(
-    spec: VitSpec,
-    layer: int,
-    incoming: int,
-    kept: int,
-    strategy: PoolingMethod,
-    options: PoolOptions,
-) -> MacReport:
+    method, options = parse_method(method) if options is None else (method, options)
+    strategy = method_named(method)
     width, inner = spec.width, spec.attention_width
     scores_row = strategy.needs_scores(options) and strategy.significance(options) == "cls"
     scores_row = scores_row and spec.prefix > 0
