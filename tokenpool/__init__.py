@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenpool.clustering import Clustering, kmeans, kmedoids, reconstruction_error
     from tokenpool.cost import MacReport, VitSpec, macs, vit_macs, vit_spec
-    from tokenpool.inherit import inherit_width
-    from tokenpool.method_text import format_method, parse_method
-    from tokenpool.models import build_vit
+    from tokenpool.methods.method_text import format_method, parse_method
+    from tokenpool.models.build_vit import build_vit
+    from tokenpool.models.inherit import inherit_width
+    from tokenpool.models.storage import load, save
     from tokenpool.options import PoolOptions
-    from tokenpool.pooling import method_of, options_of, pool, realised_schedule, schedule_of
+    from tokenpool.pooling import Pooling, pool, pooling_of
     from tokenpool.schedule import Schedule
-    from tokenpool.softextract import powerbert_schedule
-    from tokenpool.storage import load, save
+    from tokenpool.study.soft_extract import powerbert_schedule
+    from tokenpool.study.text_encoder import PooledEncoder
     from tokenpool.token_trace import Trace, record, trace, unpool
 
     METHODS: tuple[str, ...]
@@ -29,6 +30,8 @@ __all__ = [
     "Clustering",
     "MacReport",
     "PoolOptions",
+    "PooledEncoder",
+    "Pooling",
     "Schedule",
     "Trace",
     "VitSpec",
@@ -39,51 +42,35 @@ __all__ = [
     "kmedoids",
     "load",
     "macs",
-    "method_of",
-    "options_of",
     "parse_method",
     "pool",
+    "pooling_of",
     "powerbert_schedule",
-    "realised_schedule",
     "reconstruction_error",
     "record",
     "save",
-    "schedule_of",
     "trace",
     "unpool",
     "vit_macs",
     "vit_spec",
 ]
 
-_PLACES = {
-    "Clustering": "clustering",
-    "kmeans": "clustering",
-    "kmedoids": "clustering",
-    "reconstruction_error": "clustering",
-    "MacReport": "cost",
-    "VitSpec": "cost",
-    "macs": "cost",
-    "vit_macs": "cost",
-    "vit_spec": "cost",
-    "inherit_width": "inherit",
-    "format_method": "method_text",
-    "parse_method": "method_text",
-    "build_vit": "models",
-    "PoolOptions": "options",
-    "method_of": "pooling",
-    "options_of": "pooling",
-    "pool": "pooling",
-    "realised_schedule": "pooling",
-    "schedule_of": "pooling",
-    "Schedule": "schedule",
-    "powerbert_schedule": "softextract",
-    "load": "storage",
-    "save": "storage",
-    "Trace": "token_trace",
-    "record": "token_trace",
-    "trace": "token_trace",
-    "unpool": "token_trace",
+# By module, what is imported from it.
+_MODULES = {
+    "clustering": "Clustering kmeans kmedoids reconstruction_error",
+    "cost": "MacReport VitSpec macs vit_macs vit_spec",
+    "models.inherit": "inherit_width",
+    "methods.method_text": "format_method parse_method",
+    "models.build_vit": "build_vit",
+    "options": "PoolOptions",
+    "pooling": "Pooling pool pooling_of",
+    "schedule": "Schedule",
+    "models.storage": "load save",
+    "study.soft_extract": "powerbert_schedule",
+    "study.text_encoder": "PooledEncoder",
+    "token_trace": "Trace record trace unpool",
 }
+_PLACES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""timm's attention, as a view of the original that also tells what pooling wants of it.
+"""timm's attention, as a view of the original that also tells what pooling needs.
 
 A view is a module of its own that holds the very children, parameters and hooks of the module it
 stands for, so that weights, state-dict keys and the user's hooks stay what they were, and taking
@@ -24,19 +24,20 @@ __all__ = ["AttentionRecord", "ScoredAttention", "View"]
 
 @dataclass
 class AttentionRecord:
-    """What a block wants of one attention call, and what it gets.
+    """What a block asks of one attention call, and what it is told.
 
     Attributes:
-        want_received: ask for the attention each token receives from all queries.
-        want_cls: ask for the attention each token receives from the first (class) token.
-        want_keys: ask for the head-mean keys.
-        want_queries: ask for the head-mean queries beside them.
-        log_sizes: added to the logits of each key `[B, N]`, or None.
-        sizes: how many queries each token counts as in what is received `[B, N]`, or None for one.
-        queries: compute only the first `queries` rows, or all if None.
-        rope: sines and cosines of the patch tokens' rotary angles, as timm's, or None.
-        scores: significance `[B, N]` of all tokens, once attended.
-        keys: `[B, N, head_dim]`, or `[B, N, 2·head_dim]` with the queries in front, once attended.
+        want_received: asks for the attention each token receives from all queries.
+        want_cls: asks for the attention each token receives from the first (class) token.
+        want_keys: asks for the mean of the keys over heads.
+        want_queries: asks for the mean of the queries over heads beside that of the keys.
+        log_sizes: what is added to the logits of each key `[B, N]`, or None.
+        sizes: as how many queries each token counts in what is received `[B, N]`; None: as one.
+        queries: how many rows are computed, from the first; None: all.
+        rope: sines and cosines of the rotary angles of patch tokens, as timm has them, or None.
+        scores: the significance `[B, N]` of all tokens, told by the call.
+        keys: the means over heads `[B, N, head_dim]`, or `[B, N, 2·head_dim]` with those of the
+            queries in front, told by the call.
     """
 
     want_received: bool = False
@@ -136,7 +137,15 @@ class ScoredAttention(View, nn.Module):
         record: AttentionRecord | None = None,
         rope: Tensor | None = None,
     ) -> Tensor:
-        """Attend `x [B, N, C]`; without a record exactly as the origin does."""
+        """Attend; without a record exactly as the origin does.
+
+        Args:
+            x: the tokens `[B, N, C]`.
+            attn_mask: as timm takes it; only without a record.
+            is_causal: as timm takes it; only without a record.
+            record: what the block asks for, filled in here.
+            rope: sines and cosines of rotary angles; with a record, they are in it.
+        """
         if record is None:
             extra: dict[str, Any] = {"is_causal": True} if is_causal else {}
             if rope is not None:
@@ -169,7 +178,7 @@ class ScoredAttention(View, nn.Module):
         return self.proj_drop(self.proj(out))
 
     def _project(self, x: Tensor, record: AttentionRecord) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values `[B, H, n, head_dim]`; queries of the first rows alone if told."""
+        """Queries, keys and values `[B, H, n, head_dim]`; of queries the rows asked for."""
         batch, tokens, _ = x.shape
         queries = record.queries
         if self.qkv is None:
@@ -184,7 +193,8 @@ class ScoredAttention(View, nn.Module):
             qkv = qkv if apart is None else qkv + apart
             head = qkv.shape[-1] // 3 // self.num_heads
             qkv = qkv.reshape(batch, tokens, 3, self.num_heads, head)
-            plain = record.rope is None and _plain(self.q_norm) and _plain(self.k_norm)
+            norms = (self.q_norm, self.k_norm)
+            plain = record.rope is None and all(type(norm) is nn.Identity for norm in norms)
             if record.want_queries and plain:
                 # Both in one pass, as they lie side by side.
                 record.keys = _head_mean(qkv[:, :, :2].detach()).flatten(2)
@@ -276,11 +286,18 @@ def is_plain_linear(module: nn.Module) -> bool:
 def sized_attention(
     q: Tensor, k: Tensor, v: Tensor, log_sizes: Tensor, dropout: float = 0.0
 ) -> Tensor:
-    """Attention with `log_sizes [B, N]` added to the logits of each key, without a mask.
+    """Attention with log(size) added to the logits of each key, without a mask.
 
     Flash attention takes no bias, so it is two more columns of q and k (ones, and the bias over the
     scale with its rounding error beside it), filled up to a multiple of 8, as flash attention
     needs; v has to be as wide.
+
+    Args:
+        q: the queries `[B, H, n, D]`.
+        k: the keys `[B, H, N, D]`.
+        v: the values `[B, H, N, D]`.
+        log_sizes: what is added to the logits of each key `[B, N]`.
+        dropout: the share of the probabilities that is dropped.
     """
     head = q.shape[-1]
     scale = head**-0.5
@@ -295,11 +312,6 @@ def sized_attention(
     v = F.pad(v, (0, more))
     out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
     return out[..., :head]
-
-
-def _plain(norm: nn.Module) -> bool:
-    """Whether there is no norm."""
-    return type(norm) is nn.Identity
 
 
 def _head_mean(values: Tensor) -> Tensor:

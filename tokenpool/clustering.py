@@ -1,6 +1,6 @@
 """Clustering of token sets: K-Means and K-Medoids, weighted and not, as pure functions.
 
-Both minimise Σᵢ wᵢ minⱼ ‖fᵢ − cⱼ‖² (Token Pooling, arXiv 2110.03860; `shared/paper.md`), with a
+Both minimise Σᵢ wᵢ minⱼ ‖fᵢ − cⱼ‖² (Token Pooling, arXiv 2110.03860), with a
 fixed number of iterations, fixed shapes, and no loop over clusters or images, so that they compile
 to one graph and never wait for the device. Distances are squared L2 of the centred features,
 accumulated in fp32 (fp64 for fp64 input) whatever autocast says. Nothing here is differentiated
@@ -50,9 +50,9 @@ def kmedoids(
     cluster, so none is empty; ties go to the lowest index.
 
     Args:
-        x: tokens `[B, N, C]`.
-        k: number of clusters, 1..N; N is the identity.
-        weights: importance of each token `[B, N]`, ≥ 0; None means all equal.
+        x: the tokens `[B, N, C]`.
+        k: the number of clusters, 1..N; N is the identity.
+        weights: the importance of each token `[B, N]`, ≥ 0; None: all are equal.
         iterations: how often medoids are moved.
         init: scores `[B, N]`; the k highest start as medoids. None: `weights` if given (ties, and
             no weights at all, fall back to tokens spread evenly over the ranks of the distance to
@@ -83,7 +83,17 @@ def kmeans(
 
     Each iteration assigns every token to its nearest centre and moves each centre to the weighted
     mean of its members; a centre without members, or whose members weigh nothing, goes back to the
-    token it started at. A last assignment follows. Arguments, start and errors as in `kmedoids`.
+    token it started at. A last assignment follows.
+
+    Args:
+        x: the tokens `[B, N, C]`.
+        k: the number of clusters, 1..N; N is the identity.
+        weights: the importance of each token `[B, N]`, ≥ 0; None: all are equal.
+        iterations: how often centres are moved.
+        init: scores `[B, N]` that say where to start, as in `kmedoids`.
+
+    Raises:
+        ValueError: as `kmedoids`.
     """
     weights, init = _check(x, k, weights, init, iterations)
     if k == x.shape[1]:
@@ -99,12 +109,12 @@ def reconstruction_error(x: Tensor, centers: Tensor, weights: Tensor | None = No
     """Σᵢ wᵢ minⱼ ‖xᵢ − centersⱼ‖² for each image (the paper's ℓ).
 
     Args:
-        x: tokens `[B, N, C]`.
-        centers: `[B, k, C]`.
-        weights: `[B, N]`, ≥ 0; None means all 1.
+        x: the tokens `[B, N, C]`.
+        centers: the centres `[B, k, C]`.
+        weights: how much each token counts `[B, N]`, ≥ 0; None: all count 1.
 
     Returns:
-        `[B]`, in fp32 (fp64 for fp64 tokens).
+        One error an image `[B]`, in fp32 (fp64 for fp64 tokens).
 
     Raises:
         ValueError: for non-finite input, negative weights, or shapes that do not match.
@@ -163,8 +173,8 @@ def initial_indices(features: Tensor, k: int, scores: Tensor | None) -> Tensor:
 
     Args:
         features: centred tokens `[B, N, C]`.
-        k: how many.
-        scores: `[B, N]` or None.
+        k: how many tokens.
+        scores: the score of each token `[B, N]`, or None.
     """
     tokens = features.shape[1]
     ranked = features.square().sum(-1).argsort(dim=-1, stable=True)
@@ -193,7 +203,7 @@ def matched_indices(features: Tensor, k: int) -> Tensor:
 
     Args:
         features: centred tokens `[B, N, F]`.
-        k: how many, at least 1.
+        k: how many are left, at least 1.
     """
     batch, count, _ = features.shape
     left = torch.arange(count, device=features.device).expand(batch, -1)
@@ -219,7 +229,13 @@ def matching_rounds(tokens: int, k: int) -> list[int]:
 
 
 def matching_macs(tokens: int, k: int, features: int) -> int:
-    """Multiply-accumulates of `matched_indices` for one image."""
+    """Multiply-accumulates of `matched_indices` for one image.
+
+    Args:
+        tokens: how many tokens there are.
+        k: how many are left.
+        features: channels of a token.
+    """
     total = 0
     for drop in matching_rounds(tokens, k):
         total += (tokens - tokens // 2) * (tokens // 2) * features
@@ -233,13 +249,13 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 
 
 def segment_means(x: Tensor, members: Tensor, start: Tensor, weights: Tensor | None) -> Tensor:
-    """The (weighted) mean `[B, k, C]` of the members of each cluster of `x [B, N, C]`.
+    """The (weighted) mean `[B, k, C]` of the members of each cluster.
 
     Args:
-        x: tokens; the means are differentiable with respect to them, and in their dtype.
-        members: `[B, N]`, the cluster of each token, or −1.
-        start: `[B, k]`, the token that stands in where members are none or weigh nothing.
-        weights: `[B, N]`, ≥ 0; None means all equal.
+        x: the tokens `[B, N, C]`; the means are differentiable by them, and in their dtype.
+        members: the cluster of each token `[B, N]`, or −1.
+        start: the token `[B, k]` that stands in where there are no members, or none of weight.
+        weights: how much each token counts `[B, N]`, ≥ 0; None: all alike.
     """
     count = start.shape[1]
     dtype = work_dtype(x)
@@ -256,8 +272,16 @@ def segment_means(x: Tensor, members: Tensor, start: Tensor, weights: Tensor | N
 def kmeans_means(
     x: Tensor, features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Means `[B, k, C]` and assignment `[B, N]` of K-Means on `features`; see `kernels.kmeans`."""
-    if kernels.registered("kmeans", x) is None and gpu.usable(x.shape[1], x, features):
+    """The means `[B, k, C]` and the assignment `[B, N]` of K-Means.
+
+    Args:
+        x: the tokens `[B, N, C]` that are averaged; the means are differentiable by them.
+        features: centred features `[B, N, F]` that are clustered.
+        start: the tokens `[B, k]` to start at.
+        weights: how much each token counts `[B, N]`, ≥ 0; None: all alike.
+        iterations: how often centres are moved.
+    """
+    if gpu.usable(x.shape[1], x, features):
         means, assignment, _ = gpu.kmeans(x, features, start, weights, iterations)
         return means, assignment
     with torch.no_grad():
@@ -297,6 +321,7 @@ def _check(
 
 
 def _check_weights(x: Tensor, values: Tensor | None, name: str) -> Tensor | None:
+    """Weights or scores of the tokens in the working dtype; refused if they do not fit."""
     if values is None:
         return None
     if values.shape != x.shape[:2]:

@@ -1,8 +1,8 @@
 """What a pooled ViT costs, in multiply-accumulates, in closed form.
 
 Per block with N tokens in all and width d: 4·N·d² for queries, keys, values and the output
-projection, 2·N²·d for the two attention products, 2·N·d·h for the MLP (`shared/paper.md`, cost
-model); where other layers stand in these places, what they multiply (`tokenpool.layer_macs`).
+projection, 2·N²·d for the two attention products, 2·N·d·h for the MLP (arXiv 2110.03860); where
+other layers stand in these places, what they multiply (`tokenpool.layer_macs`).
 Clustering is what the method says it multiplies. Bias, norms and softmax are not counted, as in the
 papers.
 """
@@ -17,19 +17,11 @@ from typing import Any
 from torch import nn
 
 from tokenpool.layer_macs import BlockCost, block_cost, embed_macs, head_cost
-from tokenpool.method_text import parse_method
 from tokenpool.methods import method as method_named
-from tokenpool.methods.base import PoolingMethod
+from tokenpool.methods.method_text import parse_method
 from tokenpool.options import PoolOptions
 from tokenpool.patches import patches_of
-from tokenpool.pooling import (
-    check_model,
-    head_reads,
-    method_of,
-    options_of,
-    realise,
-    schedule_of,
-)
+from tokenpool.pooling import check_model, head_reads, pooling_of, realise
 from tokenpool.schedule import Schedule
 
 __all__ = ["MacReport", "VitSpec", "block_macs", "macs", "vit_macs", "vit_spec"]
@@ -40,17 +32,17 @@ class VitSpec:
     """The shapes of a ViT: all that its cost depends on.
 
     Attributes:
-        width: embedding dimension.
-        depth: blocks.
+        width: the embedding dimension.
+        depth: the number of blocks.
         grid: (rows, columns) of patches.
-        prefix: class, distillation and register tokens.
-        hidden: width of the MLP.
+        prefix: how many class, distillation and register tokens there are.
+        hidden: the hidden width of the MLP.
         patch_in: inputs of the patch embedding (channels · patch area).
         classes: outputs of all heads together, each reading one token.
-        heads: attention heads.
-        head_dim: width of one head; None: width / heads.
+        heads: the number of attention heads.
+        head_dim: the width of one head; None: width / heads.
         pool_in: MACs of the head beside those of its classes: per patch token, and once.
-        reads: tokens the head reads, if it reads no patch tokens.
+        reads: how many tokens the head reads, if it reads no patch tokens.
         pool_pairs: MACs of the head per pair of tokens.
         embed: MACs of the patch embedding, where they are not those of one matrix per patch.
         blocks: MACs of the layers of each block, where they are not those of a plain ViT.
@@ -72,7 +64,7 @@ class VitSpec:
     blocks: tuple[BlockCost, ...] | None = None
 
     def block(self, layer: int) -> BlockCost:
-        """MACs of the layers of one block, from 1."""
+        """MACs of the layers of one block; the first is 1."""
         if self.blocks is not None:
             return self.blocks[layer - 1]
         square = self.width * self.attention_width
@@ -134,15 +126,15 @@ def macs(
         ValueError: as `tp.pool`.
     """
     spec = vit_spec(model, image_size)
-    name = method_of(model) or "wkmedoids"
-    chosen = options_of(model) or PoolOptions()
+    own = pooling_of(model)
+    name, chosen = ("wkmedoids", PoolOptions()) if own is None else (own.method, own.options)
     if method is not None:
         name, said = parse_method(method)
         chosen = chosen if said == PoolOptions() else said
     if options:
         chosen = chosen.with_(**PoolOptions.of(**options).as_dict())
     if schedule is None:
-        schedule = schedule_of(model) or Schedule.dense(spec.depth, spec.patches)
+        schedule = Schedule.dense(spec.depth, spec.patches) if own is None else own.schedule
     if chosen.cls_only_last:
         head_reads(model)
     return vit_macs(spec, Schedule(schedule), name, chosen)
@@ -155,6 +147,12 @@ def vit_macs(
     options: PoolOptions | None = None,
 ) -> MacReport:
     """`macs` as a pure function of shapes, cheap enough to call for every candidate of a search.
+
+    Args:
+        spec: the shapes of the model.
+        schedule: the patch tokens kept after each block.
+        method: one of `tp.METHODS`; where no options are given, as text with them (`parse_method`).
+        options: the options of the method.
 
     Raises:
         ValueError: for a schedule of another depth, or an unknown method.
@@ -172,7 +170,7 @@ def _vit_macs(spec: VitSpec, schedule: Schedule, method: str, options: PoolOptio
     clustering = attention = qkvo = mlp = 0
     incoming = spec.patches
     for layer, kept in enumerate(counts, start=1):
-        block = _block_macs(spec, layer, incoming, kept, strategy, options)
+        block = block_macs(spec, layer, incoming, kept, method, options)
         clustering += block.clustering
         attention += block.attention
         qkvo += block.qkvo
@@ -198,25 +196,15 @@ def block_macs(
     """What one block and the pooling layer after it cost: a model's cost is the sum over blocks.
 
     Args:
-        spec: shapes of the model.
-        layer: which block, from 1.
-        incoming: patch tokens that enter it.
-        kept: patch tokens that leave its pooling layer, as the method really keeps them.
-        method: of `tp.METHODS`; where no options are given, as text with them (`parse_method`).
-        options: of the method.
+        spec: the shapes of the model.
+        layer: the number of the block, from 1.
+        incoming: how many patch tokens enter it.
+        kept: how many patch tokens leave its pooling layer, as the method really keeps them.
+        method: one of `tp.METHODS`; where no options are given, as text with them (`parse_method`).
+        options: the options of the method.
     """
-    name, chosen = parse_method(method) if options is None else (method, options)
-    return _block_macs(spec, layer, incoming, kept, method_named(name), chosen)
-
-
-def _block_macs(
-    spec: VitSpec,
-    layer: int,
-    incoming: int,
-    kept: int,
-    strategy: PoolingMethod,
-    options: PoolOptions,
-) -> MacReport:
+    method, options = parse_method(method) if options is None else (method, options)
+    strategy = method_named(method)
     width, inner = spec.width, spec.attention_width
     scores_row = strategy.needs_scores(options) and strategy.significance(options) == "cls"
     scores_row = scores_row and spec.prefix > 0

@@ -25,16 +25,16 @@ class DenseIntermediates:
         self.model = model
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As timm's: arguments are passed on."""
+        """What timm's `forward_intermediates` gives; the arguments are passed on to it."""
         kind: Any = type(self.model)
         return kind.forward_intermediates(_Spreading(self.model), *args, **kwargs)
 
 
 class _Spreading:
-    """Stands for the model while timm goes through its blocks: the same, but for what they leave.
+    """Stands for the model while timm goes through its blocks.
 
-    timm hands what one block leaves to the next and keeps it; here each block is given the pooled
-    tokens that the one before it really left.
+    timm keeps what a block leaves and hands it to the next; here the next is given the pooled
+    tokens that the block really left, and timm keeps them spread over the patches.
     """
 
     grad_checkpointing = False

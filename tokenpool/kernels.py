@@ -1,10 +1,9 @@
-"""One clustering call: the reference implementations, and the seams for faster ones.
+"""One clustering call: the reference implementations, and the seam for faster ones.
 
 A kernel takes centred features `[B, N, C]`, the starting tokens `[B, k]`, weights `[B, N]` or None
-and an iteration count, and returns two integer tensors. `register` puts another implementation in
-for one device type; without, CUDA devices use the fused kernels of `tokenpool.gpu` where these can
-do it. Everything in the package calls through `kmedoids` and `kmeans` of this module, or
-`clustering.kmeans_means`, which has the means of the same launch.
+and an iteration count, and returns two integer tensors. CUDA devices use the fused kernels of
+`tokenpool.gpu` where these can do it. Everything in the package calls through `kmedoids` and
+`kmeans` of this module, or `clustering.kmeans_means`, which has the means of the same launch.
 
 The width C is met once, in the Gram matrix (N²·C multiply-accumulates for either algorithm): each
 iteration then costs O(N²) additions, whatever k.
@@ -12,7 +11,6 @@ iteration then costs O(N²) additions, whatever k.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,61 +18,56 @@ from torch import Tensor
 
 from tokenpool import gpu
 
-__all__ = ["kmeans", "kmedoids", "pairwise_distances", "register", "registered", "unregister"]
-
-Kernel = Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
+__all__ = ["kmeans", "kmedoids", "pairwise_distances"]
 
 # A cluster whose weights sum to less than this share of the largest weight weighs nothing: its mean
 # would be noise.
 NOTHING = 1e-12
 
-_REGISTERED: dict[tuple[str, str], Kernel] = {}
-
-
-def register(name: str, device_type: str, kernel: Kernel) -> None:
-    """Use `kernel` for "kmedoids" or "kmeans" calls on tensors of `device_type` ("cuda", …)."""
-    if name not in ("kmedoids", "kmeans"):
-        raise ValueError(f"there is no clustering kernel {name!r}: use 'kmedoids' or 'kmeans'")
-    _REGISTERED[name, device_type] = kernel
-
-
-def unregister(name: str, device_type: str) -> None:
-    """Go back to the reference implementation."""
-    _REGISTERED.pop((name, device_type), None)
-
-
-def registered(name: str, features: Tensor) -> Kernel | None:
-    """What was registered for the device of `features`."""
-    return _REGISTERED.get((name, features.device.type))
-
 
 def kmedoids(
     features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Assignment `[B, N]` and medoids `[B, k]` of weighted K-Medoids from `start`."""
-    kernel = registered("kmedoids", features)
-    if kernel is None and gpu.usable(features.shape[1], features):
-        kernel = gpu.kmedoids
-    if kernel is None:
-        kernel = _kmedoids_op if better_opaque(features) else kmedoids_reference
+    """Weighted K-Medoids.
+
+    Args:
+        features: centred features `[B, N, C]`.
+        start: the tokens `[B, k]` that begin as medoids.
+        weights: how much each token counts `[B, N]`, ≥ 0; None: all alike.
+        iterations: how often the medoids move.
+
+    Returns:
+        The cluster of each token `[B, N]` and the medoids `[B, k]`.
+    """
+    if gpu.usable(features.shape[1], features):
+        return gpu.kmedoids(features, start, weights, iterations)
+    kernel = _kmedoids_op if better_opaque(features) else kmedoids_reference
     return kernel(features, start, weights, iterations)
 
 
 def kmeans(
     features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Assignment `[B, N]` and members `[B, N]` of weighted K-Means.
+    """Weighted K-Means.
 
-    The centres are the weighted means of the `members` (the assignment before the last one; −1: of
-    none); a centre whose members are none, or weigh nothing, is the token it started at.
+    A centre is the weighted mean of its members. One that has no members, or whose members weigh
+    nothing, is the token it started at.
+
+    Args:
+        features: centred features `[B, N, C]`.
+        start: the tokens `[B, k]` that begin as centres.
+        weights: how much each token counts `[B, N]`, ≥ 0; None: all alike.
+        iterations: how often the centres move.
+
+    Returns:
+        The nearest centre of each token `[B, N]`, and the centre it is a member of `[B, N]`: the
+        nearest one before the centres moved last, or −1 if they never did.
     """
-    kernel = registered("kmeans", features)
-    if kernel is None and gpu.usable(features.shape[1], features):
+    if gpu.usable(features.shape[1], features):
         # The means of the launch are of no interest here: those of the narrowest tokens there are.
         found = gpu.kmeans(features[:, :, :1], features, start, weights, iterations)
         return found[1:]
-    if kernel is None:
-        kernel = _kmeans_op if better_opaque(features) else kmeans_reference
+    kernel = _kmeans_op if better_opaque(features) else kmeans_reference
     return kernel(features, start, weights, iterations)
 
 
@@ -99,7 +92,7 @@ def pairwise_distances(features: Tensor) -> Tensor:
 def kmedoids_reference(
     features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """K-Medoids on the distance matrix, computed once; each iteration costs O(N²), whatever k.
+    """`kmedoids` on the distance matrix, computed once; each iteration costs O(N²), whatever k.
 
     The distances and not the Gram matrix: with exact symmetry and zeros the two members of a pair,
     the commonest cluster there is, cost exactly the same, and the lower index wins everywhere
@@ -112,7 +105,7 @@ def kmedoids_reference(
 def medoids_of(
     distances: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """K-Medoids from any symmetric distances `[B, N, N]`; see `kmedoids`."""
+    """`kmedoids` from any symmetric distances `[B, N, N]`."""
     # What token j adds to the cost of a medoid i of its cluster: w_j · d(j, i), in row j.
     added = distances if weights is None else distances * weights.unsqueeze(2)
     count = start.shape[1]
@@ -130,9 +123,9 @@ def nearest_medoid(distances: Tensor, medoids: Tensor, space: Tensor | None = No
     """Each token's nearest medoid `[B, N]`; a medoid is its own, even if another equals it.
 
     Args:
-        distances: symmetric, `[B, N, N]`.
-        medoids: `[B, k]`.
-        space: `[B · k, N]` to work in, overwritten; None: made anew.
+        distances: symmetric distances `[B, N, N]`.
+        medoids: the tokens `[B, k]` to choose among.
+        space: memory `[B · k, N]` to work in, which is overwritten; None: it is made anew.
     """
     batch, tokens, _ = distances.shape
     count = medoids.shape[1]
@@ -144,9 +137,12 @@ def nearest_medoid(distances: Tensor, medoids: Tensor, space: Tensor | None = No
 
 
 def segment_argmin(cost: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """For each of k clusters the member of least cost `[B, k]`, the lowest index first.
+    """The member of least cost of each cluster `[B, k]`; of equal ones the lowest index.
 
-    For an empty cluster the last token.
+    Args:
+        cost: what each token costs `[B, N]`.
+        assignment: the cluster of each token `[B, N]`. The last token stands for an empty one.
+        k: how many clusters there are.
     """
     batch, tokens = cost.shape
     least = cost.new_full((batch, k), torch.inf).scatter_reduce(1, assignment, cost, "amin")
@@ -158,10 +154,16 @@ def segment_argmin(cost: Tensor, assignment: Tensor, k: int) -> Tensor:
 
 
 def segment_sum(values: Tensor, assignment: Tensor, k: int, space: Tensor | None = None) -> Tensor:
-    """Sums `[B, k, C]` of the rows of `values [B, N, C]` that `assignment [B, N]` puts together.
+    """The sums `[B, k, C]` of the rows that belong together.
 
     On a CPU rows are added in order; elsewhere, where that would be atomic and so vary from run to
-    run, a one-hot matrix is multiplied. On a CPU they are put into `space [B · k, C]`, if given.
+    run, a one-hot matrix is multiplied.
+
+    Args:
+        values: the rows `[B, N, C]`.
+        assignment: the cluster of each row `[B, N]`.
+        k: how many clusters there are.
+        space: memory `[B · k, C]` that a CPU puts the sums into; None: it is made anew.
     """
     if better_opaque(values):
         summed: Tensor = _segment_sum_op(values, assignment, k)
@@ -195,7 +197,7 @@ def flat_index(index: Tensor, size: int) -> Tensor:
 def kmeans_reference(
     features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm on the Gram matrix.
+    """`kmeans` as Lloyd's algorithm on the Gram matrix.
 
     A centre is a mixture of tokens, so its product with a token is the same mixture of a row of the
     Gram matrix: no centre is ever formed.

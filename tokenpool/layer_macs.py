@@ -29,10 +29,10 @@ class BlockCost(NamedTuple):
     """MACs of the layers of one block.
 
     Attributes:
-        query: of a token's query.
-        key_value: of a token's key and value.
-        output: of a token's way out of attention: projection and gate.
-        mlp: of a token's MLP.
+        query: MACs of a token's query.
+        key_value: MACs of a token's key and value.
+        output: MACs of a token's way out of attention: projection and gate.
+        mlp: MACs of a token's MLP.
         apart: whether queries can be computed without keys and values (see `cls_only_last`).
     """
 
@@ -47,10 +47,10 @@ class HeadCost(NamedTuple):
     """MACs of a head, beside those of a Linear classifier on what is read.
 
     Attributes:
-        once: whatever the number of tokens.
-        per_token: for each patch token it reads.
-        per_pair: for each pair of tokens it reads, prefix tokens among them.
-        classes: outputs of the Linear classifiers that read one token each.
+        once: MACs whatever the number of tokens.
+        per_token: MACs for each patch token that the head reads.
+        per_pair: MACs for each pair of tokens that it reads, prefix tokens among them.
+        classes: outputs of the Linear classifiers, which read one token each.
     """
 
     once: int
@@ -84,10 +84,15 @@ def block_cost(block: Any, width: int) -> BlockCost:
 
 
 def embed_macs(embed: Any, sides: tuple[int, int], patches: int) -> int:
-    """What the patch embedding multiplies for one image of `sides` pixels.
+    """What the patch embedding multiplies for one image.
+
+    Args:
+        embed: timm's patch embedding, or what stands in its place.
+        sides: (height, width) of the image in pixels.
+        patches: how many patches the image has.
 
     Raises:
-        ValueError: for one that cannot be counted.
+        ValueError: for an embedding that cannot be counted.
     """
     plain = type(embed) in (PatchEmbed, NaFlexEmbeds)
     if plain and type(embed.proj) in (nn.Conv2d, nn.Linear):
@@ -100,7 +105,7 @@ def head_cost(vit: Any) -> HeadCost:
     """What the head of a timm ViT multiplies.
 
     Raises:
-        ValueError: for one that cannot be counted.
+        ValueError: for a head that cannot be counted.
     """
     width, prefix = vit.embed_dim, vit.num_prefix_tokens
     once = per_token = per_pair = classes = 0
@@ -174,7 +179,7 @@ def _packed(layer: nn.Module) -> bool:
 
 
 def _channels(embed: nn.Module) -> int:
-    """Of the images a patch embedding takes."""
+    """The channels of the images that a patch embedding takes."""
     known = getattr(embed, "in_chans", None)
     if known is not None:
         return int(known)

@@ -31,7 +31,7 @@ class PoolOptions:
     """How tokens are pooled, beyond method and schedule.
 
     Attributes:
-        iterations: of K-Means and K-Medoids.
+        iterations: how often K-Means and K-Medoids move their centres.
         features: what is clustered: the "tokens" the block puts out, or the head-mean "keys" of its
             attention, which are narrower, or its queries and keys side by side. None: the method's
             own, "tokens" for the paper's.
@@ -83,7 +83,11 @@ class PoolOptions:
 
     @classmethod
     def of(cls, **values: Any) -> PoolOptions:
-        """Options from keywords; an unknown one is a ValueError that lists those there are."""
+        """Options from keywords.
+
+        Raises:
+            ValueError: for an unknown option, listing those there are, or a value that is none.
+        """
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -91,11 +95,11 @@ class PoolOptions:
         return cls(**values)
 
     def with_(self, **values: Any) -> PoolOptions:
-        """A changed copy."""
+        """A copy with these options changed."""
         return replace(self, **values)
 
     def as_dict(self) -> dict[str, Any]:
-        """Those that differ from the defaults, without the generator: what is worth storing."""
+        """The options that differ from the defaults, without the generator: worth storing."""
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)

@@ -14,10 +14,10 @@ class Patches(NamedTuple):
     """The patch embedding of a model.
 
     Attributes:
-        module: it itself.
-        grid_size: (rows, columns) at the native image size, None if it forms no grid.
-        img_size: native (height, width) in pixels.
-        patch_size: (height, width) in pixels.
+        module: the patch embedding itself.
+        grid_size: (rows, columns) at the native image size, None if the patches form no grid.
+        img_size: the native (height, width) of images in pixels, None if there is none.
+        patch_size: (height, width) of a patch in pixels.
         dynamic: whether the model takes images of other sizes.
     """
 
@@ -29,11 +29,11 @@ class Patches(NamedTuple):
 
     @property
     def number(self) -> int:
-        """Patches at the native size; 0 if it forms no grid."""
+        """How many patches there are at the native size; 0 if they form no grid."""
         return 0 if self.grid_size is None else self.grid_size[0] * self.grid_size[1]
 
     def grid_at(self, sides: tuple[int, int]) -> tuple[int, int]:
-        """(rows, columns) of an image of (height, width) pixels."""
+        """The grid (rows, columns) of an image of (height, width) pixels."""
         rows, columns = self.module.dynamic_feat_size(sides)
         return int(rows), int(columns)
 
@@ -41,8 +41,8 @@ class Patches(NamedTuple):
 def patches_of(model: nn.Module) -> Patches:
     """The patch embedding of a timm ViT.
 
-    `NaFlexVit` has no size of its own: it is that of its positions' grid, else of its pretrained
-    images.
+    `NaFlexVit` has no size of its own: it takes that of the grid of its positions, else that of the
+    images it was pretrained on.
     """
     vit: Any = model
     if isinstance(model, NaFlexVit):

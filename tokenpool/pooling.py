@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import Attention, AttentionRope
@@ -14,16 +16,16 @@ from torch import nn
 
 from tokenpool.attention import ScoredAttention, check_pooled
 from tokenpool.dense_features import give_dense_features, take_dense_features
-from tokenpool.method_text import with_options
 from tokenpool.methods import method as method_named
 from tokenpool.methods.base import Grid, PoolingMethod
+from tokenpool.methods.method_text import format_method, with_options
 from tokenpool.options import PoolOptions
 from tokenpool.patches import has_class_token, patches_of
 from tokenpool.rotary import check_rotary, give_places, take_places
 from tokenpool.schedule import Schedule
 from tokenpool.vit import LayerPlan, PooledBlock
 
-__all__ = ["method_of", "options_of", "plans", "pool", "realised_schedule", "schedule_of"]
+__all__ = ["Pooling", "check_model", "pool", "pooling_of", "realise", "unpooled"]
 
 # What `ScoredAttention` and `PooledBlock` compute with; anything else would be passed over.
 _BLOCK_CHILDREN = {
@@ -86,7 +88,7 @@ def pool(
         return vit
     schedule = Schedule.parse(schedule) if isinstance(schedule, str) else Schedule(schedule)
     name, chosen = with_options(method, **options)
-    layers = plans(model, schedule, method_named(name), chosen)
+    layers = _plans(model, schedule, method_named(name), chosen)
     check_rotary(model)
     for index, (block, plan) in enumerate(zip(blocks, layers, strict=True)):
         if isinstance(block, PooledBlock):
@@ -100,10 +102,10 @@ def pool(
     return vit
 
 
-def plans(
+def _plans(
     model: nn.Module, schedule: Schedule, strategy: PoolingMethod, options: PoolOptions
 ) -> list[LayerPlan]:
-    """What each block of the model will do under this schedule."""
+    """What each block of the model will do under this schedule, or a ValueError."""
     vit: Any = model
     embed = patches_of(model)
     grid, patches = embed.grid_size, embed.number
@@ -134,7 +136,14 @@ def plans(
 def realise(
     strategy: PoolingMethod, schedule: Schedule, patches: int, grid: Grid | None
 ) -> tuple[list[Grid | None], list[int]]:
-    """The grid that comes into each layer and the count the method really keeps there."""
+    """The grid that comes into each layer, and the count that the method really keeps there.
+
+    Args:
+        strategy: the pooling method.
+        schedule: the counts that are asked for.
+        patches: the patch tokens that enter the first block.
+        grid: (rows, columns) of them, or None.
+    """
     grids: list[Grid | None] = []
     counts: list[int] = []
     for wanted in schedule:
@@ -148,46 +157,74 @@ def realise(
     return grids, counts
 
 
-def realised_schedule(model: nn.Module) -> Schedule | None:
-    """The counts a pooled model really keeps at its native size, or None if it is not pooled.
+class Pooling(NamedTuple):
+    """How a model is pooled.
 
-    They differ from `schedule_of` where a method cannot make every count (`grid`, `tome`).
+    Attributes:
+        schedule: the patch tokens asked for after each block.
+        method: the name of the method.
+        options: the options of the method.
+        realised: the patch tokens really kept at the native image size; not those of `schedule`
+            where the method cannot make every count (`grid`, `tome`).
     """
-    layers = _plans_of(model)
-    return None if layers is None else Schedule(plan.kept for plan in layers)
+
+    schedule: Schedule
+    method: str
+    options: PoolOptions
+    realised: Schedule
+
+    @property
+    def method_text(self) -> str:
+        """The method with its options, as `parse_method` reads it."""
+        return format_method(self.method, self.options)
 
 
-def schedule_of(model: nn.Module) -> Schedule | None:
-    """The schedule a model was pooled with, or None."""
-    layers = _plans_of(model)
-    return None if layers is None else Schedule(plan.requested for plan in layers)
+def pooling_of(model: nn.Module) -> Pooling | None:
+    """How a model is pooled, or None if it is not.
 
-
-def method_of(model: nn.Module) -> str | None:
-    """The name of the method a model was pooled with, or None."""
-    layers = _plans_of(model)
-    return None if layers is None else layers[0].method.name
-
-
-def options_of(model: nn.Module) -> PoolOptions | None:
-    """The options a model was pooled with, or None."""
-    layers = _plans_of(model)
-    return None if layers is None else layers[0].options
-
-
-def _plans_of(model: nn.Module) -> list[LayerPlan] | None:
+    Raises:
+        ValueError: for a model that cannot be pooled, by name.
+    """
     blocks = check_model(model)
     if not any(isinstance(block, PooledBlock) for block in blocks):
         return None
     check_pooled(model)
-    return [block.plan for block in blocks]
+    layers: list[LayerPlan] = [block.plan for block in blocks]
+    return Pooling(
+        Schedule(plan.requested for plan in layers),
+        layers[0].method.name,
+        layers[0].options,
+        Schedule(plan.kept for plan in layers),
+    )
+
+
+@contextmanager
+def unpooled(model: nn.Module) -> Iterator[None]:
+    """Take a model's pooling away while the block runs; then it is pooled, or not, as before.
+
+    Raises:
+        ValueError: for a model that cannot be pooled, by name.
+    """
+    vit: Any = model
+    before, training = pooling_of(model), model.training
+    layers = [getattr(block, "plan", None) for block in vit.blocks]
+    pool(model, None)
+    try:
+        yield
+    finally:
+        pool(model, None)
+        if before is not None:
+            pool(model, before.schedule)
+            for block, plan in zip(vit.blocks, layers, strict=True):
+                block.plan = plan
+        model.train(training)
 
 
 def check_model(model: nn.Module) -> list[Any]:
-    """The blocks of a model that can be pooled.
+    """The blocks of a model, if it can be pooled.
 
     Raises:
-        ValueError: for any other model, naming what is in the way.
+        ValueError: for a model that cannot be pooled, naming what is in the way.
     """
     name = type(model).__name__
     if type(model) not in KINDS:
@@ -260,6 +297,7 @@ def head_reads(model: nn.Module) -> int:
 
 
 def _check_options(model: nn.Module, strategy: PoolingMethod, options: PoolOptions) -> None:
+    """Refuse options and methods that do not fit this model."""
     vit: Any = model
     scores = strategy.needs_scores(options)
     cls = scores and strategy.significance(options) == "cls"

@@ -40,11 +40,12 @@ class PlacedEmbed:
         self.rope, self.model = rope, model
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As timm's, `[…, N, 2·D + 4]`; without places for a padded batch of many sizes.
+        """timm's embedding with places `[…, N, 2·D + 4]`, but for a padded batch of many sizes.
 
         Raises:
-            ValueError: in training, where coordinates are to be shifted or scaled at random, and
-                where a block of the model is not pooled, which could not tell places from angles.
+            ValueError: in training, where coordinates are to be shifted or scaled at random, where
+                a block of the model is not pooled, which could not tell places from angles, and for
+                a grid of over 256 patches a side.
         """
         if self.model is not None:
             check_pooled(self.model)
@@ -99,7 +100,13 @@ def split_places(rope: Tensor, head_dim: int) -> tuple[Tensor, Tensor | None]:
 
 
 def positions_of(rope: Any, places: Tensor, batch: int) -> Tensor:
-    """Positions `[B, N, 3]` of patches: two coordinates of the embedding, and how many they are."""
+    """Positions `[B, N, 3]` of patches: their two coordinates, and how many patches each is.
+
+    Args:
+        rope: timm's rotary embedding.
+        places: row and column of each patch, rows and columns of the grid `[N, 4]` or `[B, N, 4]`.
+        batch: how many images there are.
+    """
     row, column, rows, columns = places.float().unbind(-1)
     pairs = [(row, rows), (column, columns)]
     reference = getattr(rope, "ref_feat_shape", None)
@@ -128,7 +135,7 @@ def _turns(rope: Any, layer: int) -> Tensor:
     """Radians of each frequency per unit of each coordinate, `[2, 1 or H, D/2]`.
 
     Raises:
-        ValueError: for an embedding of another kind.
+        ValueError: for an embedding of another kind than timm's.
     """
     if hasattr(rope, "freqs"):
         mixed: Tensor = rope.freqs[:, layer].float()
@@ -146,7 +153,17 @@ def _turns(rope: Any, layer: int) -> Tensor:
 
 
 def rotary_at(rope: Any, layer: int, positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sines and cosines `[B, 1 or H, n, 2·D]` for block `layer` (from 0) at `[B, n, 3]`."""
+    """The sines and cosines `[B, 1 or H, n, 2·D]` of a block at these positions.
+
+    Args:
+        rope: timm's rotary embedding.
+        layer: the number of the block, from 0.
+        positions: where the patch tokens are `[B, n, 3]`, as `positions_of` and `pool_positions`.
+        dtype: the dtype of the result.
+
+    Raises:
+        ValueError: for an embedding of another kind than timm's.
+    """
     turns = _turns(rope, layer).unsqueeze(2)
     # By multiplication, as autocast would round a matrix product.
     first, second = positions[:, None, :, :1], positions[:, None, :, 1:2]
@@ -157,10 +174,15 @@ def rotary_at(rope: Any, layer: int, positions: Tensor, dtype: torch.dtype) -> T
 
 
 def pool_positions(positions: Tensor, pooled: Pooled, kept: int) -> Tensor:
-    """The positions `[B, k, 3]` of what a method made of tokens at `positions [B, N, 3]`.
+    """The positions `[B, k, 3]` of the tokens that a method made.
 
     A token that stays as it is keeps its own. A mean has the mean of its members', each counted as
     often as the patches it stands for; one without members is put in the middle of all.
+
+    Args:
+        positions: where the tokens were `[B, N, 3]`.
+        pooled: what the method made of them.
+        kept: how many tokens are left.
     """
     # One slot more takes the dropped tokens.
     slot = torch.where(pooled.assignment < 0, kept, pooled.assignment).unsqueeze(2)
@@ -177,7 +199,11 @@ def pool_positions(positions: Tensor, pooled: Pooled, kept: int) -> Tensor:
 
 
 def check_rotary(model: nn.Module) -> None:
-    """Raises ValueError unless positions as computed here are those that the model has itself."""
+    """Compare the positions as computed here with those that the model has itself.
+
+    Raises:
+        ValueError: where they are not the same, so that pooled tokens would be put elsewhere.
+    """
     rope: Any = getattr(model, "rope", None)
     if rope is None:
         return

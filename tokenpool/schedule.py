@@ -46,7 +46,11 @@ class Schedule(tuple[int, ...]):
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
-        """Read a schedule written as "49,40,33"."""
+        """Read a schedule written as "49,40,33".
+
+        Raises:
+            ValueError: as the class, or for a part that is not a whole number.
+        """
         counts: list[int] = []
         for layer, part in enumerate(text.split(","), start=1):
             try:
@@ -69,6 +73,14 @@ class Schedule(tuple[int, ...]):
 
         Layer l keeps `patches · rate^l`, rounded, at least 1: computed from `patches` and not from
         the rounded layer before, so that small counts still shrink.
+
+        Args:
+            depth: the number of blocks.
+            patches: the patch tokens that enter the first block.
+            rate: the share that each block keeps.
+
+        Raises:
+            ValueError: for a rate outside 0 < rate ≤ 1.
         """
         if not 0.0 < rate <= 1.0:
             raise ValueError(f"keep rate {rate} is outside 0 < rate <= 1")

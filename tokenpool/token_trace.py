@@ -20,12 +20,12 @@ class PooledLayer(NamedTuple):
     """What one pooling layer did.
 
     Attributes:
-        block: which, from 0.
-        assignment: `[B, N]`, the token of 0..k-1 that stands for each incoming one; a dropped token
-            is given to the kept one nearest to it.
-        kept: k.
-        tokens: what came in `[B, N, C]`, if asked for.
-        pooled: what went out `[B, k, C]`, if asked for.
+        block: the number of the block, from 0.
+        assignment: the token, of 0..k-1, that stands for each incoming one `[B, N]`; a dropped
+            token is given to the kept one nearest to it.
+        kept: k, how many tokens are left.
+        tokens: the tokens that came in `[B, N, C]`, if they are asked for.
+        pooled: the tokens that went out `[B, k, C]`, if they are asked for.
     """
 
     block: int
@@ -41,7 +41,7 @@ class Trace:
 
     Attributes:
         prefix: class, distillation and register tokens in front of the patch tokens.
-        layers: what each did.
+        layers: what each pooling layer did.
         spread: whether the model itself gives every patch its token again, after its last block,
             as its head reads patches.
     """
@@ -72,7 +72,7 @@ def record(model: nn.Module, *, keep_tokens: bool = False) -> Iterator[Trace]:
 
     Args:
         model: a pooled model.
-        keep_tokens: also keep the tokens before and after each pooling.
+        keep_tokens: whether the tokens before and after each pooling are kept too.
 
     Raises:
         ValueError: if the model cannot be pooled.
@@ -122,7 +122,7 @@ def unpool(tokens: Tensor, trace: Trace) -> Tensor:
     Args:
         tokens: `[B, k, C]` patch tokens, or `[B, prefix + k, C]` with the prefix in front; k is
             what the last traced layer kept. What the model has un-pooled itself is given back.
-        trace: of the pass that made them.
+        trace: the trace of the pass that made them.
 
     Returns:
         `[B, N, C]`, or `[B, prefix + N, C]` if the prefix was given; differentiable.

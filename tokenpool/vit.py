@@ -28,10 +28,10 @@ class SizedTokens(NamedTuple):
     alone.
 
     Attributes:
-        tokens: prefix and patch tokens.
+        tokens: the prefix and patch tokens.
         sizes: how many original tokens each stands for `[B, n]`; None: one, or nobody counts.
         place: which patch token stands for each original patch `[B, N]`; None: nobody asks.
-        keep: hand all this on from the last block too, instead of what the head reads.
+        keep: whether the last block hands all this on too, instead of what the head reads.
         positions: rotary coordinates of the patch tokens, and how many patches they are the mean of
             `[B, n, 3]`; None: none are pooled yet, or the model has none.
     """
@@ -67,15 +67,16 @@ class LayerPlan:
     """What one block does: fixed when the model is pooled.
 
     Attributes:
-        index: of the block, from 0.
-        depth: number of blocks.
-        requested: patch tokens the schedule asks for.
-        kept: patch tokens the method really keeps (`PoolingMethod.realise`).
+        index: the number of the block, from 0.
+        depth: how many blocks the model has.
+        requested: the patch tokens that the schedule asks for.
+        kept: the patch tokens that the method really keeps (`PoolingMethod.realise`).
         prefix: class, distillation and register tokens in front, never pooled.
-        heads_read: prefix tokens the head reads, for `cls_only_last`; None if it reads all tokens.
+        heads_read: how many prefix tokens the head reads, for `cls_only_last`; None if it reads all
+            tokens.
         grid: (rows, columns) of the incoming patch tokens, for `grid`.
-        method: the strategy.
-        options: its options.
+        method: the pooling method.
+        options: the options of the method.
     """
 
     index: int
@@ -162,9 +163,14 @@ class PooledBlock(View, nn.Module):
         carried: Carried | None = None,
         rope: Tensor | None = None,
     ) -> Tensor:
-        """Run the block on `[B, prefix + N, C]` and pool the N patch tokens.
+        """Run the block and pool its patch tokens.
 
-        `rope` is timm's, with places beside it (`tokenpool.rotary`).
+        Args:
+            x: the tokens `[B, prefix + N, C]`.
+            attn_mask: as timm takes it; only where nothing is pooled.
+            is_causal: as timm takes it; only where nothing is pooled.
+            carried: what goes with the tokens, changed here.
+            rope: timm's sines and cosines with places beside them (`tokenpool.rotary`).
 
         Raises:
             ValueError: for an attention mask, which cannot be applied to pooled tokens.
@@ -210,7 +216,7 @@ class PooledBlock(View, nn.Module):
         return x
 
     def _turned(self, rope: Tensor | None, positions: Tensor | None) -> Tensor | None:
-        """The rotary embedding of tokens at these positions, None: of all patches."""
+        """The rotary embedding of tokens at these positions; None: at those of all patches."""
         if rope is None:
             return None
         if positions is None:
@@ -231,7 +237,7 @@ class PooledBlock(View, nn.Module):
     def _pooled(
         self, tokens: Tensor, carried: Carried, kept: int | None, record: AttentionRecord
     ) -> Tensor:
-        """The block's work on sized tokens, the pooling (to `kept`, if told) within or after it."""
+        """The block's work on sized tokens, with pooling to `kept`, if any, within or after it."""
         read = record.queries
         if not isinstance(self.attn, ScoredAttention):
             raise ValueError(
@@ -255,7 +261,14 @@ class PooledBlock(View, nn.Module):
         rope: Tensor | None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """What the attention branch adds to tokens at these positions; fills the record."""
+        """What the attention branch adds to tokens.
+
+        Args:
+            tokens: the tokens `[B, prefix + n, C]`.
+            record: what is asked of attention, filled in here.
+            rope: as in `forward`.
+            positions: rotary coordinates of the patch tokens; None: none are pooled yet.
+        """
         record.rope = self._turned(rope, positions)
         return self._branch(1, tokens, partial(self.attn, record=record))
 
@@ -338,9 +351,9 @@ def spread(tokens: Tensor, place: Tensor, prefix: int) -> Tensor:
     """Give every original patch the token that stands for it.
 
     Args:
-        tokens: `[B, prefix + k, C]`.
-        place: `[B, N]`, the patch token of 0..k-1 of each original one.
-        prefix: tokens in front that stay.
+        tokens: the tokens `[B, prefix + k, C]`.
+        place: the patch token, of 0..k-1, that stands for each original one `[B, N]`.
+        prefix: how many tokens in front stay as they are.
     """
     patches = gather_tokens(tokens[:, prefix:], place)
     return torch.cat((tokens[:, :prefix], patches), 1) if prefix else patches

@@ -12,19 +12,19 @@ __all__ = ["Action", "PolicySettings", "Score", "Train", "Wait"]
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """How much is looked at and how much is trained.
+    """How many schedules are scored, how many are trained, and what decides between them.
 
     Attributes:
-        schedules: scored without training, in all.
-        generations: in so many parts; each is bred from what is known by then.
-        trials: trainings begun, in all; 0 searches by scores alone.
-        rounds: of scoring and training; each has an equal share of both.
-        prices: of a step of training.
-        keep: share of the trainings that may go on beyond the rung by rank alone; see
+        schedules: how many schedules are scored without training, in all.
+        generations: in how many parts they are scored; each is bred from what is known by then.
+        trials: how many trainings are begun, in all; 0 searches by scores alone.
+        rounds: how many rounds of scoring and training there are; each has an equal share of both.
+        prices: what a step of training costs.
+        keep: the share of the trainings that may go on beyond the rung by rank alone; see
             `HalvingRule`.
-        noise: differences in top-1 that mean nothing.
-        targets: GMACs at which schedules are wanted, where not a front over all costs is.
-        seed: of what is drawn.
+        noise: the difference in top-1 that means nothing.
+        targets: the GMACs at which schedules are wanted; empty: a front over all costs is.
+        seed: the seed of what is drawn.
     """
 
     schedules: int
@@ -40,7 +40,12 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class Score:
-    """Score these without training. A new generation is told of by `asked` before it is scored."""
+    """Score these without training.
+
+    Attributes:
+        candidates: what to score.
+        is_new: whether this is a new generation, which `FrontPolicy.asked` is told of first.
+    """
 
     candidates: tuple[Candidate, ...]
     is_new: bool
@@ -48,7 +53,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Train:
-    """Train this trial on, from its start or its last checkpoint, to the end of an epoch."""
+    """Train a trial on, from its start or its last checkpoint.
+
+    Attributes:
+        trial_id: the name of the trial.
+        candidate: what it trains.
+        until: the epoch at whose end it stops or pauses.
+        is_new: whether the trial has not begun yet.
+    """
 
     trial_id: str
     candidate: Candidate

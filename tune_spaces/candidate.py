@@ -15,7 +15,10 @@ class Candidate:
     """One point of the space: a model width, the patch tokens kept per block, and their cost.
 
     Attributes:
-        method: How tokens are pooled, by the name the space has for it; empty where it has one
+        width: the embedding dimension of the model.
+        schedule: the patch tokens kept after each block.
+        gmacs: what an image costs, clustering included.
+        method: how tokens are pooled, by the name the space has for it; empty where it has one
             method without a name.
     """
 
@@ -41,10 +44,10 @@ class Untrained:
 
     Attributes:
         candidate: what was scored.
-        top1: a fraction, on minival.
-        loss: in nats; of what, whoever scores says.
-        images: after how many of them it was dropped, as another was surely better at no more cost;
-            the score is then estimated from these. None: it was scored on all.
+        top1: the top-1 on minival, a fraction.
+        loss: a loss in nats; which one it is, whoever scores says.
+        images: how many images it was scored on before it was dropped, as another was surely better
+            at no more cost; the score is estimated from these. None: it was scored on all.
     """
 
     candidate: Candidate

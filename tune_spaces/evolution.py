@@ -46,7 +46,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate with its quality; greater is better."""
+    """A candidate with its quality; a greater one is better."""
 
     candidate: Candidate
     quality: float
@@ -68,12 +68,12 @@ def first_generation(
     each arm's own range of cost.
 
     Args:
-        space: what they are of.
-        rng: source of randomness.
-        count: how many; a space with fewer candidates gives fewer.
-        seeds: what begins it.
-        targets: GMACs at which schedules are wanted; the seeds are brought there, and nothing is
-            drawn as long as there is anything else. Empty for everywhere.
+        space: the space that is searched.
+        rng: the source of randomness.
+        count: how many candidates; a space that has fewer gives fewer.
+        seeds: the candidates to begin with.
+        targets: the GMACs at which schedules are wanted; the seeds are brought there, and nothing
+            is drawn as long as there is anything else. Empty: they are wanted everywhere.
         log_cost: whether costs are spread evenly on a log axis.
     """
     if targets:
@@ -125,6 +125,7 @@ def _simple(
 
 
 def _shaped(space: ScheduleSpace, arm: Arm, power: float | None, target: float) -> Candidate | None:
+    """The shape of one of `_SHAPES` within a cost, if the space has it."""
     width, method = arm
 
     def cost(schedule: Schedule) -> float:
@@ -142,6 +143,7 @@ def _shaped(space: ScheduleSpace, arm: Arm, power: float | None, target: float) 
 
 
 def _share_out(seeds: Sequence[Candidate], count: int) -> list[Candidate]:
+    """`count` of the seeds, as many of each arm as there are or its share allows."""
     if len(seeds) <= count:
         return list(seeds)
     costs = np.array([seed.gmacs for seed in seeds])
@@ -172,14 +174,14 @@ def next_generation(
     children are bred, and those it expects most of are returned.
 
     Args:
-        space: what keeps children valid.
-        rng: source of randomness.
-        scored: all that is known.
-        count: how many; a small space may give fewer.
-        targets: GMACs at which schedules are wanted; empty for everywhere.
+        space: the space that is searched.
+        rng: the source of randomness.
+        scored: all that is scored so far.
+        count: how many candidates; a small space may give fewer.
+        targets: the GMACs at which schedules are wanted; empty: they are wanted everywhere.
         log_cost: whether costs are spread evenly on a log axis.
-        progress: share of the search that is over: children are less and less unlike their parents.
-        oversample: children bred for each one returned; 1 does without the surrogate.
+        progress: the share of the search that is over: children come to resemble their parents.
+        oversample: how many children are bred for each one returned; 1 does without the surrogate.
     """
     surrogate = _reliable_surrogate(space, scored) if oversample > 1 else None
     breeder = _Breeder(space, rng, scored, progress)
@@ -190,7 +192,7 @@ def next_generation(
 
 
 class _Breeder:
-    """Makes children of what is scored; each arm has as many, however it looks untrained."""
+    """Makes children of what is scored, as many of each arm, however it scores untrained."""
 
     def __init__(
         self,
@@ -214,7 +216,13 @@ class _Breeder:
             self._pools[arm] = pool, costs, np.asarray(ranks, dtype=np.float64)
 
     def children(self, count: int, targets: Sequence[float], log_cost: bool) -> list[Candidate]:
-        """So many new ones, or as many as are found."""
+        """New candidates, `count` of them or as many as are found.
+
+        Args:
+            count: how many are wanted.
+            targets: the GMACs at which they are wanted; empty: they are wanted everywhere.
+            log_cost: whether costs are spread evenly on a log axis.
+        """
         found: list[Candidate] = []
         arms = cycle(self._arms)
         attempt = last = 0
@@ -237,6 +245,7 @@ class _Breeder:
         return found
 
     def _child(self, arm: Arm, target: float) -> Candidate | None:
+        """A candidate of this arm within a cost, or None where the attempt came to nothing."""
         rng, depth = self._rng, self._space.depth
         from_arm = arm
         if len(self._arms) > 1 and (rng.random() < _OF_ANOTHER_ARM or not self._pools[arm][0]):
@@ -260,14 +269,23 @@ class _Breeder:
         return child if child.gmacs <= target else None  # what it begins with may be too dear
 
     def _parents(self, arm: Arm, target: float) -> list[Candidate]:
-        """The best for a cost: of the foremost fronts, the nearest."""
+        """The best parents for a cost: those nearest to it, of the foremost fronts."""
         pool, costs, ranks = self._pools[arm]
         behind = ranks + np.abs(costs - math.log(target)) / _FAR
         return [pool[i] for i in np.argsort(behind, kind="stable")[: self._num_parents]]
 
 
 def scaled(space: ScheduleSpace, candidate: Candidate, target: float) -> Candidate | None:
-    """The same shape at another cost, or None where that is out of its reach or of the space."""
+    """The same shape at another cost.
+
+    Args:
+        space: the space that is searched.
+        candidate: the candidate that has the shape.
+        target: the cost in GMACs.
+
+    Returns:
+        None where the shape does not reach the cost, or the space does not have it.
+    """
     drops = -space.encode(candidate.schedule)
     if not drops.any():
         return None
@@ -327,7 +345,7 @@ def _most_promising(
 
 
 def select(scored: Sequence[Scored], count: int) -> list[Scored]:
-    """`count` entries: first those of the best fronts, then spread evenly over the cost.
+    """Choose `count` entries: first those of the best fronts, then spread evenly over the cost.
 
     Whole fronts are taken as long as they fit (non-dominated sorting); of the last one, that
     does not fit, the entries nearest to evenly spaced costs are taken.
@@ -347,7 +365,13 @@ def select(scored: Sequence[Scored], count: int) -> list[Scored]:
 
 
 def spread_over_cost(costs: np.ndarray, members: np.ndarray, count: int) -> list[int]:
-    """`count` of `members`, as evenly spaced in cost as they allow, the two ends among them."""
+    """Choose members as evenly spaced in cost as they allow, the two ends among them.
+
+    Args:
+        costs: the cost of everything.
+        members: the indices to choose from.
+        count: how many to choose.
+    """
     ordered = members[np.argsort(costs[members], kind="stable")]
     if count >= len(ordered) or count < 1:
         return [int(i) for i in ordered[:count]]

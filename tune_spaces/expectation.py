@@ -33,18 +33,18 @@ class TrainedQuality:
     random.
 
     Args:
-        patches: Patch tokens that enter the first block.
-        trained: Candidates that were trained.
-        guesses: `[n]`, what was expected of them, fractions.
-        qualities: `[n]`, what they came to, fractions; more is better.
-        kernel: whose scales are taken as they are; None fits them to what was trained, which
-            takes some fifty times as long.
+        patches: the patch tokens that enter the first block.
+        trained: the candidates that were trained.
+        guesses: what was expected of them `[n]`, fractions.
+        qualities: what they came to `[n]`, fractions; more is better.
+        kernel: a kernel whose scales are taken as they are; None: they are fitted to what was
+            trained, which takes some fifty times as long.
 
     Attributes:
-        kernel: with its scales; None where nothing was trained.
+        kernel: the kernel with its scales; None where nothing was trained.
 
     Raises:
-        ValueError: Lengths differ.
+        ValueError: if lengths differ.
     """
 
     def __init__(
@@ -80,7 +80,13 @@ class TrainedQuality:
     def predict(
         self, candidates: Sequence[Candidate], guesses: ArrayLike, optimism: float = 0.0
     ) -> Array:
-        """`[n]`, fractions: the means, and so many standard deviations more."""
+        """What is expected of candidates `[n]`, fractions.
+
+        Args:
+            candidates: the candidates.
+            guesses: what was guessed of them `[n]`, fractions.
+            optimism: how many standard deviations are added to the means.
+        """
         first = np.asarray(guesses, dtype=float)
         if self._process is None or not len(first):
             return first

@@ -21,9 +21,9 @@ class Entry:
     """What a trial showed when it reached a rung.
 
     Attributes:
-        cost: Known before training, to minimise: GMACs.
-        quality: Measured, more is better.
-        kept: What was decided.
+        cost: the cost, known before training: GMACs.
+        quality: the quality measured; more is better.
+        kept: whether the trial may go on.
     """
 
     cost: float
@@ -36,12 +36,12 @@ class Verdict:
     """A decision at a rung and what it rests on.
 
     Attributes:
-        kept: Whether the trial goes on.
-        lack: How much quality it lacks against the rung's front at its own cost, before the noise
+        kept: whether the trial goes on.
+        lack: how much quality it lacks against the rung's front at its own cost, before the noise
             margin; 0 on the front.
-        rank: Place among the trials seen at this rung, 0 for the best.
-        quota: How many of them would be kept by rank alone.
-        reason: One sentence for people.
+        rank: its place among the trials seen at this rung, 0 for the best.
+        quota: how many of them would be kept by rank alone.
+        reason: one sentence for people.
     """
 
     kept: bool
@@ -64,9 +64,12 @@ class HalvingRule:
        least as good stands within `min_spread` of it: then it would teach nothing new.
 
     Attributes:
-        keep: Share that goes on by rank, 1 / reduction factor of successive halving.
-        noise: Margin in units of the quality; e.g. two standard errors of minival top-1.
-        min_spread: Distance on scaled axes below which two trials say the same.
+        keep: the share that goes on by rank, 1 / reduction factor of successive halving.
+        noise: a margin in units of the quality; e.g. two standard errors of minival top-1.
+        min_spread: the distance on scaled axes below which two trials say the same.
+
+    Raises:
+        ValueError: for a share outside (0, 1], or a negative noise or distance.
     """
 
     keep: float = 0.5
@@ -83,8 +86,8 @@ class HalvingRule:
         """Decides on one trial among all that have reached the rung, itself included.
 
         Args:
-            trial_id: A key of `rung`.
-            rung: Everyone's entry.
+            trial_id: the name of the trial.
+            rung: the entry of each trial, by its name.
         """
         if not math.isfinite(rung[trial_id].quality):
             return Verdict(False, math.inf, len(rung) - 1, 0, "its metric is not a number")
@@ -117,7 +120,7 @@ class HalvingRule:
         return Verdict(True, lack, rank, quota, where)
 
     def _twin(self, me: int, rivals: NDArray[np.bool_], points: NDArray[np.float64]) -> int | None:
-        """The nearest of `rivals` that makes `me` superfluous."""
+        """The nearest of `rivals` that makes the trial `me` superfluous."""
         extent = np.ptp(points, axis=0)
         scaled = (points - points[me]) / np.where(extent > 0, extent, 1.0)
         distances = np.linalg.norm(scaled, axis=1)
@@ -131,10 +134,10 @@ def lacks(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """What each trial lacks against the common front at its own cost.
 
     Args:
-        points: `[n, 2]`, cost and quality.
+        points: the cost and quality of each trial `[n, 2]`.
 
     Returns:
-        `[n]`, height of the front's staircase above each.
+        The height of the front's staircase above each `[n]`.
     """
     cost, quality = points.T
     order = np.argsort(cost, kind="stable")

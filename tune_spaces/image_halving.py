@@ -34,8 +34,8 @@ class ImageHalving:
     """What schedules come to on a number of images, most of them seen on fewer.
 
     Args:
-        images: how many there are, in random order.
-        see: judges schedules on some of them; the lower the better.
+        images: how many images there are, in random order.
+        see: gives the damage that schedules do on some of the images; less is better.
     """
 
     def __init__(self, images: int, see: See) -> None:
@@ -44,11 +44,11 @@ class ImageHalving:
         self._means: dict[tuple[object, ...], list[float]] = {}
 
     def judge(self, candidates: Sequence[Candidate], *, all_whole: bool = False) -> list[Untrained]:
-        """A row for each; of who was not seen on all images, what these would have said.
+        """A score for each candidate; of one not seen on all images, what these would have said.
 
         Args:
-            candidates: of one cost.
-            all_whole: see all of them on all images.
+            candidates: candidates of one cost.
+            all_whole: whether all of them are seen on all images.
         """
         alive = list(candidates)
         for start, stop in pairwise([0, *self._looks]):
@@ -61,7 +61,7 @@ class ImageHalving:
         return [self._row(candidate) for candidate in candidates]
 
     def _kept(self, alive: Sequence[Candidate]) -> list[Candidate]:
-        """Whom to look at longer."""
+        """The candidates to look at on more images."""
         ordered = sorted(alive, key=lambda candidate: self._means[candidate.key][-1])
         kept = ordered[: max(1, round(_KEPT * len(ordered)))]
         rivals = [means for means in self._means.values() if len(means) == len(self._looks)]
@@ -85,5 +85,5 @@ class ImageHalving:
         return Untrained(candidate, 0.0, means[-1] * ratio, self._seen_by(means))
 
     def _seen_by(self, means: Sequence[float]) -> int | None:
-        """Images after as many looks; None for all."""
+        """How many images a candidate was seen on; None: on all."""
         return None if len(means) == len(self._looks) else self._looks[len(means) - 1]

@@ -16,10 +16,10 @@ class Limit:
     """A hard upper bound on something other than GMACs, known or predicted before training.
 
     Attributes:
-        name: What is bounded, for messages: "latency_ms", "parameters".
-        measure: The quantity for a width with a schedule; must not fall with more tokens. Where
-            it depends on the method, a function for each, by name.
-        maximum: The most that is allowed.
+        name: the quantity that is bounded, for messages: "latency_ms", "parameters".
+        measure: gives the quantity for a width with a schedule; must not fall with more tokens.
+            Where it depends on the method, there is one for each, by name.
+        maximum: the most that is allowed.
     """
 
     name: str
@@ -27,10 +27,16 @@ class Limit:
     maximum: float
 
     def of(self, width: int, schedule: Schedule, method: str = "") -> float:
-        """The quantity."""
+        """The bounded quantity.
+
+        Args:
+            width: the embedding width.
+            schedule: the patch tokens kept after each block.
+            method: how tokens are pooled, where the quantity depends on it.
+        """
         measure = self.measure[method] if isinstance(self.measure, Mapping) else self.measure
         return float(measure(width, schedule))
 
     def allows(self, width: int, schedule: Schedule, method: str = "") -> bool:
-        """Whether the bound is kept."""
+        """Whether the bound is kept; arguments as in `of`."""
         return self.of(width, schedule, method) <= self.maximum

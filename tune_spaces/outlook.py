@@ -33,11 +33,11 @@ class DenseModel:
     """A width's model without pooling, which everything starts from.
 
     Attributes:
-        width: of the model.
-        gmacs: of an image.
-        top1: trained, on minival; a fraction.
-        untrained: top-1 of the weights that schedules are scored on, on the images they are scored
-            on; the same as `top1` where these are the model's own weights and all of minival.
+        width: the embedding dimension of the model.
+        gmacs: what an image costs.
+        top1: the top-1 of the trained model on minival, a fraction.
+        untrained: the top-1 of the weights that schedules are scored on, on the images they are
+            scored on; the same as `top1` where these are the model's own and all of minival.
     """
 
     width: int
@@ -51,10 +51,10 @@ class Trained:
     """A candidate in training.
 
     Attributes:
-        candidate: what is trained.
-        guess: top-1 guessed for the rung before it began; a fraction.
-        first: top-1 at the rung, None before.
-        last: top-1 at the end, None before.
+        candidate: the candidate that is trained.
+        guess: the top-1 at the rung that was guessed before it began, a fraction.
+        first: the top-1 at the rung, None before.
+        last: the top-1 at the end, None before.
     """
 
     candidate: Candidate
@@ -68,11 +68,11 @@ class Prices:
     """What training costs and where its results count.
 
     Attributes:
-        first: epochs to the rung, where a training may pause.
-        last: epochs to its end; the same as `first` where it never pauses.
-        images: of an epoch.
-        measured: images that top-1 is measured on after each step.
-        floor: top-1 below which nothing counts.
+        first: the epochs to the rung, where a training may pause.
+        last: the epochs to its end; the same as `first` where it never pauses.
+        images: how many images an epoch has.
+        measured: how many images top-1 is measured on after each step.
+        floor: the top-1 below which nothing counts.
         start: what it takes to start a training's processes, from nothing or from its checkpoint,
             in forward passes of the dearest model.
         log_cost: whether half the cost counts as much at a tenth of the dense model's cost as at
@@ -99,9 +99,9 @@ class Outlook:
     it lacks against its dense model is left. `TrainedQuality` corrects that.
 
     Args:
-        space: that candidates are of.
+        space: the space that is searched.
         dense: the dense models.
-        prices: of a step.
+        prices: what a step of training costs.
     """
 
     def __init__(self, space: ScheduleSpace, dense: Sequence[DenseModel], prices: Prices) -> None:
@@ -130,10 +130,10 @@ class Outlook:
         """Top-1 at the rung of candidates, by guesses and by what others came to there.
 
         Args:
-            candidates: of any number.
-            guesses: of each.
-            trained: that came to the rung, in the order they did.
-            optimism: standard deviations to add.
+            candidates: the candidates.
+            guesses: the top-1 guessed of each.
+            trained: the trainings that came to the rung, in the order they did.
+            optimism: how many standard deviations are added.
         """
         if self._quality[0] != len(trained):
             fit = _last_fit(len(trained))
@@ -166,9 +166,9 @@ class Outlook:
         least squares.
 
         Args:
-            candidates: what is trained.
-            firsts: of each, at the rung.
-            trained: all there are.
+            candidates: the candidates that are trained.
+            firsts: the top-1 of each at the rung.
+            trained: all trainings there are.
         """
         weight, product = _RECOVERED_WEIGHT, _RECOVERED * _RECOVERED_WEIGHT
         for other in trained:
@@ -194,12 +194,12 @@ class Outlook:
         """Hypervolume each should add if it comes to what is expected, for its price.
 
         Args:
-            candidates: what may be trained.
-            expected: top-1 of each.
-            known: GMACs and top-1 of all there is.
-            epochs: of the step.
-            margin: by which a candidate must be above the front to count.
-            warm: the one whose processes are there, so that nothing has to be started.
+            candidates: the candidates that may be trained.
+            expected: the top-1 expected of each.
+            known: the GMACs and top-1 of all there is.
+            epochs: how many epochs the step has.
+            margin: how far above the front a candidate must be to count.
+            warm: the candidate whose processes are there, so that nothing has to be started.
         """
         costs = np.array([candidate.gmacs for candidate in candidates])
         added = added_volume(

@@ -40,13 +40,6 @@ def _flags(num_objectives: int, maximise: Maximise) -> list[bool]:
     return [bool(flag) for flag in maximise]
 
 
-def as_losses(points: ArrayLike, maximise: Maximise = None) -> NDArray[np.float64]:
-    """`points` `[n, m]` with every objective turned into one to minimise."""
-    array = _as_points(points)
-    signs = np.where(_flags(array.shape[1], maximise), -1.0, 1.0)
-    return array * signs
-
-
 def non_dominated(points: ArrayLike, maximise: Maximise = None) -> NDArray[np.bool_]:
     """Which points no other point dominates.
 
@@ -54,14 +47,14 @@ def non_dominated(points: ArrayLike, maximise: Maximise = None) -> NDArray[np.bo
     Equal points do not dominate each other: all copies are kept.
 
     Args:
-        points: `[n, m]`, costs then quality (see the module's convention).
-        maximise: One flag per column, where the convention does not fit.
+        points: costs and then quality of each point `[n, m]` (see the module's convention).
+        maximise: one flag per column, where the convention does not fit.
 
     Returns:
-        Boolean mask `[n]`.
+        A Boolean mask `[n]`.
 
     Raises:
-        ValueError: A point is not finite, or the shapes do not fit.
+        ValueError: if a point is not finite, or the shapes do not fit.
     """
     array = _as_points(points)
     if len(array) == 0:
@@ -75,7 +68,7 @@ def front_ranks(points: ArrayLike, maximise: Maximise = None) -> NDArray[np.int6
     """Non-dominated sorting: 0 for the front, 1 for the front once that is taken away, and so on.
 
     Raises:
-        ValueError: A point is not finite, or the shapes do not fit.
+        ValueError: if a point is not finite, or the shapes do not fit.
     """
     array = _as_points(points)
     if len(array) == 0:
@@ -90,12 +83,12 @@ def hypervolume(points: ArrayLike, reference: ArrayLike, maximise: Maximise = No
     Points that are not better than the reference in every objective add nothing.
 
     Args:
-        points: `[n, m]`, costs then quality.
-        reference: `[m]`, a point worse than any of interest, e.g. (dense GMACs, chance top-1).
-        maximise: One flag per column, where the convention does not fit.
+        points: costs and then quality of each point `[n, m]`.
+        reference: a point `[m]` worse than any of interest, e.g. (dense GMACs, chance top-1).
+        maximise: one flag per column, where the convention does not fit.
 
     Raises:
-        ValueError: Something is not finite, or the shapes do not fit.
+        ValueError: if something is not finite, or the shapes do not fit.
     """
     array = _as_points(points)
     worst = np.asarray(reference, dtype=np.float64)
@@ -117,12 +110,17 @@ def normalised_hypervolume(
 ) -> float:
     """Hypervolume of `(cost, top1)` points as a share of the whole box, in 0..1.
 
-    The box runs from cost 0 to `reference_cost` (the dense widest model's GMACs) and from
-    `reference_top1` (chance, or 0) to `best_top1`. With the box fixed, the number is comparable
-    between searches on the same data and never falls as points are added.
+    With the box fixed, the number is comparable between searches on the same data and never falls
+    as points are added.
+
+    Args:
+        points: the points `[n, 2]`.
+        reference_cost: the cost at which the box ends, from 0: the dense widest model's GMACs.
+        reference_top1: the top-1 at which the box begins: chance, or 0.
+        best_top1: the top-1 at which the box ends.
 
     Raises:
-        ValueError: The box is empty, or a point is not finite.
+        ValueError: if the box is empty, or a point is not finite.
     """
     if reference_cost <= 0 or best_top1 <= reference_top1:
         raise ValueError(
@@ -137,8 +135,8 @@ def front_top1(costs: ArrayLike, front: ArrayLike) -> float:
     """The best quality on `front` that costs no more than `costs`; -inf where there is none.
 
     Args:
-        costs: The cost, or `[m - 1]` costs.
-        front: `[n, m]`, costs then quality; dominated points in it do no harm.
+        costs: the cost, or several costs `[m - 1]`.
+        front: costs and then quality `[n, m]`; dominated points in it do no harm.
     """
     array = _as_points(front, name="front")
     bound = np.atleast_1d(np.asarray(costs, dtype=np.float64))
@@ -157,11 +155,11 @@ def distance_to_front(point: ArrayLike, front: ArrayLike) -> float:
     to be compared with and lacks nothing: 0.
 
     Args:
-        point: `[m]`, costs then quality.
-        front: `[n, m]`, costs then quality; dominated points in it do no harm.
+        point: costs and then quality `[m]`.
+        front: costs and then quality `[n, m]`; dominated points in it do no harm.
 
     Raises:
-        ValueError: Something is not finite, or the shapes do not fit.
+        ValueError: if something is not finite, or the shapes do not fit.
     """
     row = _as_points([np.asarray(point, dtype=np.float64)], name="point")[0]
     best = front_top1(row[:-1], front)
@@ -172,7 +170,7 @@ def spread(points: ArrayLike) -> NDArray[np.float64]:
     """How alone each point is on the axes scaled to 0..1: distance to its nearest neighbour.
 
     Returns:
-        `[n]`; infinite for a point that is the only one.
+        One distance a point `[n]`; infinite for a point that is the only one.
     """
     array = _as_points(points)
     if len(array) < 2:
@@ -206,7 +204,7 @@ def knee(points: ArrayLike) -> int:
     2011). A front without a bulge has its knee at the cheaper end.
 
     Raises:
-        ValueError: There are no points, or they have other than two columns.
+        ValueError: if there are no points, or they have other than two columns.
     """
     array = _as_points(points)
     if len(array) == 0 or array.shape[1] != 2:

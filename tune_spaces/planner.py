@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PlannedSchedule:
-    """A schedule of the planned front, with its cost and its predicted damage."""
+    """A schedule of the planned front, with its cost and the damage predicted of it."""
 
     schedule: Schedule
     cost: float
@@ -34,13 +34,13 @@ class DamageTable:
     """Damage of pooling k_in → k_out after each layer, measured at a few counts.
 
     Args:
-        counts: `[n]` token counts, ascending; the last is the number of patches.
-        damage: `[depth, n, n]`, entry `[l, i, j]` for counts[i] → counts[j] after layer l + 1;
-            only j < i is read. Noise is taken out: nothing is below 0, and keeping fewer tokens
-            never does less damage.
+        counts: token counts `[n]`, ascending; the last is the number of patches.
+        damage: damages `[depth, n, n]`: entry `[l, i, j]` for counts[i] → counts[j] after layer
+            l + 1; only j < i is read. Noise is taken out: nothing is below 0, and keeping fewer
+            tokens never does less damage.
 
     Raises:
-        ValueError: The shapes do not agree, counts do not ascend, or a damage is not finite.
+        ValueError: if the shapes do not agree, counts do not ascend, or a damage is not finite.
     """
 
     def __init__(self, counts: Sequence[int], damage: Array) -> None:
@@ -109,16 +109,16 @@ def plan_front(
     each of as many slices of the cost is kept, and the front may miss schedules by a slice.
 
     Args:
-        levels: `[m]` token counts, ascending; the last enters the first layer.
-        cost: `[depth, m, m]` of block l given `levels[i]` tokens and keeping `levels[j]`, j ≤ i;
-            infinite where the method cannot do that.
-        damage: `[depth, m, m]`, as the cost.
-        fixed_cost: Of what is not in the blocks.
-        max_cost: Dearer schedules are left out.
-        max_labels: See above.
+        levels: token counts `[m]`, ascending; the last enters the first layer.
+        cost: costs `[depth, m, m]`: entry `[l, i, j]`, j ≤ i, that of block l given `levels[i]`
+            tokens and keeping `levels[j]`; infinite where the method cannot do that.
+        damage: damages `[depth, m, m]`, indexed as the costs.
+        fixed_cost: the cost of what is not in the blocks.
+        max_cost: the cost above which schedules are left out.
+        max_labels: how many labels a count may have (see above).
 
     Raises:
-        ValueError: The shapes do not agree.
+        ValueError: if the shapes do not agree.
     """
     size = len(levels)
     if cost.shape != damage.shape or cost.shape[1:] != (size, size):
@@ -156,6 +156,11 @@ def spread_over_bins(
 
     The slices are equal on a logarithmic axis from the cheapest to the dearest. Within one, those
     taken are spread evenly; what a slice has too few of, the others make up for.
+
+    Args:
+        planned: the planned schedules, from cheapest to dearest.
+        count: how many are wanted at least.
+        bins: how many slices there are.
     """
     if len(planned) <= count:
         return list(planned)
@@ -221,6 +226,7 @@ def _non_dominated(costs: Array, damages: Array) -> NDArray[np.intp]:
 def _trace_back(
     layers: Sequence[Sequence[_Labels]], levels: Sequence[int], state: int, label: int
 ) -> list[int]:
+    """The counts of the layers that led to a label of a count after the last one."""
     counts: list[int] = []
     for states in reversed(layers[1:]):
         counts.append(int(levels[state]))

@@ -44,10 +44,10 @@ class FrontPolicy:
     """Finds the front of cost against quality.
 
     Args:
-        space: what is searched.
-        settings: how much.
+        space: the space that is searched.
+        settings: how much is scored and trained.
         dense: the dense models, one of each width.
-        planned: what the first generation begins with.
+        planned: the candidates that the first generation begins with.
     """
 
     space: ScheduleSpace
@@ -84,7 +84,7 @@ class FrontPolicy:
         self._bred_out = not self._due
 
     def scored(self, rows: Sequence[Untrained]) -> None:
-        """Scores of candidates, of the generation that was asked for or from before."""
+        """Candidates were scored, of the generation that was asked for or from before."""
         self._forget()
         self._scores.rows += rows
         for row in rows:
@@ -95,7 +95,7 @@ class FrontPolicy:
             self._generations += 1  # of a search begun before generations were recorded
 
     def began(self, trial_id: str, candidate: Candidate) -> None:
-        """A trial is there; it runs from now on."""
+        """A new trial runs from now on."""
         self._forget()
         self._trials[trial_id] = _Trial(candidate, self._scores.guess(candidate))
 
@@ -104,7 +104,12 @@ class FrontPolicy:
         self._now(trial_id, "running")
 
     def reported(self, trial_id: str, epoch: int, top1: float) -> Verdict | None:
-        """Top-1 of a trial after an epoch.
+        """A trial has come to a top-1.
+
+        Args:
+            trial_id: the name of the trial.
+            epoch: the epoch it has ended.
+            top1: its top-1 on minival, a fraction.
 
         Returns:
             At the rung, whether it may ever go on. None anywhere else.

@@ -29,7 +29,7 @@ def looks(images: int, first: int = FIRST_LOOK) -> list[int]:
     """After how many images to look: doubling, from a 32nd but at least `first`; then all.
 
     Raises:
-        ValueError: a number is below 1.
+        ValueError: if a number is below 1.
     """
     if images < 1 or first < 1:
         raise ValueError(f"images and first must be at least 1, got {images} and {first}")
@@ -53,17 +53,18 @@ def beaten(
     """Which candidates are surely dominated, by a rival or by one another.
 
     Args:
-        costs: `[n]`, of the candidates in the race.
-        losses: `[n, m]`, on the m images seen so far; finite.
-        rival_costs: `[k]`, of those that were scored on all images before.
-        rival_losses: `[k, m]`, theirs on the same m images.
-        images: of the whole set, of which the m are a random sample without replacement.
-        error: probability with which a single comparison may err.
+        costs: the costs of the candidates in the race `[n]`.
+        losses: their losses on the m images seen so far `[n, m]`; finite.
+        rival_costs: the costs of those that were scored on all images before `[k]`.
+        rival_losses: the losses of those on the same m images `[k, m]`.
+        images: how many images the whole set has, of which the m are a random sample without
+            replacement.
+        error: the probability with which a single comparison may err.
         tolerance: a candidate is dropped too if it is surely not better than a rival by more than
             this. Not so against one another: what beats it might be dropped for a third.
 
     Raises:
-        ValueError: shapes differ, or fewer than two images were seen.
+        ValueError: if shapes differ, or fewer than two images were seen.
     """
     everybody = np.concatenate([losses, rival_losses]).astype(np.float64)
     prices = np.concatenate([costs, rival_costs]).astype(np.float64)

@@ -35,7 +35,7 @@ class Scores:
     """Candidates with their scores, in the order they were scored.
 
     Args:
-        outlook: what is expected of them.
+        outlook: guesses and corrects what candidates come to.
         dense: the dense models.
     """
 
@@ -65,11 +65,11 @@ class Scores:
     def untried(
         self, trained: Sequence[Trained], begun: set[Key]
     ) -> tuple[list[Candidate], list[float]]:
-        """What may be begun, the best by their scores first, and top-1 hoped for of each.
+        """What may be begun, the best by their scores first, and the top-1 hoped for of each.
 
         Args:
-            trained: what came to the rung.
-            begun: what did not yet, or never will.
+            trained: the trainings that came to the rung.
+            begun: the keys of those that did not yet, or never will.
         """
         order, guesses = self._ordered()
         known = len(self.rows), len(trained)

@@ -24,11 +24,11 @@ def shaped(depth: int, patches: int, power: float, cost: Cost, target: float) ->
     """k_l ∝ exp(−c · Σ_{i ≤ l} i^power), with the least c whose cost is within the target.
 
     Args:
-        depth: blocks.
-        patches: tokens that enter the first.
-        power: which layers pool most, see `POWERS`.
-        cost: of a schedule; must not rise as c does.
-        target: the most it may cost, in the same unit.
+        depth: the number of blocks.
+        patches: the patch tokens that enter the first block.
+        power: which layers pool most; see `POWERS`.
+        cost: gives the cost of a schedule; must not rise as c does.
+        target: the most a schedule may cost, in the same unit.
 
     Returns:
         None where even one token a layer, or the fewest a method can leave, cost more.
@@ -44,8 +44,16 @@ def shaped(depth: int, patches: int, power: float, cost: Cost, target: float) ->
 def constant_number(depth: int, patches: int, cost: Cost, target: float) -> Schedule | None:
     """The same number of tokens dropped after every layer, as ToMe publishes.
 
-    Parts of a token add up over the layers, so that any cost is met. None where a layer would have
-    to keep less than one token: such a cost is out of this shape's reach.
+    Parts of a token add up over the layers, so that any cost is met.
+
+    Args:
+        depth: the number of blocks.
+        patches: the patch tokens that enter the first block.
+        cost: gives the cost of a schedule.
+        target: the most a schedule may cost, in the same unit.
+
+    Returns:
+        None where a layer would have to keep less than one token: this shape does not reach so low.
     """
 
     def curve(number: float) -> Schedule:
@@ -57,7 +65,15 @@ def constant_number(depth: int, patches: int, cost: Cost, target: float) -> Sche
 def shapes(
     depth: int, patches: int, cost: Cost, target: float, powers: Sequence[float] = POWERS
 ) -> dict[str, Schedule]:
-    """All of them within a target, by name; those that cannot reach it are left out."""
+    """All shapes within a cost, by name; those that cannot reach it are left out.
+
+    Args:
+        depth: the number of blocks.
+        patches: the patch tokens that enter the first block.
+        cost: gives the cost of a schedule.
+        target: the most a schedule may cost, in the same unit.
+        powers: which shapes of `shaped` there are.
+    """
     found = {"constant number": constant_number(depth, patches, cost, target)}
     for power in powers:
         name = "constant rate" if power == 0 else f"power {power:+g}"
@@ -68,7 +84,14 @@ def shapes(
 def cheapened(
     curve: Callable[[float], Schedule], cost: Cost, target: float, most: float
 ) -> Schedule | None:
-    """The schedule at the least strength in 0..most whose cost is within the target, if any."""
+    """The schedule of least strength whose cost is within the target, if there is one.
+
+    Args:
+        curve: gives the schedule of a strength; a greater one keeps fewer tokens.
+        cost: gives the cost of a schedule.
+        target: the most a schedule may cost, in the same unit.
+        most: the greatest strength.
+    """
     low, high = 0.0, most
     if cost(curve(low)) <= target:
         return curve(low)

@@ -30,19 +30,19 @@ class ScheduleSpace:
     """Widths × schedules `patches ≥ k₁ ≥ … ≥ k_depth ≥ min_tokens` on a grid × methods.
 
     Args:
-        depth: Number of transformer blocks, one count for each.
-        patches: Patch tokens that enter the first block.
-        widths: Embedding widths to choose from.
-        cost: GMACs of a width with a schedule, clustering included; for several methods (or one
-            with a name) a function for each, by name.
-        min_tokens: The least patch tokens a block may keep.
-        step: Counts are multiples of this, and `patches` itself; 1 allows all integers.
-        max_gmacs: Hard upper bound on the cost; None for none.
-        min_gmacs: Hard lower bound on the cost.
-        limits: Further hard bounds: latency, parameters, memory.
+        depth: the number of transformer blocks, one count for each.
+        patches: the patch tokens that enter the first block.
+        widths: the embedding widths to choose from.
+        cost: gives the GMACs of a width with a schedule, clustering included; for several methods
+            (or one with a name) there is one for each, by name.
+        min_tokens: the least patch tokens a block may keep.
+        step: counts are multiples of this, and `patches` itself; 1 allows all integers.
+        max_gmacs: a hard upper bound on the cost; None: there is none.
+        min_gmacs: a hard lower bound on the cost.
+        limits: further hard bounds: latency, parameters, memory.
 
     Raises:
-        ValueError: A size is impossible, or no schedule of any width is within the bounds.
+        ValueError: if a size is impossible, or no schedule of any width is within the bounds.
     """
 
     def __init__(
@@ -97,7 +97,13 @@ class ScheduleSpace:
         self.methods = tuple(m for m in self._costs if any(arm[1] == m for arm in self.cost_ranges))
 
     def cost(self, width: int, schedule: Schedule, method: str | None = None) -> float:
-        """GMACs of a width with a schedule; without a method, by the first one."""
+        """The GMACs of a model.
+
+        Args:
+            width: the embedding width.
+            schedule: the patch tokens kept after each block.
+            method: one of the space's methods; None: the first one.
+        """
         return float(self._costs[self.methods[0] if method is None else method](width, schedule))
 
     def dense(self) -> Schedule:
@@ -108,18 +114,18 @@ class ScheduleSpace:
         """The schedule that keeps the fewest tokens everywhere."""
         return Schedule((int(self.levels[0]),) * self.depth)
 
-    @property
-    def num_schedules(self) -> int:
-        """How many monotone schedules the grid has, before the bounds on the cost."""
-        return math.comb(len(self.levels) + self.depth - 1, self.depth)
-
     def candidate(
         self, width: int, schedule: Sequence[int], method: str | None = None
     ) -> Candidate:
-        """A candidate with its cost; without a method, of the first one.
+        """A candidate of this space, with its cost.
+
+        Args:
+            width: the embedding width.
+            schedule: the patch tokens kept after each block.
+            method: one of the space's methods; None: the first one.
 
         Raises:
-            ValueError: The schedule is not of this space, or the cost is out of bounds.
+            ValueError: if the schedule is not of this space, or the cost is out of bounds.
         """
         chosen = self.methods[0] if method is None else method
         if chosen not in self.methods:
@@ -188,13 +194,13 @@ class ScheduleSpace:
         cost just stays under the target.
 
         Args:
-            rng: Source of randomness.
-            count: How many; duplicates are possible in small spaces.
-            width: Only this width.
-            method: Only this method.
+            rng: the source of randomness.
+            count: how many candidates; duplicates are possible in small spaces.
+            width: only this width, if it is given.
+            method: only this method, if it is given.
 
         Raises:
-            ValueError: They are not in the space, or the bounds are too tight for its grid.
+            ValueError: if these are not in the space, or the bounds are too tight for its grid.
         """
         ranges = {
             arm: bounds
@@ -247,11 +253,11 @@ class ScheduleSpace:
         """The dearest candidate within a target that drops tokens in these proportions, or nearly.
 
         Args:
-            arm: Its width and method.
-            drops: Of each layer after `head`, what it drops, as parts of what all of them do: of
-                the logarithm of the number of tokens. Not below 0, and not all of them 0.
-            target: GMACs.
-            head: What the first layers keep.
+            arm: the width and method.
+            drops: what each layer after `head` drops of the logarithm of the number of tokens, as
+                parts of what all of them do. Not below 0, and not all of them 0.
+            target: the cost in GMACs.
+            head: what the first layers keep.
 
         Returns:
             The cheapest there is where the target is out of reach: see `contains`.
@@ -290,11 +296,11 @@ class ScheduleSpace:
         """A neighbour of `parent`: some layers moved within the counts of *their* neighbours.
 
         Args:
-            rng: Source of randomness.
-            parent: A candidate of this space.
-            num_layers: How many moves, one layer each.
-            width_rate: Probability that the width changes too.
-            method_rate: Probability that the method changes too.
+            rng: the source of randomness.
+            parent: a candidate of this space.
+            num_layers: how many moves are made, one layer each.
+            width_rate: the probability that the width changes too.
+            method_rate: the probability that the method changes too.
 
         Returns:
             A candidate within the bounds; the parent itself where none was found.

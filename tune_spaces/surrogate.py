@@ -23,18 +23,18 @@ class ScheduleSurrogate:
     """Predicts qualities of schedules, as normal scores among those it was fitted to.
 
     Args:
-        patches: Patch tokens that enter the first block.
-        arms: `[n]`, of each scored candidate what it shares a model with: its width, say.
-        schedules: `[n, depth]`, patch tokens kept after each block.
-        qualities: `[n]`, more is better.
+        patches: the patch tokens that enter the first block.
+        arms: what each scored candidate shares a model with `[n]`: its width, say.
+        schedules: the patch tokens each keeps after each block `[n, depth]`.
+        qualities: the quality of each `[n]`; more is better.
 
     Attributes:
-        scores: `[n]`, the fitted candidates' own normal scores.
-        reliability: Rank correlation (Spearman) of leave-one-out predictions with the truth, over
-            all arms; 1 is perfect, 0 is useless.
+        scores: the normal scores of the candidates it was fitted to `[n]`.
+        reliability: the rank correlation (Spearman) of leave-one-out predictions with the truth,
+            over all arms; 1 is perfect, 0 is useless.
 
     Raises:
-        ValueError: Lengths differ, or an arm has too few candidates to learn from.
+        ValueError: if lengths differ, or an arm has too few candidates to learn from.
     """
 
     def __init__(

@@ -12,15 +12,15 @@ def added_volume(points: ArrayLike, known: ArrayLike, reference: ArrayLike) -> N
     """Hypervolume that each candidate alone would add to what is known.
 
     Args:
-        points: `[n, 2]`, cost and quality of each candidate.
-        known: `[m, 2]`, what is there already; may be empty.
-        reference: `[2]`, the cost above and the quality below which nothing counts.
+        points: the cost and quality of each candidate `[n, 2]`.
+        known: the cost and quality of what is there already `[m, 2]`; may be empty.
+        reference: the cost above and the quality below which nothing counts `[2]`.
 
     Returns:
-        `[n]`, in units of cost times quality.
+        One volume a candidate `[n]`, in units of cost times quality.
 
     Raises:
-        ValueError: The shapes do not fit, or something is not finite.
+        ValueError: if the shapes do not fit, or something is not finite.
     """
     rows = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     front = np.asarray(known, dtype=np.float64).reshape(-1, 2)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import tokenpool as tp
 from benchmarks.machine import hardware
-from tokenpool.analysis import paired_errors
+from benchmarks.pooling.paired_errors import paired_errors
 from tokenpool.token_trace import record
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -173,13 +173,15 @@ def measure(model: Any, images: Tensor, labels: Tensor, draws: int) -> list[dict
                     options["generator"] = generator(seed)
                 tp.pool(model, schedule, method, **options)
                 results.append(evaluate(model, images, labels))
+            pooling = tp.pooling_of(model)
+            assert pooling is not None
             rows.append(
                 {
                     "kind": "pooled",
                     **where,
                     "method": method,
                     "variant": name,
-                    "kept": str(tp.realised_schedule(model)),
+                    "kept": str(pooling.realised),
                     "macs_share": tp.macs(model).total / dense,
                     "top1": sum(r[0] for r in results) / len(results),
                     "reconstruction_error": sum(r[1] or 0.0 for r in results) / len(results),

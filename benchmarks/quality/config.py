@@ -16,7 +16,7 @@ from pipelines.config import (
     TrainConfig,
     WidthConfig,
 )
-from tokenpool.method_text import parse_method
+from tokenpool import parse_method
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tokenpool as tp
-from tokenpool.method_text import format_method, parse_method
 from tokenpool.methods import method
+from tokenpool.methods.method_text import format_method, parse_method
 from tokenpool.options import PoolOptions
 
 __all__ = ["LEADING", "REFERENCES", "all_variants"]

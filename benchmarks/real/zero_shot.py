@@ -24,7 +24,6 @@ from pipelines.data.manifest import load_manifest
 from pipelines.data.preprocessing import preprocessing_of
 from pipelines.errors import UserError
 from pipelines.search.scorer import Comparison, Scorer
-from tokenpool.method_text import format_method
 from tune_spaces.shapes import shapes
 
 __all__ = ["PLANNED", "SHAPES", "SHARES", "Bench", "Row", "Rows", "judge", "run_grid", "time_again"]
@@ -202,10 +201,10 @@ def run_grid(
 
 def judge(bench: Bench, rows: Rows, pooled: Any, shape: str) -> Row:
     """The row of a model that `tokenpool squeeze` saved: its own method, schedule and cost."""
-    schedule, name = tp.schedule_of(pooled), tp.method_of(pooled)
-    if schedule is None or name is None:
+    pooling = tp.pooling_of(pooled)
+    if pooling is None:
         raise UserError("the model is not pooled: give a folder that tokenpool squeeze made")
-    method = format_method(name, tp.options_of(pooled))
+    schedule, method = pooling.schedule, pooling.method_text
     share = round(tp.vit_macs(bench.spec, schedule, method).total / bench.dense_macs, 4)
     key = {**bench.facts(method, share), "shape": shape}
     known = [

@@ -52,8 +52,8 @@ def analyze(
     from pipelines.data.manifest import load_manifest
     from pipelines.data.preprocessing import preprocessing_of
     from pipelines.models.open_model import open_model
-    from tokenpool import analysis, plots
     from tokenpool.patches import patches_of
+    from tokenpool.study import analysis, plots
 
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give another --out folder")
@@ -62,13 +62,15 @@ def analyze(
     view = preprocessing_of(vit, load_manifest(data))
     Console(stderr=True).print(str(view), markup=False, highlight=False, soft_wrap=True)
     try:
-        own = tp.schedule_of(vit)
+        pooling = tp.pooling_of(vit)
         depth, patches = len(vit.blocks), patches_of(vit).number
         if schedule is not None:
             own = tp.Schedule.parse(schedule)
-        elif own is None:
+        elif pooling is not None:
+            own = pooling.schedule
+        else:
             own = tp.Schedule.constant_rate(depth, patches, 0.85)
-        chosen = method or tp.method_of(vit) or "leader"
+        chosen = method or (pooling.method if pooling else "leader")
         named = methods.split(",")
         dense = tp.macs(vit, tp.Schedule.dense(depth, patches))
         tp.pool(vit, own, chosen)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import tokenpool as tp
 from pipelines.errors import UserError
+from tokenpool.models.preprocessing import class_names, image_config
 from tokenpool.patches import patches_of
-from tokenpool.preprocessing import class_names, image_config
 
 Run = Callable[[Tensor], Tensor]
 """Images `[B, channels, H, W]`, normalised fp32 → logits `[B, classes]`."""
@@ -90,8 +90,9 @@ def write_format(
     except UserError:
         raise
     except Exception as error:  # torch.export raises many kinds, with pages of advice
+        pooling = tp.pooling_of(model)
         raise UserError(
-            f"PyTorch cannot export method {tp.method_of(model)} to {format_name}: "
+            f"PyTorch cannot export method {pooling and pooling.method} to {format_name}: "
             f"{str(error).splitlines()[0][:200]}; --format timm always works",
             exit_code=1,
         ) from None

@@ -36,7 +36,6 @@ from pipelines.results.find_data import find_data
 from pipelines.results.front import build_front
 from pipelines.results.load_checkpoint import load_checkpoint
 from pipelines.search.state import SearchState
-from tokenpool.method_text import format_method
 from tokenpool.patches import patches_of
 
 MAX_DIFFERENCE = 1e-4
@@ -139,14 +138,14 @@ def export_folder(
         raise UserError(str(error)) from None
     vit: Any = model
     dense = tp.Schedule.dense(len(vit.blocks), patches_of(model).number)
-    cost = tp.macs(model)
+    cost, pooling = tp.macs(model), tp.pooling_of(model)
     about = {
         "model": {
             "name": folder.resolve().name,
             "width": vit.embed_dim,
             "num_heads": vit.blocks[0].attn.num_heads,
-            "schedule": list(tp.realised_schedule(model) or dense),
-            "method": format_method(tp.method_of(model) or "dense", tp.options_of(model)),
+            "schedule": list(pooling.realised if pooling else dense),
+            "method": pooling.method_text if pooling else "dense",
             "gmacs": cost.gmacs,
             "dense_share": cost.total / tp.macs(model, dense).total,
         }

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from pipelines.errors import UserError
-from tokenpool.preprocessing import class_names
+from tokenpool.models.preprocessing import class_names
 
 _SYNSET = re.compile(r"n\d{8}")
 # How two names may be the same: as written, in another spelling, by the first of several words.

@@ -22,10 +22,10 @@ from pipelines.models.positions import fit_positions
 from pipelines.models.state_dicts import read_state_dict
 from pipelines.storage.address import is_address
 from pipelines.storage.copies import local_path
-from tokenpool.architecture import describe
+from tokenpool.models.architecture import describe
+from tokenpool.models.preprocessing import class_names, image_config, set_config
+from tokenpool.models.storage import read_header
 from tokenpool.patches import patches_of
-from tokenpool.preprocessing import class_names, image_config, set_config
-from tokenpool.storage import read_header
 
 logger = logging.getLogger(__name__)
 _HEADS = ("head.", "head_dist.")
@@ -41,7 +41,7 @@ class Source:
         name: what was asked for.
         tensors: the weights, by their names in the model.
         notes: what was chosen or left out on the way, each to be said in a line.
-        architecture: as `tokenpool.architecture.describe` gives it; None where nothing says it.
+        architecture: what `describe` gave of the model it is from; None where nothing says it.
         partly: what a plain file says of it: `num_heads`, …
         config: of timm's `pretrained_cfg`, what is known: mean, std, crop, label names.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import UserError
-from tokenpool.architecture import describe
+from tokenpool.models.architecture import describe
 
 # Of an architecture, what is adapted, only matters in training, or shows in the weights' shapes.
 _FREE = (

@@ -11,8 +11,8 @@ from pipelines.data.manifest import Manifest
 from pipelines.data.preprocessing import own_preprocessing
 from pipelines.errors import UserError
 from pipelines.models.class_order import match_classes, reorder_head
+from tokenpool.models.preprocessing import class_names, set_config
 from tokenpool.patches import patches_of
-from tokenpool.preprocessing import class_names, set_config
 
 Colours = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation per channel
 

@@ -18,9 +18,9 @@ from pipelines.models.model_spec import ModelSpec
 from pipelines.storage.address import parse_storage
 from pipelines.storage.copies import local_path
 from pipelines.storage.store import ObjectStore
-from tokenpool.architecture import build, describe
+from tokenpool.models.architecture import build, describe
+from tokenpool.models.storage import read_header
 from tokenpool.patches import patches_of
-from tokenpool.storage import read_header
 
 # What a job decides itself, whatever it starts from.
 _OWN = ("num_classes", "img_size", "drop_path_rate", "num_heads")
@@ -34,7 +34,7 @@ def shaped(
     Args:
         spec: of the job: width, heads, depth and patch size must be the architecture's.
         drop_path: rate of stochastic depth.
-        architecture: as `tokenpool.architecture.describe` gives it.
+        architecture: as `tokenpool.models.architecture.describe` gives it.
         device: "meta" makes one without values.
 
     Returns:

@@ -20,7 +20,7 @@ from pipelines.storage.copies import local_path
 from pipelines.storage.store import ObjectStore
 from pipelines.train.model import build_model
 from pipelines.train.spec import TrainJob
-from tokenpool.storage import read_header
+from tokenpool.models.storage import read_header
 
 logger = logging.getLogger(__name__)
 

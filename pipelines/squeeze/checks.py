@@ -7,8 +7,8 @@ from typing import Any
 import tokenpool as tp
 from pipelines.errors import UserError
 from pipelines.search.search_space import check_method
-from tokenpool.architecture import describe
-from tokenpool.preprocessing import written_config
+from tokenpool.models.architecture import describe
+from tokenpool.models.preprocessing import written_config
 
 
 def check_poolable(model: Any, method: str) -> None:

@@ -30,7 +30,6 @@ from pipelines.storage.working import search_folder
 from pipelines.tracking.mirror import LedgerMirror
 from pipelines.tracking.mlflow_errors import told
 from pipelines.tracking.tracking_store import TrackingStore
-from tokenpool.method_text import format_method
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -156,12 +155,12 @@ def register_folder(
     served = _Served(model, manifest, data, view.size[0], view.mean, view.std, "auto")
     point_id = folder.resolve().name
     name = name or point_id
-    schedule, gmacs = tp.realised_schedule(model), tp.macs(model).gmacs
+    pooling, gmacs = tp.pooling_of(model), tp.macs(model).gmacs
     facts = {
         "point": point_id,
         "gmacs": f"{gmacs:.6g}",
-        "schedule": ",".join(map(str, schedule or ())) or "dense",
-        "method": format_method(tp.method_of(model) or "dense", tp.options_of(model)),
+        "schedule": str(pooling.realised) if pooling else "dense",
+        "method": pooling.method_text if pooling else "dense",
     }
     with told(store, all_errors=False):
         from mlflow import MlflowClient

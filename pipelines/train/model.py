@@ -20,7 +20,7 @@ from pipelines.models.open_model import open_model
 from pipelines.models.outline import shaped
 from pipelines.storage.copies import local_path
 from pipelines.train.spec import TrainJob
-from tokenpool.architecture import describe
+from tokenpool.models.architecture import describe
 from tokenpool.patches import fixed_size
 
 logger = logging.getLogger(__name__)

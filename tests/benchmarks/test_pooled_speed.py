@@ -84,7 +84,7 @@ def test_the_benchmark_runs_the_demos_model_in_a_form_of_the_callers():
     seen = []
 
     def runner(model):
-        seen.append((tp.method_of(model), model.embed_dim))
+        seen.append((tp.pooling_of(model).method, model.embed_dim))
         return lambda images: seen.append(tuple(images.shape))
 
     found = list(

@@ -102,7 +102,7 @@ def test_trained_squeezed_searched_and_exported(name: str, tmp_path: Path) -> No
         assert facts["check"]["same_top1"] and facts["check"]["within_tolerance"] >= 58
         assert facts["check"]["within_tolerance"] + facts["check"]["ties"] == 64
     taken = tp.load(tmp_path / "exports" / f"rotary-{best['id']}-timm")
-    assert type(taken) is type(model) and str(tp.schedule_of(taken)) == best["schedule"]
+    assert type(taken) is type(model) and str(tp.pooling_of(taken).schedule) == best["schedule"]
     half = json.loads(
         run("export", "squeezed", "--data", "digits", "--format", "onnx",
             "--precision", "int8", "--json")

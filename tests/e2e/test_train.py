@@ -32,6 +32,6 @@ def test_trains_a_pooled_model_and_goes_on_where_it_was(tmp_path):
     first = run("train", "train.yaml")
     path = Path(first.split("model in ")[1].strip())
     model = tp.load(path)
-    assert tuple(tp.schedule_of(model)) == (8, 4)
+    assert tuple(tp.pooling_of(model).schedule) == (8, 4)
     again = run("train", "train.yaml")
     assert again.splitlines()[-1] == first.splitlines()[-1]

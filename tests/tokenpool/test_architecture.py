@@ -15,8 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import tokenpool as tp
-from tokenpool.architecture import build, describe
-from tokenpool.preprocessing import class_names, image_config
+from tokenpool.models.architecture import build, describe
+from tokenpool.models.preprocessing import class_names, image_config
 
 SMALL = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=5)
 

@@ -74,7 +74,7 @@ def test_the_linkage_is_an_option_in_text_and_in_what_is_saved(tmp_path) -> None
     x = torch.randn(2, 3, 16, 16)
     tp.pool(model, (13, 9, 9, 5), "atc(linkage=complete)")
     again = tp.load(tp.save(model, tmp_path / "model"))
-    assert tp.options_of(again) == tp.PoolOptions(linkage="complete")
+    assert tp.pooling_of(again).options == tp.PoolOptions(linkage="complete")
     assert torch.equal(again(x), model(x))
 
 

@@ -366,25 +366,6 @@ def test_autocast_does_not_reach_the_distances():
     assert error.dtype == torch.float32
 
 
-def test_a_registered_kernel_takes_over_and_can_be_taken_away():
-    calls = []
-
-    def spy(features, start, weights, iterations):
-        calls.append(tuple(features.shape))
-        return kernels.kmedoids_reference(features, start, weights, iterations)
-
-    x = torch.randn(2, 8, 3)
-    kernels.register("kmedoids", "cpu", spy)
-    try:
-        tp.kmedoids(x, 3)
-    finally:
-        kernels.unregister("kmedoids", "cpu")
-    tp.kmedoids(x, 3)
-    assert calls == [(2, 8, 3)]
-    with pytest.raises(ValueError, match="no clustering kernel 'kmeanz'"):
-        kernels.register("kmeanz", "cpu", spy)
-
-
 @pytest.mark.parametrize("name", ["kmedoids", "kmeans"])
 @pytest.mark.parametrize("iterations", [0, 1, 3])
 @pytest.mark.parametrize("weighted", [False, True])

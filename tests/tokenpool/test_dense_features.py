@@ -133,7 +133,7 @@ def test_a_model_that_loses_blocks_after_pooling_still_ends_in_tokens():
     assert len(model.blocks) == 4
     model.blocks = model.blocks[:3]
     assert model.forward_features(x).shape == (2, 10, 24)
-    assert tp.schedule_of(model) == (13, 13, 9)
+    assert tp.pooling_of(model).schedule == (13, 13, 9)
 
 
 @torch.no_grad()

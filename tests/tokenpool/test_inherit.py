@@ -7,7 +7,7 @@ import timm
 import torch
 
 import tokenpool as tp
-from tokenpool.inherit import channel_importance
+from tokenpool.models.inherit import channel_importance
 
 
 def wide(**options):
@@ -107,8 +107,8 @@ def test_pooling_mode_and_flags_come_along_and_the_wide_model_is_left_alone():
     model.patch_embed.requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     narrow = tp.inherit_width(model, 24)
-    assert tp.schedule_of(narrow) == (9, 7, 5) and tp.method_of(narrow) == "kmeans"
-    assert tp.options_of(narrow).features == "keys" and narrow.training
+    assert tp.pooling_of(narrow)[:2] == ((9, 7, 5), "kmeans")
+    assert tp.pooling_of(narrow).options.features == "keys" and narrow.training
     assert not narrow.patch_embed.proj.weight.requires_grad and narrow.head.weight.requires_grad
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     narrow(X).sum().backward()

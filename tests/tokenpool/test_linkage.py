@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import cut_tree, linkage
 from torch import Tensor
 
-from tokenpool import linkage as ours
-from tokenpool.linkage import agglomerative_labels
+from tokenpool.methods import linkage as ours
+from tokenpool.methods.linkage import agglomerative_labels
 
 LINKAGES = ("average", "complete", "single", "ward")
 

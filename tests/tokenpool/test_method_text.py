@@ -70,9 +70,7 @@ def test_a_model_and_its_cost_are_those_of_the_keywords() -> None:
         paper = tp.pool(model, schedule, "wkmedoids")(x)
         found = tp.pool(model, schedule, text)(x)
     assert torch.equal(found, expected) and not torch.equal(found, paper)
-    assert tp.format_method(tp.method_of(model), tp.options_of(model)) == tp.format_method(
-        *tp.parse_method(text)
-    )
+    assert tp.pooling_of(model).method_text == tp.format_method(*tp.parse_method(text))
     spec, options = tp.vit_spec(model), PoolOptions.of(**keywords)
     assert tp.vit_macs(spec, schedule, text) == tp.vit_macs(spec, schedule, "wkmedoids", options)
     assert tp.vit_macs(spec, schedule, text) != tp.vit_macs(spec, schedule, "wkmedoids")
@@ -85,6 +83,6 @@ def test_a_model_and_its_cost_are_those_of_the_keywords() -> None:
 def test_an_option_given_twice_must_agree() -> None:
     model = tp.build_vit(width=16, num_heads=2, depth=2, image_size=16, patch_size=4, num_classes=5)
     tp.pool(model, (8, 4), "kmeans(start=matching)", start="matching", iterations=2)
-    assert tp.options_of(model) == PoolOptions.of(start="matching", iterations=2)
+    assert tp.pooling_of(model).options == PoolOptions.of(start="matching", iterations=2)
     with pytest.raises(ValueError, match="start"):
         tp.pool(model, (8, 4), "kmeans(start=matching)", start="significance")

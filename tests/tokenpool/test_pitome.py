@@ -95,7 +95,7 @@ def test_each_layer_has_its_margin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_at_most_half_is_merged_in_a_layer() -> None:
     model = tp.build_vit(16, 4, 24, 4, 3, 5).eval()
     tp.pool(model, (5, 5, 2, 1), "pitome")
-    assert tp.realised_schedule(model) == (8, 5, 3, 2)
+    assert tp.pooling_of(model).realised == (8, 5, 3, 2)
     assert torch.isfinite(model(torch.randn(2, 3, 16, 16))).all()
 
 

@@ -44,8 +44,8 @@ def test_every_method_keeps_the_tokens_it_says(method):
     keys = list(model.state_dict())
     assert tp.pool(model, SCHEDULE, method) is model
     assert list(model.state_dict()) == keys
-    assert tp.schedule_of(model) == SCHEDULE and tp.method_of(model) == method
-    kept = tp.realised_schedule(model)
+    assert tp.pooling_of(model)[:2] == (SCHEDULE, method)
+    kept = tp.pooling_of(model).realised
     counts = []
     for block in model.blocks:
         block.register_forward_hook(
@@ -90,7 +90,7 @@ def test_none_gives_the_very_blocks_back():
     assert [id(b) for b in model.blocks] == [id(b) for b in blocks]
     assert [id(b.attn) for b in model.blocks] == [id(a) for a in attns]
     assert torch.equal(model(x), before)
-    assert tp.schedule_of(model) is None and tp.method_of(model) is None
+    assert tp.pooling_of(model) is None
     tp.pool(model, None)
 
 
@@ -384,8 +384,8 @@ def test_tome_merges_the_most_similar_pairs_by_size():
 
 def test_tome_says_where_it_cannot_halve_again():
     model = tp.pool(small(), (7, 7, 7, 1), "tome")
-    assert tp.schedule_of(model) == (7, 7, 7, 1)
-    assert tp.realised_schedule(model) == (8, 7, 7, 4)
+    assert tp.pooling_of(model).schedule == (7, 7, 7, 1)
+    assert tp.pooling_of(model).realised == (8, 7, 7, 4)
     assert model.forward_features(images()).shape[1] == 5
 
 
@@ -396,7 +396,7 @@ def test_grid_averages_cells_and_reports_what_it_keeps():
     model(x)
     left = seen["out"]
     tp.pool(model, (5, 5, 5, 3), "grid")
-    assert tp.realised_schedule(model) == (4, 4, 4, 2)
+    assert tp.pooling_of(model).realised == (4, 4, 4, 2)
     model(x)
     cells = left[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
     expected = torch.nn.functional.avg_pool2d(cells, 2).flatten(2).transpose(1, 2)
@@ -426,7 +426,7 @@ def test_real_timm_models(name, options):
         tp.pool(model, tp.Schedule.dense(3, patches))
         assert torch.equal(model(x), before)
         tp.pool(model, tp.Schedule.constant_rate(3, patches, 0.7))
-        kept = tp.schedule_of(model)[-1]
+        kept = tp.pooling_of(model).schedule[-1]
         # A head that reads patches is given back all of them.
         left = kept if model.global_pool == "token" else patches
         assert model.forward_features(x).shape[1] == left + prefix

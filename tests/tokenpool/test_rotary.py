@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import tokenpool as tp
-from tokenpool import analysis
+from benchmarks.pooling.paired_errors import paired_errors
 from tokenpool.methods.base import Pooled
 from tokenpool.patches import patches_of
 from tokenpool.rotary import pool_positions
+from tokenpool.study import analysis
 
 # One of each kind of embedding, block and head.
 NAMES = {
@@ -274,7 +275,7 @@ def test_analyses_and_extract_vectors_see_what_the_model_does(name):
     assert {row.method for row in analysis.error_by_k(model, [images], [number // 2], ["leader"])}
     tp.pool(model, (number // 2,) * 3, "kmedoids")
     # Of equal methods on equal tokens, keys and scores, the errors are equal.
-    for pair in analysis.paired_errors(model, [images], "kmedoids"):
+    for pair in paired_errors(model, [images], "kmedoids"):
         assert pair.own == pytest.approx(pair.rival)
     found = tp.powerbert_schedule(model, [(images, torch.zeros(2, dtype=torch.long))], 0.0)
     assert len(found.schedule) == 3

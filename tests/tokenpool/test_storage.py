@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tokenpool as tp
-from tokenpool import storage
+from tokenpool.models import storage
 
 SCHEDULE = tp.Schedule((13, 9, 9, 5))
 
@@ -27,13 +27,13 @@ def test_a_pooled_model_comes_back_to_the_last_bit(tmp_path, method):
     expected = model(x)
     torch.manual_seed(0)
     assert torch.equal(again(x), expected)
-    assert tp.schedule_of(again) == SCHEDULE and tp.method_of(again) == method
-    assert tp.options_of(again) == tp.options_of(model)
+    assert tp.pooling_of(again)[:2] == (SCHEDULE, method)
+    assert tp.pooling_of(again).options == tp.pooling_of(model).options
 
 
 def test_a_plain_model_comes_back_plain(tmp_path):
     again = tp.load(tp.save(small(drop_path=0.1), tmp_path / "model"))
-    assert tp.schedule_of(again) is None
+    assert tp.pooling_of(again) is None
     assert again.blocks[3].drop_path1.drop_prob == pytest.approx(0.1)
     assert all(p.requires_grad for p in again.parameters())
 

@@ -19,7 +19,7 @@ def test_every_position_gets_a_token_of_the_output(method):
     model, x = model_and_images(reg_tokens=1)
     tp.pool(model, SCHEDULE, method)
     tokens, found = tp.trace(model, x)
-    kept = tp.realised_schedule(model)[-1]
+    kept = tp.pooling_of(model).realised[-1]
     # Block 2 keeps what comes in: nothing to trace there.
     if method not in ("grid", "tome"):
         assert [layer.block for layer in found.layers] == [0, 2, 3]

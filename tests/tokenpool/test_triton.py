@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import tokenpool as tp
-from tokenpool import attention, clustering, gpu, kernels
+from tokenpool import attention, clustering, gpu
 from tokenpool.methods import method
 from tokenpool.methods.base import Pooled, TokenSet
 from tokenpool.options import PoolOptions
@@ -319,23 +319,6 @@ def test_what_the_kernels_cannot_do_is_left_to_the_reference() -> None:
     for name in ("leader", "kmeans", "wkmedoids"):
         doubled = TokenSet(x.double(), x.double(), scores.double(), None, None)
         assert method(name).reduce(doubled, 9, PoolOptions()).tokens.dtype == torch.float64
-
-
-@fused
-def test_a_registered_kernel_goes_first() -> None:
-    x = tokens_of("random", 20, 8, seed=15)
-    calls = []
-
-    def spy(*args: object) -> tuple[Tensor, Tensor]:
-        calls.append(args)
-        return kernels.kmeans_reference(*args)
-
-    kernels.register("kmeans", DEVICE, spy)
-    try:
-        tp.kmeans(x, 4)
-    finally:
-        kernels.unregister("kmeans", DEVICE)
-    assert len(calls) == 1
 
 
 def test_without_triton_everything_works_and_nothing_of_it_is_loaded() -> None:

@@ -274,7 +274,7 @@ def test_a_block_of_timms_put_in_after_pooling_is_one_clear_line(tmp_path, name,
     expected = tp.pool(model, SCHEDULE, method)(x)
     model.blocks[place] = plain
     refused = rf"block {place + 1} is a \w*Block that was put into the model after it was pooled"
-    for use in (tp.macs, tp.schedule_of, lambda m: tp.save(m, tmp_path / "m"),
+    for use in (tp.macs, tp.pooling_of, lambda m: tp.save(m, tmp_path / "m"),
                 lambda m: m.forward_intermediates(x)):  # fmt: skip
         with pytest.raises(ValueError, match=refused):
             use(model)

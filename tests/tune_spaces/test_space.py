@@ -109,7 +109,6 @@ def test_mutation_reaches_the_whole_of_a_small_space() -> None:
     levels = space.levels.tolist()
     everything = {c for c in itertools.product(levels, repeat=3) if list(c) == sorted(c)[::-1]}
     assert {schedule for _, schedule, _ in seen} == everything
-    assert space.num_schedules == len(everything)
 
 
 @settings(max_examples=60, deadline=None)

@@ -24,9 +24,9 @@ _RUNS: dict[str, bool] = {}
 
 
 def usable(tokens: int, *tensors: Tensor) -> bool:
-    """Whether the kernels can do it: CUDA, Triton, at most `LARGEST` tokens, fp32, fp16 or bf16.
+    """Whether the kernels can be used: on CUDA with Triton, up to `LARGEST` tokens, no fp64.
 
-    Not while a model is exported: what is exported has to run without this package.
+    They cannot while a model is exported: what is exported has to run without this package.
     """
     if tokens > LARGEST or torch.compiler.is_exporting():
         return False
@@ -44,11 +44,11 @@ def leader(
     Differentiable with respect to `x`.
 
     Args:
-        x: tokens `[B, N, C]`.
-        features: `[B, N, F]`, of any length.
-        scores: significance `[B, N]`, or None.
-        weights: of the means `[B, N]`, or None.
-        k: how many.
+        x: the tokens `[B, N, C]`.
+        features: the features that are compared `[B, N, F]`, of any length.
+        scores: the significance `[B, N]`, or None.
+        weights: how much each token counts in a mean `[B, N]`, or None.
+        k: how many tokens are kept.
     """
     from tokenpool.gpu import operators
 
@@ -59,9 +59,16 @@ def leader(
 def kmeans(
     x: Tensor, features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Means `[B, k, C]`, assignment and members `[B, N]` of K-Means on `features`, in one launch.
+    """Means `[B, k, C]`, assignment and members `[B, N]` of K-Means, in one launch.
 
     As `kernels.kmeans` and `clustering.segment_means`; differentiable with respect to `x`.
+
+    Args:
+        x: the tokens `[B, N, C]` that are averaged.
+        features: the features `[B, N, F]` that are clustered.
+        start: the tokens `[B, k]` to start at.
+        weights: how much each token counts `[B, N]`, or None.
+        iterations: how often the means move.
     """
     from tokenpool.gpu import operators
 
@@ -72,7 +79,14 @@ def kmeans(
 def kmedoids(
     features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Assignment `[B, N]` and medoids `[B, k]`, as `kernels.kmedoids`, in one launch."""
+    """Assignment `[B, N]` and medoids `[B, k]`, in one launch.
+
+    Args:
+        features: as in `kernels.kmedoids`, and so are the others.
+        start: the tokens `[B, k]` to start at.
+        weights: how much each token counts `[B, N]`, or None.
+        iterations: how often the medoids move.
+    """
     from tokenpool.gpu import operators
 
     assignment, medoids = operators.kmedoids(features, start, weights, iterations)
@@ -89,11 +103,11 @@ def received(
     """The attention each token receives from all queries and heads `[B, N]`, fp32, no gradient.
 
     Args:
-        query: `[B, H, n, D]`.
-        key: `[B, H, N, D]`.
-        scale: of the products.
-        log_sizes: added to the logits of each key `[B, N]`, or None.
-        sizes: how many queries each counts as `[B, n]`, or None.
+        query: the queries `[B, H, n, D]`.
+        key: the keys `[B, H, N, D]`.
+        scale: what their products are multiplied by.
+        log_sizes: what is added to the logits of each key `[B, N]`, or None.
+        sizes: as how many queries each query counts `[B, n]`, or None.
     """
     from tokenpool.gpu import operators
 

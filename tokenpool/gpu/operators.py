@@ -30,7 +30,7 @@ _ROWS = 32
 def leader(
     x: Tensor, features: Tensor, scores: Tensor | None, weights: Tensor | None, k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Means `[B, k, C]`, assignment `[B, N]` and each token's share in its mean `[B, N]`."""
+    """Means `[B, k, C]`, assignment `[B, N]`, each token's share in its mean: see `gpu.leader`."""
     batch, tokens, width = x.shape
     x, features = x.contiguous(), _factor(features).contiguous()
     means, labels, shares = _outputs(x, k)
@@ -65,7 +65,7 @@ def leader(
 def kmeans(
     x: Tensor, features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Means `[B, k, C]`, assignment, members and shares `[B, N]` (see `kernels.kmeans`)."""
+    """Means `[B, k, C]`, assignment, members and shares `[B, N]`: see `gpu.kmeans`."""
     batch, tokens, width = x.shape
     k = start.shape[1]
     x, features = x.contiguous(), features.contiguous()
@@ -103,7 +103,7 @@ def kmeans(
 def kmedoids(
     features: Tensor, start: Tensor, weights: Tensor | None, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Assignment `[B, N]` and medoids `[B, k]` of weighted K-Medoids."""
+    """Assignment `[B, N]` and medoids `[B, k]` of K-Medoids: see `gpu.kmedoids`."""
     batch, tokens, size = features.shape
     features = features.contiguous()
     labels = start.new_empty(batch, tokens)

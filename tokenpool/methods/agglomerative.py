@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenpool.clustering import gather_tokens, work_dtype, work_features
-from tokenpool.linkage import agglomerative_labels
-from tokenpool.methods.base import Pooled, Reducer, TokenSet
+from tokenpool.methods.base import Pooled, PoolingMethod, TokenSet
+from tokenpool.methods.linkage import agglomerative_labels
 from tokenpool.methods.represent import cluster_means, mean_weights, medoids_near_means
 from tokenpool.options import Linkage, PoolOptions
 
 __all__ = ["ATC", "Agglomerative"]
 
 
-class Agglomerative(Reducer):
+class Agglomerative(PoolingMethod):
     """Bottom-up clustering with Ward's linkage: merge what raises the objective least.
 
     The objective is that of the tokens at hand: weighing each by how many original ones it stands
@@ -25,15 +25,8 @@ class Agglomerative(Reducer):
 
     name = "agglomerative"
     summary = "merges the closest clusters until k are left"
+    scores_for = "means"
     own_linkage: Linkage = "ward"
-
-    def needs_scores(self, options: PoolOptions) -> bool:
-        """Only to weigh means."""
-        return options.representative == "weighted_mean"
-
-    def features(self, options: PoolOptions) -> str:
-        """What the options say, or the method's own."""
-        return options.features or self.own_features
 
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
         """Merge, then represent."""
@@ -48,10 +41,6 @@ class Agglomerative(Reducer):
             return Pooled(gather_tokens(given.tokens, medoids), assignment, kept=medoids)
         weights = mean_weights(given, options.representative)
         return Pooled(cluster_means(given.tokens, assignment, k, weights), assignment)
-
-    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """N²·F for the distances; the rest is additions."""
-        return tokens * tokens * features
 
     def _compared(self, features: Tensor) -> Tensor:
         """What squared L2 distances are taken of."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from tokenpool.options import PoolOptions
 
-__all__ = ["METHODS", "Grid", "Pooled", "PoolingMethod", "Reducer", "method", "register_method"]
+__all__ = ["Grid", "Pooled", "PoolingMethod", "TokenSet"]
 
 Grid = tuple[int, int]
 
@@ -17,8 +18,9 @@ class TokenSet(NamedTuple):
     """What a method may look at: the patch tokens of one block, without prefix tokens.
 
     Attributes:
-        tokens: `[B, N, C]`, differentiable.
-        features: `[B, N, F]`, what is clustered: the tokens or the head-mean keys, detached.
+        tokens: the tokens `[B, N, C]`, differentiable.
+        features: what is compared `[B, N, F]`: the tokens, or means over heads of keys (and
+            queries); detached.
         scores: significance `[B, N]`, or None if the method did not ask for it.
         sizes: how many original tokens each token stands for `[B, N]`, to weigh means and errors
             by, or None where all are 1 or nobody counts. `scores` count them already.
@@ -40,7 +42,7 @@ class Pooled(NamedTuple):
     """What a method makes of a `TokenSet`.
 
     Attributes:
-        tokens: `[B, k, C]`, differentiable.
+        tokens: the new tokens `[B, k, C]`, differentiable.
         assignment: `[B, N]`, the new token each old one went into, or −1 if it was dropped.
         sizes: how many original tokens each new one stands for `[B, k]`, where the method knows;
             None: it is counted.
@@ -56,8 +58,8 @@ class Pooled(NamedTuple):
     kept: Tensor | None = None
 
 
-class PoolingMethod(Protocol):
-    """One way to turn N tokens into k.
+class PoolingMethod(ABC):
+    """One way to turn N tokens into k; what is not set by a method is as here.
 
     Attributes:
         name: as in `tp.METHODS`.
@@ -68,49 +70,15 @@ class PoolingMethod(Protocol):
         merges: whether a kept token stands for others, which count in an average and when tokens
             are given back to their places; if not, the others are dropped and count for nothing.
         needs_grid: whether it works on a whole grid of tokens and on nothing else.
+        scores_for: what it needs significance for: to rank tokens, which it always does, to weigh
+            means, if the options ask for weighted ones, or nothing.
         scores_optional: whether it does without significance where there is none to be had, as from
             the class token of a model without one.
+        own_features: the features it looks at where the options leave it open.
+        fixed_features: whether it looks at these whatever the options say.
+        own_significance: where its significance comes from unless the options say otherwise.
+        own_position: where it pools unless the options say otherwise.
     """
-
-    name: str
-    summary: str
-    proportional: bool
-    needs_sizes: bool
-    merges: bool
-    needs_grid: bool
-    scores_optional: bool
-
-    def needs_scores(self, options: PoolOptions) -> bool:
-        """Whether the block has to compute the significance of its tokens."""
-        ...
-
-    def features(self, options: PoolOptions) -> str:
-        """Which features it looks at: one of `tokenpool.options.Features`."""
-        ...
-
-    def significance(self, options: PoolOptions) -> str:
-        """Where its significance comes from: "received" or "cls"."""
-        ...
-
-    def position(self, options: PoolOptions) -> str:
-        """Where it pools: after the "block" or after its "attention"."""
-        ...
-
-    def realise(self, tokens: int, k: int, grid: Grid | None) -> tuple[int, Grid | None]:
-        """The count it really keeps of `tokens` when asked for k, and the grid they form."""
-        ...
-
-    def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
-        """Turn N tokens into k (a count that `realise` gave, less than N)."""
-        ...
-
-    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """Multiply-accumulates of the matrix products `reduce` makes for one image."""
-        ...
-
-
-class Reducer:
-    """Defaults shared by the methods: any k is realised, nothing is multiplied."""
 
     name = ""
     summary = ""
@@ -118,52 +86,60 @@ class Reducer:
     needs_sizes = False
     merges = True
     needs_grid = False
+    scores_for: Literal["ranks", "means", "nothing"] = "ranks"
     scores_optional = False
-    # What the options leave open.
-    own_features: str = "tokens"
-    own_significance: str = "received"
-    own_position: str = "block"
+    own_features = "tokens"
+    fixed_features = False
+    own_significance = "received"
+    own_position = "block"
 
     def needs_scores(self, options: PoolOptions) -> bool:
-        """Most methods rank or start from the significance."""
-        return True
+        """Whether the block has to compute the significance of its tokens."""
+        weighted = self.scores_for == "means" and options.representative == "weighted_mean"
+        return self.scores_for == "ranks" or weighted
 
     def features(self, options: PoolOptions) -> str:
-        """Selection does not look at features, whatever the options say."""
-        return self.own_features
+        """Which features it looks at: one of `tokenpool.options.Features`."""
+        return (None if self.fixed_features else options.features) or self.own_features
 
     def significance(self, options: PoolOptions) -> str:
-        """What the options say, or the method's own."""
+        """Where its significance comes from: "received" or "cls"."""
         return options.significance or self.own_significance
 
     def position(self, options: PoolOptions) -> str:
-        """What the options say, or the method's own."""
+        """Where it pools: after the "block" or after its "attention"."""
         return options.position or self.own_position
 
     def realise(self, tokens: int, k: int, grid: Grid | None) -> tuple[int, Grid | None]:
-        """Any count can be kept; the grid is lost."""
+        """The count that is really kept, and the grid that the kept tokens form.
+
+        Args:
+            tokens: how many come in.
+            k: how many are asked for.
+            grid: (rows, columns) of those that come in, or None.
+        """
         return min(k, tokens), None
 
+    @abstractmethod
+    def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
+        """Turn N tokens into k.
+
+        Args:
+            given: the tokens, and what the method asked for.
+            k: a count that `realise` gave, less than N.
+            options: the options the model is pooled with.
+        """
+
     def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """Selection multiplies nothing."""
-        return 0
+        """Multiply-accumulates of the matrix products that `reduce` makes for one image.
 
+        By default those of the products of all pairs, N²·F; sums and comparisons do not count.
 
-METHODS: dict[str, PoolingMethod] = {}
-
-
-def register_method(strategy: PoolingMethod) -> PoolingMethod:
-    """Make a method available to `tp.pool` under its name."""
-    METHODS[strategy.name] = strategy
-    return strategy
-
-
-def method(name: str) -> PoolingMethod:
-    """The method of that name.
-
-    Raises:
-        ValueError: if there is none; the message lists those there are.
-    """
-    if name not in METHODS:
-        raise ValueError(f"there is no pooling method {name!r}: use one of {', '.join(METHODS)}")
-    return METHODS[name]
+        Args:
+            tokens: how many come in.
+            k: how many are kept.
+            width: channels of the tokens.
+            features: channels of the features.
+            options: the options the model is pooled with.
+        """
+        return tokens * tokens * features

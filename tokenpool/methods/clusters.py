@@ -15,14 +15,14 @@ from tokenpool.clustering import (
     top_indices,
     work_features,
 )
-from tokenpool.methods.base import Pooled, Reducer, TokenSet
+from tokenpool.methods.base import Pooled, PoolingMethod, TokenSet
 from tokenpool.methods.represent import cluster_means, mean_weights, medoids_near_means
 from tokenpool.options import PoolOptions
 
 __all__ = ["KMeans", "KMedoids"]
 
 
-class _Clusters(Reducer):
+class _Clusters(PoolingMethod):
     """What the four have in common: the features they may cluster, and the weights.
 
     The weights of the objective are the significance in the weighted forms; in the others how many
@@ -40,14 +40,10 @@ class _Clusters(Reducer):
         by_scores = self.weighted or options.representative == "weighted_mean"
         return by_scores or options.start == "significance"
 
-    def features(self, options: PoolOptions) -> str:
-        """What the options say, or the method's own."""
-        return options.features or self.own_features
-
     def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """N²·F for the Gram matrix or distances, and the matching; the rest is additions."""
+        """Those of all pairs, and of the matching where it starts by that."""
         matching = matching_macs(tokens, k, features) if options.start == "matching" else 0
-        return tokens * tokens * features + matching
+        return super().macs(tokens, k, width, features, options) + matching
 
     def _inputs(
         self, given: TokenSet, k: int, options: PoolOptions

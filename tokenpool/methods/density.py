@@ -7,14 +7,14 @@ from torch import Tensor
 
 from tokenpool.clustering import gather_tokens, top_indices, work_features
 from tokenpool.kernels import nearest_medoid, pairwise_distances
-from tokenpool.methods.base import Pooled, Reducer, TokenSet
+from tokenpool.methods.base import Pooled, PoolingMethod, TokenSet
 from tokenpool.methods.represent import cluster_means, mean_weights
 from tokenpool.options import PoolOptions
 
 __all__ = ["DensityPeaks", "density_peaks"]
 
 
-class DensityPeaks(Reducer):
+class DensityPeaks(PoolingMethod):
     """Density-peak clustering with k nearest neighbours (DPC-KNN, Du et al. 2016).
 
     A token's density is exp(−mean squared distance to its 5 nearest); the k tokens of greatest
@@ -24,15 +24,8 @@ class DensityPeaks(Reducer):
 
     name = "dpc"
     summary = "keeps k density peaks"
+    scores_for = "means"
     neighbours = 5
-
-    def needs_scores(self, options: PoolOptions) -> bool:
-        """Only to weigh means."""
-        return options.representative == "weighted_mean"
-
-    def features(self, options: PoolOptions) -> str:
-        """What the options say, or the method's own."""
-        return options.features or self.own_features
 
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
         """Find the peaks, assign, represent."""
@@ -47,18 +40,14 @@ class DensityPeaks(Reducer):
             assignment,
         )
 
-    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """N²·F for the distances."""
-        return tokens * tokens * features
-
 
 def density_peaks(distances: Tensor, k: int, neighbours: int) -> Tensor:
     """The k tokens `[B, k]`, ascending, of greatest density times distance to a denser one.
 
     Args:
-        distances: squared, `[B, N, N]`.
-        k: how many.
-        neighbours: how many nearest others measure the density.
+        distances: squared distances `[B, N, N]`.
+        k: how many peaks.
+        neighbours: how many of the nearest others measure the density.
     """
     tokens = distances.shape[1]
     near = distances.topk(min(neighbours + 1, tokens), dim=-1, largest=False).values

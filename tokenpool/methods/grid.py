@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from tokenpool.methods.base import Grid, Pooled, Reducer, TokenSet
+from tokenpool.methods.base import Grid, Pooled, PoolingMethod, TokenSet
 from tokenpool.methods.represent import cluster_means
 from tokenpool.options import PoolOptions
 
 __all__ = ["GridPool"]
 
 
-class GridPool(Reducer):
+class GridPool(PoolingMethod):
     """Average pooling on a coarser grid of rectangular cells (the paper's convolution baseline).
 
     A grid cannot have every count: of the grids of nearly the same aspect as the incoming one
@@ -22,13 +22,15 @@ class GridPool(Reducer):
     name = "grid"
     summary = "averages the cells of a coarser token grid"
     needs_grid = True
-
-    def needs_scores(self, options: PoolOptions) -> bool:
-        """Place alone decides."""
-        return False
+    scores_for = "nothing"
+    fixed_features = True
 
     def realise(self, tokens: int, k: int, grid: Grid | None) -> tuple[int, Grid | None]:
-        """The largest similar grid of at most k cells."""
+        """The largest similar grid of at most k cells.
+
+        Raises:
+            ValueError: if the tokens form no grid.
+        """
         if grid is None or grid[0] * grid[1] != tokens:
             raise ValueError(f"grid pooling needs a token grid, but {tokens} tokens come without")
         rows, columns = grid
@@ -42,7 +44,11 @@ class GridPool(Reducer):
         return best[0] * best[1], best
 
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
-        """The mean of each rectangular cell."""
+        """The mean of each rectangular cell.
+
+        Raises:
+            ValueError: for another number of tokens than the model was pooled for.
+        """
         x, grid = given.tokens, given.grid
         if grid is None or grid[0] * grid[1] != x.shape[1]:
             raise ValueError(
@@ -55,6 +61,10 @@ class GridPool(Reducer):
         column = torch.arange(grid[1], device=x.device) * coarse[1] // grid[1]
         cell = (row.unsqueeze(1) * coarse[1] + column).flatten().expand(x.shape[0], -1)
         return Pooled(cluster_means(x, cell, k, given.sizes), cell)
+
+    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
+        """Averaging multiplies nothing."""
+        return 0
 
 
 def _rank(rows: int, columns: int, grid: Grid) -> tuple[int, int]:

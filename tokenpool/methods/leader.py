@@ -9,7 +9,7 @@ from torch import Tensor
 from tokenpool import gpu
 from tokenpool.clustering import work_dtype
 from tokenpool.kernels import flat_index
-from tokenpool.methods.base import Pooled, Reducer, TokenSet
+from tokenpool.methods.base import Pooled, PoolingMethod, TokenSet
 from tokenpool.options import PoolOptions
 
 __all__ = ["Leader"]
@@ -20,7 +20,7 @@ __all__ = ["Leader"]
 _POWER = 0.5
 
 
-class Leader(Reducer):
+class Leader(PoolingMethod):
     """Keep the k tokens that are least like any more significant one; the others join the nearest.
 
     Leader clustering (Hartigan 1975, chapter 3) with k in place of a radius. Likeness is the cosine
@@ -43,10 +43,6 @@ class Leader(Reducer):
     own_significance = "cls"
     own_position = "attention"
     scores_optional = True
-
-    def features(self, options: PoolOptions) -> str:
-        """What the options say, or the method's own."""
-        return options.features or self.own_features
 
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
         """Rank by novelty, let the others join, average."""
@@ -93,17 +89,13 @@ class Leader(Reducer):
         sizes = None if options.representative == "weighted_mean" else sums
         return Pooled(means, assignment, sizes, whole)
 
-    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """N²·F for the similarities."""
-        return tokens * tokens * features
-
 
 def novelty(similarity: Tensor, scores: Tensor | None) -> Tensor:
     """How unlike each token is to the nearest of those before it, `[B, N]`; infinite for the first.
 
     Args:
         similarity: cosines `[B, N, N]`.
-        scores: significance `[B, N]`, ≥ 0, whose square root weighs it; None: all weigh the same.
+        scores: the significance `[B, N]`, ≥ 0, whose square root weighs it; None: all alike.
     """
     tokens = similarity.shape[1]
     after = similarity.new_full((tokens, tokens), -torch.inf).triu()
@@ -123,8 +115,8 @@ def _means(x: Tensor, weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted means `[B, k, C]` of those kept and those that joined them, and sums of weights.
 
     Args:
-        x: tokens, the k that are kept in front `[B, N, C]`.
-        weights: of the tokens in that order, > 0 `[B, N]`.
+        x: the tokens `[B, N, C]`, those that are kept in front.
+        weights: how much each token counts `[B, N]`, > 0, in the same order.
         target: which of those kept each of the others joins `[B, N − k]`.
     """
     k = x.shape[1] - target.shape[1]
@@ -146,9 +138,9 @@ def _means_in_place(
 
     Args:
         x: all tokens `[B, P + N, C]`.
-        order: of the patch tokens, the k that are kept in front `[B, N]`.
-        weights: in that order.
-        target: as in `_means`.
+        order: the patch tokens `[B, N]`, the k that are kept in front.
+        weights: how much each patch token counts `[B, N]`, > 0, in this order.
+        target: which of those kept each of the others joins `[B, N − k]`.
     """
     batch, patches = order.shape
     dropped = target.shape[1]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenpool.clustering import gather_tokens, work_dtype
-from tokenpool.methods.base import Grid, Pooled, Reducer, TokenSet
+from tokenpool.methods.base import Grid, Pooled, PoolingMethod, TokenSet
 from tokenpool.methods.represent import cluster_means, mean_weights
 from tokenpool.options import PoolOptions
 
@@ -17,7 +17,7 @@ __all__ = ["PiToMe", "energy"]
 _MARGIN = 0.9
 
 
-class PiToMe(Reducer):
+class PiToMe(PoolingMethod):
     """Merge tokens with many near neighbours, protect the others (PiToMe, NeurIPS 2024).
 
     Tokens are ranked by their energy (`energy`) and every other one goes to the most similar of
@@ -39,16 +39,9 @@ class PiToMe(Reducer):
     summary = "merges the most similar pairs of tokens that have many neighbours"
     proportional = True
     needs_sizes = True
+    scores_for = "means"
     own_features = "keys"
     own_position = "attention"
-
-    def needs_scores(self, options: PoolOptions) -> bool:
-        """Only to weigh means."""
-        return options.representative == "weighted_mean"
-
-    def features(self, options: PoolOptions) -> str:
-        """What the options say, or the keys, as published."""
-        return options.features or self.own_features
 
     def realise(self, tokens: int, k: int, grid: Grid | None) -> tuple[int, Grid | None]:
         """At least half the tokens stay."""
@@ -81,10 +74,6 @@ class PiToMe(Reducer):
             return Pooled(gather_tokens(given.tokens, kept), assignment, kept=kept)
         weights = mean_weights(given, options.representative)
         return Pooled(cluster_means(given.tokens, assignment, k, weights), assignment)
-
-    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
-        """N²·F for the similarities."""
-        return tokens * tokens * features
 
 
 def energy(cosine: Tensor, margin: float) -> Tensor:

@@ -22,9 +22,13 @@ def mean_weights(given: TokenSet, representative: Representative | None) -> Tens
 
 
 def cluster_means(x: Tensor, assignment: Tensor, k: int, weights: Tensor | None) -> Tensor:
-    """The (weighted) mean `[B, k, C]` of each cluster of `x [B, N, C]`, none of them empty.
+    """The (weighted) mean `[B, k, C]` of each cluster, or one member where none has any weight.
 
-    Where the members weigh nothing, one of them stands in.
+    Args:
+        x: the tokens `[B, N, C]`.
+        assignment: the cluster of each token `[B, N]`; none is empty.
+        k: how many clusters there are.
+        weights: how much each token counts `[B, N]`; None: all alike.
     """
     with torch.no_grad():
         first = segment_argmin(torch.zeros_like(assignment, dtype=torch.float32), assignment, k)
@@ -34,9 +38,15 @@ def cluster_means(x: Tensor, assignment: Tensor, k: int, weights: Tensor | None)
 def medoids_near_means(
     features: Tensor, members: Tensor, start: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """The member nearest to the mean of its cluster `[B, k]`; `start [B, k]` for an empty one.
+    """The member of each cluster `[B, k]` that is nearest to its mean.
 
     For squared L2 that is the member of least Σ_j w_j·d(c, j): the medoid.
+
+    Args:
+        features: the features of the tokens `[B, N, F]`.
+        members: the cluster of each token `[B, N]`.
+        start: the token `[B, k]` that stands for a cluster without members.
+        weights: how much each token counts `[B, N]`; None: all alike.
     """
     count = start.shape[1]
     means = segment_means(features, members, start, weights)

@@ -6,16 +6,21 @@ import torch
 from torch import Tensor
 
 from tokenpool.clustering import gather_tokens, top_indices
-from tokenpool.methods.base import Pooled, Reducer, TokenSet
+from tokenpool.methods.base import Pooled, PoolingMethod, TokenSet
 from tokenpool.options import PoolOptions
 
 __all__ = ["Importance", "PowerBert", "Random"]
 
 
-class _Selection(Reducer):
+class _Selection(PoolingMethod):
     """A token that is kept stands for itself alone, also in a head that averages over patches."""
 
     merges = False
+    fixed_features = True
+
+    def macs(self, tokens: int, k: int, width: int, features: int, options: PoolOptions) -> int:
+        """Selection multiplies nothing."""
+        return 0
 
 
 class PowerBert(_Selection):
@@ -53,10 +58,7 @@ class Random(_Selection):
 
     name = "random"
     summary = "draws k tokens uniformly"
-
-    def needs_scores(self, options: PoolOptions) -> bool:
-        """Chance needs no significance."""
-        return False
+    scores_for = "nothing"
 
     def reduce(self, given: TokenSet, k: int, options: PoolOptions) -> Pooled:
         """A uniform draw without replacement, one per image."""

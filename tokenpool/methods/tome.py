@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from tokenpool.clustering import gather_tokens, work_dtype
-from tokenpool.methods.base import Grid, Pooled, Reducer, TokenSet
+from tokenpool.methods.base import Grid, Pooled, PoolingMethod, TokenSet
 from tokenpool.options import PoolOptions
 
 __all__ = ["ToMe"]
 
 
-class ToMe(Reducer):
+class ToMe(PoolingMethod):
     """Merge the N − k most similar pairs between two alternating sets (ToMe, arXiv 2210.09461).
 
     Similarity is the cosine of the head-mean keys; merged tokens are means weighted by the number
@@ -26,14 +26,9 @@ class ToMe(Reducer):
     summary = "merges the most similar pairs"
     proportional = True
     needs_sizes = True
-
-    def needs_scores(self, options: PoolOptions) -> bool:
-        """Similarity alone decides."""
-        return False
-
-    def features(self, options: PoolOptions) -> str:
-        """Always the keys, as published."""
-        return "keys"
+    scores_for = "nothing"
+    own_features = "keys"
+    fixed_features = True
 
     def realise(self, tokens: int, k: int, grid: Grid | None) -> tuple[int, Grid | None]:
         """At least half the tokens stay."""

@@ -48,7 +48,7 @@ def test_timm_format(search: SearchState, tmp_path: Path) -> None:
     facts = export_model.export_point(search, "t001", "timm", out)
     assert facts["check"]["images"] == 64
     pooled = tp.load(out)
-    assert tp.schedule_of(pooled) == (48, 40, 32, 24, 16, 8)
+    assert tp.pooling_of(pooled).schedule == (48, 40, 32, 24, 16, 8)
     # timm alone reads the dense weights.
     dense = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     images = torch.randn(4, 3, 32, 32)

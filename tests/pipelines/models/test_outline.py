@@ -14,7 +14,7 @@ from pipelines.models.initial_weights import fit, open_source
 from pipelines.models.model_spec import ModelSpec
 from pipelines.models.open_model import open_model
 from pipelines.models.outline import outline, shaped
-from tokenpool.architecture import describe
+from tokenpool.models.architecture import describe
 
 SPEC = ModelSpec(width=96, heads=3, depth=2, patch_size=4, image_size=32, num_classes=10)
 KINDS: dict[str, dict[str, Any]] = {

@@ -64,8 +64,8 @@ def test_a_checkpoint_two_methods_and_bounds_make_a_front(place, digits, trained
     assert done
     for trial in done:
         model = tp.load(trial.checkpoint)
-        said = tp.format_method(tp.method_of(model), tp.options_of(model))
-        assert said == trial.method and tuple(tp.schedule_of(model)) == trial.schedule
+        said = tp.pooling_of(model).method_text
+        assert said == trial.method and tuple(tp.pooling_of(model).schedule) == trial.schedule
 
 
 def test_bounds_that_nothing_meets_are_said_before_anything_is_trained(place, digits, trained):

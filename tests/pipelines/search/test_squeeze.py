@@ -53,8 +53,8 @@ def test_what_is_found_is_within_the_bound_and_as_good_as_said(trained, digits, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o"]
     model = tp.load(tmp_path / "o")
     best = found["best"]
-    assert tuple(tp.schedule_of(model)) == tuple(best["schedule"])
-    assert tp.method_of(model) == found["method"] == "leader"
+    assert tuple(tp.pooling_of(model).schedule) == tuple(best["schedule"])
+    assert tp.pooling_of(model).method == found["method"] == "leader"
     report = tp.macs(model)
     assert report.gmacs == pytest.approx(best["gmacs"])
     dense = tp.macs(model, tp.Schedule.dense(3, 16))

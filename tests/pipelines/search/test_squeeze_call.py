@@ -42,7 +42,7 @@ def test_without_labels_it_finds_what_the_command_finds(trained, digits, minival
     again, found = squeeze(
         model, images.split(50), rate=0.5, schedules=20, most_images=1000, quiet=True
     )
-    assert again is model and tuple(tp.schedule_of(model)) == found.best.schedule
+    assert again is model and tuple(tp.pooling_of(model).schedule) == found.best.schedule
     assert list(found.best.schedule) == by_command["best"]["schedule"]
     assert found.best.divergence == pytest.approx(by_command["best"]["divergence"], abs=1e-6)
     assert found.best.top1 is None and found.dense.top1 is None

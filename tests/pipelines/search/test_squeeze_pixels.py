@@ -114,7 +114,7 @@ def test_dense_top1_is_timms_own_to_one_image_in_500(pictures, model, tmp_path):
     assert resolve_model_data_config(again) == resolve_model_data_config(tp.load(tmp_path / "m"))
     assert again.pretrained_cfg["label_names"] == list(CLASSES)
     best = tuple(found["best"]["schedule"])
-    assert tuple(tp.schedule_of(again)) == best
+    assert tuple(tp.pooling_of(again).schedule) == best
     assert top1(again, pictures) == pytest.approx(found["best"]["top1"], abs=1 / 500)
 
 

@@ -217,7 +217,7 @@ def test_a_sub_net_runs_on_the_models_own_weights_and_leaves_it_dense():
     dense = model(images)
     own = SubNet(model, tp.Schedule((12, 9, 5)), "wkmedoids").eval()
     found = own(images)
-    assert tp.schedule_of(model) is None and torch.equal(model(images), dense)
+    assert tp.pooling_of(model) is None and torch.equal(model(images), dense)
     assert torch.equal(found, tp.pool(copy.deepcopy(model), (12, 9, 5), "wkmedoids")(images))
 
 
@@ -271,7 +271,7 @@ def test_a_supernet_is_a_job_like_any_other(tmp_path):
         reports = [json.loads(line) for line in (folder / "reports.jsonl").open()]
     weights, others = found["straight"].state_dict(), found["broken"].state_dict()
     assert all(torch.equal(weights[key], others[key]) for key in weights)
-    assert tp.schedule_of(found["straight"]) is None  # what is taken away is dense
+    assert tp.pooling_of(found["straight"]) is None  # what is taken away is dense
     assert reports[-1]["top1_minival"] > 0.2  # chance is 0.1
     # Pooled to a fifth of its tokens it is nearly as good as it is dense.
     assert reports[-1]["top1_minival_pooled"] > 0.75 * reports[-1]["top1_minival"]

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenpool.analysis import ErrorPoint, LowPass
 from tokenpool.cost import MacReport
+from tokenpool.study.analysis import ErrorPoint, LowPass
 
 __all__ = ["plot_costs", "plot_errors", "plot_low_pass", "plot_token_maps"]
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure of `width` × `height` inches, and its axes `[rows, columns]`."""
     # Imported here: the room does without matplotlib unless something is drawn. The object
     # interface leaves the user's backend and pyplot state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -95,11 +96,11 @@ def plot_token_maps(
     """Which patches share a cluster, drawn over the images: patches of one token get its mean.
 
     Args:
-        images: `[B, C, H, W]`, in any range: each is stretched to black and white. Of more than
-            three channels the first three are shown, of fewer their mean as grey.
-        maps: for each name (a column) the token of every patch, `[B, rows · columns]`.
+        images: the images `[B, C, H, W]`, in any range: each is stretched to black and white. Of
+            more than three channels the first three are shown, of fewer their mean as grey.
+        maps: for each name (a column) the token of every patch `[B, rows · columns]`.
         grid: (rows, columns) of patches.
-        path: of the PNG.
+        path: where the PNG goes.
     """
     count = len(images)
     figure, axes = _figure(count, 1 + len(maps), 1.9 * (1 + len(maps)), 2.0 * count + 0.3)

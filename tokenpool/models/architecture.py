@@ -58,10 +58,6 @@ _ACTIVATIONS |= {
         "prelu", "sigmoid", "tanh", "hard_sigmoid", "hard_swish", "hard_mish", "identity",
     )
 }  # fmt: skip
-# By whether the second half of the width gates the first, or the first the second.
-_GATED: dict[bool, Callable[..., nn.Module]] = {
-    last: partial(GluMlp, gate_last=last) for last in (True, False)
-}
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -183,7 +179,7 @@ def _named(vit: Any) -> dict[str, Any] | None:
 
 
 def _compare(model: nn.Module, rebuilt: nn.Module) -> None:
-    """Raises ValueError where two models are not made of the same modules."""
+    """Refuse two models that are not made of the same modules, with a ValueError."""
     ours, theirs = _parts(model), _parts(rebuilt)
     for name, text in ours.items():
         if name in theirs and theirs[name] != text:
@@ -198,7 +194,12 @@ def _compare(model: nn.Module, rebuilt: nn.Module) -> None:
 
 
 def build(described: dict[str, Any], device: str | torch.device | None = None) -> VisionTransformer:
-    """A model of that architecture, with fresh weights ("meta": none, where timm can do that)."""
+    """A model of an architecture that `describe` gave, with fresh weights.
+
+    Args:
+        described: the arguments that rebuild it.
+        device: where its weights lie; "meta": nowhere, as far as timm can do that.
+    """
     if described["class"] == _BY_NAME:
         make = partial(_create, described["name"], described["arguments"])
     else:
@@ -232,10 +233,11 @@ def _construct(described: dict[str, Any], place: str | torch.device) -> VisionTr
         )
     arguments["act_layer"] = _ACTIVATIONS[arguments.pop("act_layer")]
     mlp = arguments.pop("mlp_layer", "Mlp")
-    if mlp != "Mlp":
-        arguments["mlp_layer"] = (
-            SwiGLU if mlp == "SwiGLU" else _GATED[bool(mlp["GluMlp"]["gate_last"])]
-        )
+    if mlp == "SwiGLU":
+        arguments["mlp_layer"] = SwiGLU
+    elif mlp != "Mlp":
+        # Whether the second half of the width gates the first, or the first the second.
+        arguments["mlp_layer"] = partial(GluMlp, gate_last=bool(mlp["GluMlp"]["gate_last"]))
     for name in ("img_size", "patch_size"):
         arguments[name] = tuple(arguments[name])
     # The hidden width is int(width · ratio): half a unit more keeps 4.0·w from falling short.

@@ -5,7 +5,7 @@ import torch
 from timm.models.vision_transformer import Block
 
 import tokenpool as tp
-from tokenpool import softextract
+from tokenpool.study import soft_extract
 
 
 def small():
@@ -29,7 +29,7 @@ def test_vectors_scale_tokens_by_their_rank():
     tp.pool(model, tp.Schedule.dense(3, 16))
     # The vector keeps the 5 most significant tokens: what PoWER-BERT pruning keeps.
     vector = torch.nn.Parameter((torch.arange(16) < 5).float())
-    scaled = softextract.SoftExtractBlock(model.blocks[0], vector, 1)(x)
+    scaled = soft_extract.SoftExtractBlock(model.blocks[0], vector, 1)(x)
     tp.pool(model, (5, 5, 5), "powerbert")
     kept = model.blocks[0](x)
     torch.testing.assert_close(scaled[:, 0], plain[:, 0], atol=1e-5, rtol=1e-5)
@@ -42,8 +42,8 @@ def test_vectors_scale_tokens_by_their_rank():
 
 def test_schedules_are_read_off_the_vectors():
     vectors = torch.tensor([[1.0, 1, 1, 0.9], [1, 1, 1, 1], [0.5, 0.2, 0, 0], [1, 1, 0, 0]])
-    assert softextract.schedule_from_vectors(vectors) == (3, 3, 1, 1)
-    assert softextract.schedule_from_vectors(torch.ones(2, 197)) == (197, 197)
+    assert soft_extract.schedule_from_vectors(vectors) == (3, 3, 1, 1)
+    assert soft_extract.schedule_from_vectors(torch.ones(2, 197)) == (197, 197)
 
 
 def test_a_larger_penalty_gives_a_shorter_schedule():
@@ -71,7 +71,7 @@ def test_the_model_is_given_back_as_it_was():
     state = {name: value.clone() for name, value in model.state_dict().items()}
     model.blocks[0].norm1.weight.requires_grad_(False)
     tp.powerbert_schedule(model, batches(2), 0.1)
-    assert tp.schedule_of(model) == (9, 8, 7) and tp.method_of(model) == "kmeans"
+    assert tp.pooling_of(model)[:2] == ((9, 8, 7), "kmeans")
     assert model.training and not model.blocks[0].norm1.weight.requires_grad
     assert model.blocks[1].norm1.weight.requires_grad
     for name, value in model.state_dict().items():

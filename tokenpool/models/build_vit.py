@@ -22,14 +22,14 @@ def build_vit(
     """A DeiT of any width: class token, qkv bias, MLP of four times the width, read by the token.
 
     Args:
-        image_size: side (or height and width) in pixels, a multiple of `patch_size`.
-        patch_size: side of a patch in pixels.
-        width: embedding dimension, a multiple of `num_heads`.
-        depth: number of blocks.
-        num_heads: attention heads.
-        num_classes: outputs of the head.
-        drop_path: stochastic depth rate of the last block; earlier ones have less, linearly.
-        **timm_kwargs: passed on to timm's `VisionTransformer`.
+        image_size: the side (or height and width) in pixels, a multiple of `patch_size`.
+        patch_size: the side of a patch in pixels.
+        width: the embedding dimension, a multiple of `num_heads`.
+        depth: the number of blocks.
+        num_heads: the number of attention heads.
+        num_classes: the outputs of the head.
+        drop_path: the stochastic depth rate of the last block; earlier ones have less, linearly.
+        **timm_kwargs: what is passed on to timm's `VisionTransformer`.
 
     Raises:
         ValueError: for a width its heads do not divide, or an image its patches do not fill.

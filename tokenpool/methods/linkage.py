@@ -32,9 +32,9 @@ class _Clusters(NamedTuple):
     Attributes:
         distances: `[B, M, M]`, infinite on the diagonal and for clusters that are gone. For Ward's
             linkage the squared distances of the means.
-        ids: `[B, M]`, ascending: the lowest token of each, which it is known by.
-        sizes: `[B, M]`, what its tokens weigh.
-        heights: `[B, M]`, of the merge that made it; 0 for a token.
+        ids: the lowest token of each cluster `[B, M]`, ascending, which it is known by.
+        sizes: what the tokens of each cluster weigh `[B, M]`.
+        heights: the height of the merge that made each cluster `[B, M]`; 0 for a token.
     """
 
     distances: Tensor
@@ -47,10 +47,10 @@ class _Merges(NamedTuple):
     """What was merged, each merge at the token it ended: the lowest of the higher cluster.
 
     Attributes:
-        into: `[B, N]`, the lowest token of the cluster that took it, or the token itself.
-        heights: `[B, N]`, infinite if the token still leads a cluster.
-        rounds: `[B, N]`, when.
-        bar: `[B, 1]`, the height of the last of as many lowest merges as are wanted: what is not
+        into: the lowest token of the cluster that took it `[B, N]`, or the token itself.
+        heights: the height of the merge `[B, N]`, infinite if the token still leads a cluster.
+        rounds: the round of the merge `[B, N]`.
+        bar: the height of the last of as many lowest merges as are wanted `[B, 1]`: what is not
             below it is not among them. Infinite while there are too few.
     """
 
@@ -65,7 +65,7 @@ class _Round(NamedTuple):
 
     Attributes:
         nearest: the cluster nearest to it.
-        height: of a merge with that one.
+        height: the height of a merge with that one.
         lower: whether both are each other's nearest and it is the one of lower token.
         useful: whether it may still take part in a merge that is wanted after this round.
         gone: whether it is no more.
@@ -90,8 +90,9 @@ def agglomerative_labels(
     that lack are made by giving clusters to their nearest one of lower token, lowest first.
 
     Args:
-        features: `[B, N, F]`, centred. For unit vectors the distance is twice that of the cosine.
-        k: how many clusters, 1..N.
+        features: centred features `[B, N, F]`. For unit vectors the distance is twice that of the
+            cosine.
+        k: how many clusters are left, 1..N.
         linkage: "average", "complete" or "single" of the distances between tokens, or "ward", what
             the merge adds to the sum of squared distances to the means.
         sizes: how many equal tokens, merged already, each one stands for `[B, N]`, > 0; None: 1.

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tokenpool.architecture import build, describe
-from tokenpool.pooling import method_of, options_of, pool, schedule_of
-from tokenpool.preprocessing import read_config, written_config
+from tokenpool.models.architecture import build, describe
+from tokenpool.models.preprocessing import read_config, written_config
+from tokenpool.pooling import pool, pooling_of
 
 __all__ = ["load", "read_header", "save"]
 
@@ -52,12 +52,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     header: dict[str, Any] = {"format": "tokenpool", "version": _VERSION}
     header["architecture"] = describe(model)
     header |= written_config(model)
-    schedule, options = schedule_of(model), options_of(model)
-    if schedule is not None and options is not None:
+    pooling = pooling_of(model)
+    if pooling is not None:
         header["pooling"] = {
-            "schedule": list(schedule),
-            "method": method_of(model),
-            "options": options.as_dict(),
+            "schedule": list(pooling.schedule),
+            "method": pooling.method,
+            "options": pooling.options.as_dict(),
         }
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

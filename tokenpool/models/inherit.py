@@ -14,8 +14,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from tokenpool.architecture import build, describe
-from tokenpool.pooling import check_model, method_of, options_of, pool, schedule_of
+from tokenpool.models.architecture import build, describe
+from tokenpool.pooling import check_model, pool, pooling_of
 
 __all__ = ["channel_importance", "inherit_width"]
 
@@ -29,7 +29,7 @@ def inherit_width(model: nn.Module, width: int) -> Any:
 
     Args:
         model: a trained timm ViT, pooled or not.
-        width: at most the model's own.
+        width: the embedding dimension of the new model, at most that of the old one.
 
     Returns:
         A new timm `VisionTransformer`.
@@ -71,9 +71,9 @@ def inherit_width(model: nn.Module, width: int) -> Any:
     for name in ("pretrained_cfg", "default_cfg"):
         if hasattr(vit, name):
             setattr(narrow, name, getattr(vit, name))
-    schedule, options = schedule_of(model), options_of(model)
-    if schedule is not None and options is not None:
-        pool(narrow, schedule, method_of(model) or "wkmedoids", **options.as_dict())
+    pooling = pooling_of(model)
+    if pooling is not None:
+        pool(narrow, pooling.schedule, pooling.method, **pooling.options.as_dict())
     return narrow
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tokenpool.clustering import kmedoids
-from tokenpool.text import PooledEncoder, masked_kmedoids
+from tokenpool.study.text_encoder import PooledEncoder, masked_kmedoids
 
 
 def encoder(norm_first=False, layers=3):

@@ -2,8 +2,8 @@
 
 Between blocks a learned vector in [0, 1]^N multiplies the tokens *sorted by significance*; an L1
 penalty λ·(layer index) shrinks it. The number of tokens a layer keeps is the sum of its vector,
-rounded down, at least 1, made non-increasing (PoWER-BERT, arXiv 2001.08950, section 3.3;
-`shared/paper.md`). One run per λ gives one schedule.
+rounded down, at least 1, made non-increasing (PoWER-BERT, arXiv 2001.08950, section 3.3). One run
+per λ gives one schedule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tokenpool.attention import AttentionRecord
 from tokenpool.patches import patches_of
-from tokenpool.pooling import check_model, pool, schedule_of
+from tokenpool.pooling import check_model, pool, unpooled
 from tokenpool.schedule import Schedule
 from tokenpool.vit import PooledBlock
 
@@ -31,7 +31,8 @@ class SoftExtractResult:
 
     Attributes:
         schedule: the counts read off the vectors.
-        vectors: `[depth, N]`, in [0, 1]; entry i of a row scales the i-th most significant token.
+        vectors: one vector a block `[depth, N]`, in [0, 1]; entry i scales the i-th most
+            significant token.
         penalty: λ.
         losses: the task loss of every step, without the penalty.
     """
@@ -56,10 +57,25 @@ class SoftExtractBlock(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """Run the block on `[B, prefix + N, C]`, then scale."""
+        """Run the block, then scale its patch tokens.
+
+        Args:
+            x: the tokens `[B, prefix + N, C]`.
+            rope: as in `PooledBlock.forward`.
+            attn_mask: None; timm's blocks have it.
+            is_causal: false; timm's blocks have it.
+
+        Raises:
+            ValueError: for an attention mask, or images of another number of patches.
+        """
         if attn_mask is not None or is_causal:
             raise ValueError("extract vectors are trained without attention masks")
         block, prefix = self.block, self.prefix
+        if x.shape[1] != prefix + len(self.vector):
+            raise ValueError(
+                f"extract vectors are trained on images of the model's own {len(self.vector)} "
+                f"patches, but these have {x.shape[1] - prefix}"
+            )
         record = AttentionRecord(want_received=True)
         x = x + block.attend(x, record, rope)
         x = x + block.mix(x)
@@ -89,21 +105,19 @@ def powerbert_schedule(
         model: a trained timm ViT (its own pooling is put aside meanwhile).
         batches: (images, labels), one step each; the number of batches is the length of the run.
         penalty: λ ≥ 0; the loss is the cross-entropy + λ·Σ_l l·Σ_i vector_l[i], l from 1.
-        learning_rate: of the vectors.
-        model_learning_rate: of the model's weights; 0 freezes them.
+        learning_rate: the learning rate of the vectors.
+        model_learning_rate: the learning rate of the model's weights; 0 freezes them.
         progress: called with step, task loss and the vectors' sums.
 
     Raises:
-        ValueError: for a negative or non-finite penalty, no batches, or an unsupported model.
+        ValueError: for a negative or non-finite penalty, no batches, images of another number of
+            patches than the model's own, or a model that cannot be pooled.
     """
     if not 0 <= penalty < float("inf"):
         raise ValueError(f"penalty is {penalty} but must be a number >= 0")
     vit: Any = model
     depth, patches = len(check_model(model)), patches_of(model).number
-    before = schedule_of(model)
-    plans = [getattr(block, "plan", None) for block in vit.blocks]
     flags = [parameter.requires_grad for parameter in vit.parameters()]
-    training = vit.training
     device = next(vit.parameters()).device
     vectors = [nn.Parameter(torch.ones(patches, device=device)) for _ in range(depth)]
     groups: list[dict[str, Any]] = [{"params": vectors, "lr": learning_rate}]
@@ -113,38 +127,33 @@ def powerbert_schedule(
         vit.requires_grad_(False)
     optimizer = torch.optim.Adam(groups)
     losses: list[float] = []
-    pool(model, Schedule.dense(depth, patches))
-    views = list(vit.blocks)
-    vit.train(model_learning_rate > 0)
-    try:
-        for layer, view in enumerate(views):
-            vit.blocks[layer] = SoftExtractBlock(view, vectors[layer], vit.num_prefix_tokens)
-        for images, labels in batches:
-            logits = vit(images)
-            logits = logits[0] if isinstance(logits, tuple) else logits
-            task = F.cross_entropy(logits, labels)
-            masses = torch.stack([vector.sum() for vector in vectors])
-            weights = torch.arange(1, depth + 1, device=device)
-            optimizer.zero_grad()
-            (task + penalty * (weights * masses).sum()).backward()
-            optimizer.step()
-            with torch.no_grad():
-                for vector in vectors:
-                    vector.clamp_(0, 1)
-            losses.append(task.item())
-            if progress is not None:
-                progress(len(losses), losses[-1], masses.detach())
-    finally:
-        for layer, view in enumerate(views):
-            vit.blocks[layer] = view
-        pool(model, None)
-        if before is not None:
-            pool(model, before)
-            for block, plan in zip(vit.blocks, plans, strict=True):
-                block.plan = plan
-        for parameter, flag in zip(vit.parameters(), flags, strict=True):
-            parameter.requires_grad_(flag)
-        vit.train(training)
+    with unpooled(model):
+        pool(model, Schedule.dense(depth, patches))
+        views = list(vit.blocks)
+        vit.train(model_learning_rate > 0)
+        try:
+            for layer, view in enumerate(views):
+                vit.blocks[layer] = SoftExtractBlock(view, vectors[layer], vit.num_prefix_tokens)
+            for images, labels in batches:
+                logits = vit(images)
+                logits = logits[0] if isinstance(logits, tuple) else logits
+                task = F.cross_entropy(logits, labels)
+                masses = torch.stack([vector.sum() for vector in vectors])
+                weights = torch.arange(1, depth + 1, device=device)
+                optimizer.zero_grad()
+                (task + penalty * (weights * masses).sum()).backward()
+                optimizer.step()
+                with torch.no_grad():
+                    for vector in vectors:
+                        vector.clamp_(0, 1)
+                losses.append(task.item())
+                if progress is not None:
+                    progress(len(losses), losses[-1], masses.detach())
+        finally:
+            for layer, view in enumerate(views):
+                vit.blocks[layer] = view
+            for parameter, flag in zip(vit.parameters(), flags, strict=True):
+                parameter.requires_grad_(flag)
     if not losses:
         raise ValueError("there are no batches to train the extract vectors on")
     found = torch.stack([vector.detach() for vector in vectors])
@@ -155,7 +164,7 @@ def schedule_from_vectors(vectors: Tensor) -> Schedule:
     """K_l = ⌊Σ vector_l⌋, at least 1, and no more than the layer before keeps.
 
     Args:
-        vectors: `[depth, N]`, in [0, 1].
+        vectors: one vector a block `[depth, N]`, in [0, 1].
     """
     counts: list[int] = []
     for mass in vectors.double().sum(1).tolist():

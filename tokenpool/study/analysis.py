@@ -1,13 +1,12 @@
 """Measurements that say why and where pooling works: low-pass filtering, redundancy, error by K.
 
-All but `paired_errors` are taken on the dense form of a model: a pooled one is analysed as if it
-were not, and given back as it was.
+All are taken on the dense form of a model: a pooled one is analysed as if it were not, and given
+back as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,26 +17,21 @@ from torch import Tensor, nn
 from tokenpool.attention import AttentionRecord
 from tokenpool.clustering import reconstruction_error
 from tokenpool.methods import method as method_named
-from tokenpool.methods.base import Pooled, TokenSet
+from tokenpool.methods.base import TokenSet
 from tokenpool.options import PoolOptions
 from tokenpool.patches import patches_of
-from tokenpool.pooling import check_model, options_of, pool, schedule_of
+from tokenpool.pooling import check_model, pool, unpooled
 from tokenpool.schedule import Schedule
 from tokenpool.vit import PooledBlock
 
 __all__ = [
     "ErrorPoint",
     "LowPass",
-    "PairedError",
     "error_by_k",
     "high_frequency_share",
     "low_pass",
     "mean_cosine",
-    "paired_errors",
 ]
-
-# What came into a block: tokens, timm's rotary embedding, positions of pooled tokens.
-Entered = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -45,13 +39,13 @@ class LowPass:
     """What one block's attention does to the patch tokens it filters.
 
     Attributes:
-        layer: from 1.
+        layer: the number of the block, from 1.
         high_before: share of high-frequency energy of the tokens that attention is given.
-        high_after: of what it puts out, before the residual is added.
+        high_after: the same of what attention puts out, before the residual is added.
         cosine_before: mean pairwise cosine of the tokens that attention is given.
-        cosine_after: of what it puts out.
+        cosine_after: the same of what attention puts out.
         high_tokens: share of high-frequency energy of the tokens after the whole block.
-        cosine_tokens: their mean pairwise cosine.
+        cosine_tokens: mean pairwise cosine of the tokens after the whole block.
     """
 
     layer: int
@@ -68,9 +62,9 @@ class ErrorPoint:
     """Reconstruction error of one method at one layer and K.
 
     Attributes:
-        layer: from 1.
-        method: of `tp.METHODS`.
-        k: tokens kept (what the method really keeps).
+        layer: the number of the block, from 1.
+        method: one of `tp.METHODS`.
+        k: how many tokens the method really keeps.
         error: Σᵢ minⱼ ‖fᵢ − f̂ⱼ‖² over Σᵢ ‖fᵢ − mean‖², averaged over images: 0 loses nothing, 1 as
             much as keeping the mean alone.
     """
@@ -81,36 +75,17 @@ class ErrorPoint:
     error: float
 
 
-@dataclass(frozen=True)
-class PairedError:
-    """What a pooled model lost at one layer, and what a rival would have lost of the same tokens.
-
-    Attributes:
-        layer: from 1.
-        tokens: how many came in.
-        k: how many went out.
-        own: reconstruction error of the model's own method, as in `ErrorPoint`.
-        rival: of the rival, given the same tokens, keys and significance, at the same k.
-    """
-
-    layer: int
-    tokens: int
-    k: int
-    own: float
-    rival: float
-
-
 def high_frequency_share(tokens: Tensor, grid: tuple[int, int], cutoff: float = 0.25) -> Tensor:
-    """Share of the tokens' spatial energy at high frequencies, `[B]`.
+    """The share of the tokens' spatial energy at high frequencies `[B]`.
 
     The energy is that of the two-dimensional discrete Fourier transform over the token grid, summed
     over channels, without the constant term; high is where either frequency exceeds `cutoff`
     cycles per token (0.5 is the highest there is). 0 where the tokens do not vary.
 
     Args:
-        tokens: `[B, rows · columns, C]`.
-        grid: (rows, columns).
-        cutoff: in cycles per token.
+        tokens: the tokens of a grid `[B, rows · columns, C]`.
+        grid: (rows, columns) of the grid.
+        cutoff: the frequency in cycles per token above which is high.
     """
     rows, columns = grid
     image = tokens.to(torch.promote_types(tokens.dtype, torch.float32)).unflatten(1, grid)
@@ -124,7 +99,7 @@ def high_frequency_share(tokens: Tensor, grid: tuple[int, int], cutoff: float = 
 
 
 def mean_cosine(tokens: Tensor) -> Tensor:
-    """Mean cosine over all pairs of different tokens of `[B, N, C]`, `[B]`."""
+    """The mean cosine `[B]` over all pairs of different tokens of `[B, N, C]`."""
     count = tokens.shape[1]
     unit = F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
     together = unit.sum(1).square().sum(-1)
@@ -134,12 +109,22 @@ def mean_cosine(tokens: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def low_pass(model: nn.Module, batches: Iterable[Tensor], cutoff: float = 0.25) -> list[LowPass]:
-    """The low-pass measurement of every block, averaged over the images of `batches`."""
+    """The low-pass measurement of every block, averaged over images.
+
+    Args:
+        model: a timm ViT.
+        batches: the images.
+        cutoff: as in `high_frequency_share`.
+
+    Raises:
+        ValueError: for a model that cannot be pooled, or no images.
+    """
     vit: Any = model
     prefix = vit.num_prefix_tokens
     sums = torch.zeros(len(check_model(model)), 6, dtype=torch.double)
     images = 0
-    with _dense(model):
+    with unpooled(model):
+        model.eval()
         seen: list[dict[str, Tensor]] = [{} for _ in vit.blocks]
         handles = []
         for block, values in zip(vit.blocks, seen, strict=True):
@@ -181,11 +166,14 @@ def error_by_k(
 
     Args:
         model: a timm ViT.
-        batches: images.
+        batches: the images.
         ks: counts to pool to; those that leave nothing to pool are left out.
-        methods: of `tp.METHODS`. Where one cannot make a count, the count it makes is reported.
-        layers: blocks to measure, from 1; None means all.
+        methods: some of `tp.METHODS`. Where one cannot make a count, what it makes is reported.
+        layers: the blocks to measure, from 1; None: all.
         **options: fields of `PoolOptions`.
+
+    Raises:
+        ValueError: for a model that cannot be pooled, an unknown method or option, or no images.
     """
     chosen = PoolOptions.of(**options)
     sums: dict[tuple[int, str, int], float] = {}
@@ -217,100 +205,13 @@ def error_by_k(
     return [ErrorPoint(*key, total / images) for key, total in sorted(sums.items())]
 
 
-@torch.inference_mode()
-def paired_errors(
-    model: nn.Module, batches: Iterable[Tensor], rival: str, **options: Any
-) -> list[PairedError]:
-    """Let a rival pool the very tokens a pooled model pools, layer by layer, to the same counts.
-
-    Errors of two pooled models cannot be compared layer by layer: each makes its own tokens, which
-    lie closer together the more was lost before. Here both pool the model's.
-
-    Args:
-        model: pooled, after whole blocks.
-        batches: images.
-        rival: of `tp.METHODS`.
-        **options: of the rival, fields of `PoolOptions`.
-
-    Raises:
-        ValueError: if the model is not pooled, or the rival cannot make one of its counts.
-    """
-    chosen, strategy = PoolOptions.of(**options), method_named(rival)
-    sums: dict[tuple[int, int, int], list[float]] = {}
-    images = 0
-    blocks = check_model(model)
-    if schedule_of(model) is None:
-        raise ValueError("the model is not pooled: there is nothing to compare with")
-
-    def compare(block: PooledBlock, entered: Entered, given: TokenSet, own: Pooled) -> None:
-        k = own.tokens.shape[1]
-        if strategy.realise(given.tokens.shape[1], k, given.grid)[0] != k:
-            raise ValueError(f"{rival} cannot make {k} tokens of {given.tokens.shape[1]}")
-        prefix, sizes = block.plan.prefix, given.sizes
-        if sizes is not None:
-            sizes = F.pad(sizes, (prefix, 0), value=1.0)
-        record = AttentionRecord(
-            want_received=True,
-            want_keys=True,
-            log_sizes=sizes.log() if sizes is not None and block.proportional else None,
-            sizes=sizes,
-        )
-        x, rope, positions = entered
-        block.attend(x, record, rope, positions)
-        assert record.scores is not None and record.keys is not None
-        keys = record.keys[:, prefix:]
-        features = keys if strategy.features(chosen) == "keys" else given.tokens
-        same = given._replace(features=features, scores=record.scores[:, prefix:])
-        theirs = strategy.reduce(same, k, chosen)
-        spread = (given.tokens - given.tokens.mean(1, keepdim=True)).square().sum((1, 2))
-        total = sums.setdefault((block.plan.index + 1, given.tokens.shape[1], k), [0.0, 0.0])
-        for place, pooled in enumerate((own, theirs)):
-            error = reconstruction_error(given.tokens, pooled.tokens) / spread
-            total[place] += float(error.sum())
-
-    def enter(block: PooledBlock, inputs: tuple[Tensor, ...], said: dict[str, Any]) -> None:
-        carried = said.get("carried")
-        positions = None if carried is None else carried.positions
-        entered[block.plan.index] = (inputs[0], said.get("rope"), positions)
-
-    training = model.training
-    model.eval()
-    pooled_blocks = [block for block in blocks if isinstance(block, PooledBlock)]
-    observers = [block.observer for block in pooled_blocks]
-    entered: dict[int, Entered] = {}
-    handles = []
-    try:
-        for block in pooled_blocks:
-            handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
-            block.observer = lambda plan, given, own: compare(
-                pooled_blocks[plan.index], entered[plan.index], given, own
-            )
-        for batch in batches:
-            images += len(batch)
-            model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for block, observer in zip(pooled_blocks, observers, strict=True):
-            block.observer = observer
-        model.train(training)
-    if not images:
-        raise ValueError("there are no images to measure on")
-    return [
-        PairedError(*key, own / images, theirs / images)
-        for key, (own, theirs) in sorted(sums.items())
-    ]
-
-
 def _token_sets(model: nn.Module, batch: Tensor) -> list[TokenSet]:
-    """What a pooling layer after each block of the dense model would be given.
-
-    `features` are the head-mean keys here.
-    """
+    """What a pooling layer after each block of the dense model would be given, keys as features."""
     vit: Any = model
     prefix = vit.num_prefix_tokens
     found: list[TokenSet] = []
-    with _dense(model):
+    with unpooled(model):
+        model.eval()
         embed = patches_of(model)
         grid = embed.grid_at((batch.shape[-2], batch.shape[-1]))
         pool(model, Schedule.dense(len(vit.blocks), embed.number))
@@ -349,23 +250,3 @@ def _keep(values: dict[str, Tensor], before: str | None, after: str) -> Any:
         values[after] = output
 
     return hook
-
-
-@contextmanager
-def _dense(model: nn.Module) -> Iterator[None]:
-    """The model unpooled and in evaluation mode; afterwards as it was."""
-    schedule, options = schedule_of(model), options_of(model)
-    plans = [getattr(block, "plan", None) for block in check_model(model)]
-    training = model.training
-    pool(model, None)
-    model.eval()
-    try:
-        yield
-    finally:
-        pool(model, None)
-        if schedule is not None and options is not None:
-            pool(model, schedule)
-            vit: Any = model
-            for block, plan in zip(vit.blocks, plans, strict=True):
-                block.plan = plan
-        model.train(training)

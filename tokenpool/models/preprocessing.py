@@ -1,4 +1,4 @@
-"""What a model's images look like and what its classes are called, as it travels with the weights.
+"""What a model's images look like and what its classes are called, kept with its weights.
 
 timm's `model.pretrained_cfg` is where both stand; `timm.data.resolve_model_data_config` reads it.
 """
@@ -28,9 +28,7 @@ def image_config(model: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: for a mean or std that are no finite numbers, or a std that is not positive.
     """
-    said = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
-    if not isinstance(said, dict):
-        said = said.to_dict() if hasattr(said, "to_dict") else vars(said)
+    said = _pretrained_cfg(model)
     found: dict[str, Any] = {}
     for name in _CHANNELS:
         if said.get(name) is not None:
@@ -57,21 +55,18 @@ def image_config(model: nn.Module) -> dict[str, Any]:
 
 
 def class_names(model: nn.Module) -> list[str] | None:
-    """What a model's outputs are called, in their order, where `pretrained_cfg` says it.
+    """The names of a model's outputs, in their order, where `pretrained_cfg` has them.
 
     Names of another number of classes are those of a head that was replaced since.
     """
-    said = getattr(model, "pretrained_cfg", None) or {}
-    if not isinstance(said, dict):
-        said = vars(said)
-    names = said.get("label_names")
+    names = _pretrained_cfg(model).get("label_names")
     if not isinstance(names, list | tuple) or len(names) != getattr(model, "num_classes", None):
         return None
     return [str(name) for name in names]
 
 
 def written_config(model: nn.Module) -> dict[str, Any]:
-    """`preprocessing` and `classes` of a saved model's header, as far as the model says them."""
+    """The `preprocessing` and `classes` of a saved model's header, as far as they are known."""
     header: dict[str, Any] = {}
     images, names = image_config(model), class_names(model)
     if images:
@@ -82,7 +77,7 @@ def written_config(model: nn.Module) -> dict[str, Any]:
 
 
 def read_config(model: nn.Module, header: dict[str, Any]) -> None:
-    """Gives a model the `pretrained_cfg` that its header holds; none, where it holds none."""
+    """Give a model the `pretrained_cfg` that its header holds, if it holds one."""
     images, names = dict(header.get("preprocessing") or {}), header.get("classes")
     if not images and names is None:
         return
@@ -96,15 +91,19 @@ def read_config(model: nn.Module, header: dict[str, Any]) -> None:
 
 
 def set_config(model: nn.Module, config: dict[str, Any]) -> None:
-    """Gives a model a `pretrained_cfg`; by which name timm built it stays known."""
-    before = getattr(model, "pretrained_cfg", None) or {}
-    if not isinstance(before, dict):
-        before = vars(before)
-    if before.get("architecture"):
-        config = {"architecture": before["architecture"]} | config
+    """Give a model a `pretrained_cfg`; the name by which timm built it is kept."""
+    architecture = _pretrained_cfg(model).get("architecture")
+    if architecture:
+        config = {"architecture": architecture} | config
     # timm's newer and older name of the same.
     vit: Any = model
     vit.pretrained_cfg = vit.default_cfg = config
+
+
+def _pretrained_cfg(model: nn.Module) -> dict[str, Any]:
+    """What timm keeps with a model, as a dictionary; empty where it keeps nothing."""
+    said = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    return said if isinstance(said, dict) else dict(vars(said))
 
 
 def _floats(name: str, values: Any) -> list[float]:

@@ -30,12 +30,12 @@ class PooledEncoder(nn.Module):
     Shares the encoder's layers and weights. Batches first.
 
     Args:
-        encoder: of `torch.nn.TransformerEncoderLayer`s with `batch_first=True`.
+        encoder: an encoder of `torch.nn.TransformerEncoderLayer`s with `batch_first=True`.
         keep: tokens kept after each layer, not counting the first `prefix` ones; more than there
             are keeps all.
-        prefix: tokens in front that are never pooled (a class token); never padding.
-        weighted: weigh tokens by the attention they receive.
-        iterations: of K-Medoids.
+        prefix: how many tokens in front are never pooled (a class token), nor padding.
+        weighted: whether tokens are weighed by the attention they receive.
+        iterations: how often K-Medoids moves its medoids.
 
     Raises:
         ValueError: for another kind of layer, or a `keep` that does not fit.
@@ -68,8 +68,8 @@ class PooledEncoder(nn.Module):
         """Encode `x [B, N, C]`.
 
         Args:
-            x: embedded tokens.
-            src_key_padding_mask: `[B, N]`, true where there is padding.
+            x: the embedded tokens.
+            src_key_padding_mask: true where there is padding `[B, N]`; None: there is none.
 
         Returns:
             Tokens `[B, prefix + k, C]` and their padding mask `[B, prefix + k]`.
@@ -83,6 +83,7 @@ class PooledEncoder(nn.Module):
         return (x if self.norm is None else self.norm(x)), padding
 
     def _pool(self, x: Tensor, padding: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The tokens that stay, and which of them are padding."""
         prefix = self.prefix
         if k >= x.shape[1] - prefix:
             return x, padding
@@ -112,10 +113,10 @@ def masked_kmedoids(
     """K-Medoids among the real tokens of each sentence.
 
     Args:
-        x: tokens `[B, N, C]`.
-        k: 1..N.
-        padding: `[B, N]`, true where there is padding.
-        scores: significance `[B, N]`; the k highest real tokens start as medoids.
+        x: the tokens `[B, N, C]`.
+        k: how many medoids, 1..N.
+        padding: true where there is padding `[B, N]`.
+        scores: the significance `[B, N]`; the k highest real tokens start as medoids.
         weighted: whether the scores weigh the members too.
         iterations: how often medoids move.
 

@@ -1,0 +1,1 @@
+"""Models as they are built, narrowed, described, saved and read again."""

@@ -1,0 +1,1 @@
+"""Models looked into: measurements, plots, PoWER-BERT's schedule search, pooled text encoders."""
