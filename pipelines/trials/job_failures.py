@@ -77,7 +77,7 @@ def failure_of(error: Exception, address: str | None = None) -> Failure:
         return Failure("taken", "a machine of it was taken away")
     for death in deaths:
         if isinstance(death, OutOfMemoryError):
-            return Failure("machine", _no_memory(death))
+            return Failure("machine", out_of_memory(death))
     stalled = [str(cause) for cause in causes if isinstance(cause, WorkerStalled)]
     if stalled:
         return Failure("stall", "; ".join(stalled))
@@ -107,7 +107,7 @@ def _died_of(error: ActorDiedError, address: str | None) -> Exception | None:
         return named
 
 
-def _no_memory(error: OutOfMemoryError) -> str:
+def out_of_memory(error: OutOfMemoryError) -> str:
     """What Ray's monitor says of a machine whose memory ran out, in one line."""
     found = re.search(r"IP: ([^,)\s]+).*?([\d.]+ ?GB) ?/ ?([\d.]+ ?GB)", str(error), re.DOTALL)
     where = f" on {found[1]}: {found[2]} of {found[3]} in use" if found else ""

@@ -110,6 +110,7 @@ def test_what_is_nobodys_fault_is_not_counted_as_one(monkeypatch, cause, says):
     told = []
     monkeypatch.setattr(ray_job, "_make_trainer", lambda job: Trainer(errors))
     monkeypatch.setattr(ray_job, "_tell", lambda notice, line: told.append(line))
+    monkeypatch.setattr(ray_job, "_newest_stored", lambda job: None)
     monkeypatch.setattr(ray_job, "_DISK_PAUSE", 0.0)
     job = Job("j")
     job.workers = WorkersConfig(max_failures=0)
@@ -191,7 +192,7 @@ def test_a_store_that_goes_away_late_in_a_training_is_waited_for_as_early_on(mon
     ("error", "kind", "says"),
     [
         (OSError(28, "No space left on device", "/x/job"), "disk", "No space left on device: /x"),
-        (OSError(30, "Read-only file system", "/x/job"), "no disk", "Read-only file system: /x/job"),
+        (OSError(30, "Read-only file system", "/x/job"), "no disk", "Read-only file system: /x"),
         (PermissionError(13, "Permission denied", "/x"), "person", ""),
     ],
 )
