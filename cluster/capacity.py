@@ -25,6 +25,7 @@ _COORDINATOR = "AutoscalingCoordinator"
 _STATUS_OF_V1 = "__autoscaling_status"
 _ASK_EVERY, _ASK_FOR = 20.0, 180.0  # seconds
 _MOST_BUNDLES = 4096
+_UNSAID = 20.0  # seconds without room for anybody, which are not worth a line
 
 
 def present_nodes() -> list[Node]:
@@ -105,7 +106,9 @@ class Room:
         wanted: jobs at a time at most; None for as many as fit.
         name: of the work, for the autoscaler.
         look_every: seconds.
-        patience: seconds with no room for anybody, after which it is said.
+        patience: seconds with no room for anybody that are waited for.
+        say: told once that it waits, and once that it goes on.
+        nodes: looks at the cluster.
         most_drivers: jobs that this node can look after.
     """
 
@@ -114,6 +117,7 @@ class Room:
     name: str = "jobs"
     look_every: float = 5.0
     patience: float = 1800.0
+    say: Callable[[str], None] = logger.warning
     nodes: Callable[[], Sequence[Node]] = present_nodes
     clock: Callable[[], float] = time.monotonic
     most_drivers: int = field(
@@ -123,6 +127,7 @@ class Room:
     _looked: float = field(default=float("-inf"), init=False)
     _asked: float = field(default=float("-inf"), init=False)
     _empty_since: float | None = field(default=None, init=False)
+    _said: bool = field(default=False, init=False)
 
     def __call__(self, running: int, waiting: int) -> int:
         """How many jobs may run at once now, where so many run and so many wait.
@@ -140,9 +145,17 @@ class Room:
             self._asked = now
             self._ask(most - running)
         if self._jobs or running:
-            self._empty_since = None
+            if self._said:
+                self.say(f"there is room for {self.name} again: going on")
+            self._empty_since, self._said = None, False
         else:
             self._empty_since = now if self._empty_since is None else self._empty_since
+            if not self._said and now - self._empty_since > _UNSAID:
+                self._said = True
+                self.say(
+                    f"no node has room for {self.name}: waiting, {self.patience / 60:g} minutes at "
+                    "most"
+                )
             if now - self._empty_since > self.patience:
                 raise ClusterError(
                     f"no node has had room for {self.name} for {self.patience / 60:g} minutes: "

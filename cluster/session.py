@@ -8,8 +8,6 @@ import os
 import random
 import secrets
 import socket
-import stat
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from cluster.capacity import grows_to, jobs_that_fit, present_nodes
 from cluster.placement import Gang, Node, fit
 from cluster.probe import AddressError, ClusterError, check_gcs, resolve
 from cluster.proxies import for_workers, go_direct
+from cluster.ray_folder import private_folder, session_folder
 
 __all__ = ["AddressError", "Cluster", "ClusterError", "free_port", "ray_session"]
 
@@ -46,7 +45,6 @@ _SETTINGS = {
 }
 
 
-_LONGEST_BASE = 24
 # Ray's words, in an exception of no kind of its own.
 _TOO_SLOW = "timed out during startup"
 
@@ -124,32 +122,6 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _private_folder() -> Path:
-    """Where a local instance keeps its sockets and logs: a folder of this user alone.
-
-    In its own, /tmp/ray, Ray lets every user of the machine write: another could put a socket of
-    theirs in the place of one that workers hand their objects to.
-
-    Raises:
-        ClusterError: the folder is somebody else's, or open to others.
-    """
-    base = tempfile.gettempdir()
-    if len(base) > _LONGEST_BASE:  # the path of a socket is bounded
-        base = "/tmp"
-    folder = Path(base, f"tokenpool-ray-{os.getuid()}")
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-    except OSError as error:
-        raise ClusterError(f"cannot make {folder}: {error.strerror}") from None
-    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077:
-        raise ClusterError(
-            f"{folder} is somebody else's or open to others: remove it, or set TMPDIR to a folder "
-            "of your own"
-        )
-    return folder / "r"  # Ray opens the folder it is given to everybody
-
-
 def _read_auth_mode_again() -> None:
     """Ray reads the variable when it is imported, and remembers it."""
     ray_private.Config.initialize("")
@@ -199,7 +171,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
             "dashboard_port": port,
-            "_temp_dir": str(_private_folder()),
+            "_temp_dir": str(private_folder()),
         }
     else:
         environment, options = _remote(resolve(str(address)))
@@ -211,7 +183,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
             _read_auth_mode_again()
         try:
             with _imports_of_ours():
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+                made = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
             raise _no_connection(options["address"], error) from None
         except Exception as error:
@@ -222,6 +194,8 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
                 "Ray did not come up on this machine within half a minute: others leave it too "
                 "little CPU; look what else runs (`top`), and type the same command to go on"
             ) from None
+        if local:
+            stack.enter_context(session_folder(Path(made.address_info["session_dir"])))
         try:
             if not local:
                 leftovers.remove(leftovers.stale_groups())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -32,12 +33,31 @@ class DiskFull(UserError):
 
 def lacks_room(error: BaseException) -> bool:
     """Whether an error says that a disk, or the user's share of it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return _number(error) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def cannot_be_written(error: BaseException) -> bool:
     """Whether an error says that a file system takes no writes at all."""
-    return isinstance(error, OSError) and error.errno == errno.EROFS
+    return _number(error) == errno.EROFS
+
+
+def in_words(error: BaseException) -> str:
+    """What a file system refused, and where; an error of ours as it is."""
+    number = None if isinstance(error, DiskFull) else _number(error)
+    if number is None:
+        return str(error)
+    place = getattr(error, "filename", None)
+    if isinstance(error, shutil.Error):
+        place = error.args[0][0][1]
+    return os.strerror(number) + (f": {place}" if place else "")
+
+
+def _number(error: BaseException) -> int | None:
+    """The system's number of an error, also where copying a folder ended with several."""
+    if isinstance(error, shutil.Error):
+        numbers = re.findall(r"\[Errno (\d+)\]", str(error))
+        return int(numbers[0]) if numbers else None
+    return error.errno if isinstance(error, OSError) else None
 
 
 def file_system(place: Path) -> Path:

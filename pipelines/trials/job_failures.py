@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 
 from cluster import ray_private
 from pipelines.errors import UserError
-from pipelines.storage.room import DiskFull, cannot_be_written, lacks_room
+from pipelines.storage.room import DiskFull, cannot_be_written, in_words, lacks_room
 from pipelines.storage.store import ObjectStore, StoreAway, StoreError
 
 # What code raises that is wrong, or that is given what it cannot take: never a machine's failure.
@@ -28,11 +28,14 @@ class Failure:
         kind: `room`: the cluster had none for its workers. `disk`: one was full, or an object store
             did not answer; `no disk`: one is full and was waited for, or takes no writes. `bug` and
             `person`: it would come again. `drained`: a machine is to be taken away, and the job has
-            left it. `stall` and `machine`: what a restart is for.
+            left it; `taken`: it was, before the job could. `stall` and `machine`: what a restart is
+            for.
         text: in one line; empty where Ray's own error says it.
     """
 
-    kind: Literal["room", "drained", "disk", "no disk", "bug", "person", "stall", "machine"]
+    kind: Literal[
+        "room", "drained", "taken", "disk", "no disk", "bug", "person", "stall", "machine"
+    ]
     text: str = ""
 
 
@@ -40,7 +43,7 @@ def failure_of(error: Exception, address: str | None = None) -> Failure:
     """What a `TrainingFailedError` comes from, or the death of Ray Train's controller.
 
     Args:
-        error: as `fit` raised it.
+        error: as `fit` raised it, or what it had to write before.
         address: of the job's folder in an object store, if it is in one.
     """
     from pipelines.train.draining import NodeDrained
@@ -51,6 +54,8 @@ def failure_of(error: Exception, address: str | None = None) -> Failure:
         controller = _died_of(error, address)
         if controller is None and "creation task" in str(error):
             return Failure("bug", str(error).strip().splitlines()[-1])
+    if isinstance(error, OutOfMemoryError | OSError):
+        controller = error
     if isinstance(controller, ray_private.WorkerGroupStartupTimeoutError):
         return Failure("room")
     wrapped = [*getattr(error, "worker_failures", {}).values(), controller]
@@ -61,11 +66,18 @@ def failure_of(error: Exception, address: str | None = None) -> Failure:
         if isinstance(cause, StoreAway):
             return Failure("disk", str(cause))
         if isinstance(cause, DiskFull) or cannot_be_written(cause):
-            return Failure("no disk", str(cause))
+            return Failure("no disk", in_words(cause))
         if lacks_room(cause):
-            return Failure("disk", str(cause))
-    if any(isinstance(cause, UserError) for cause in causes):
+            return Failure("disk", in_words(cause))
+    if isinstance(error, OSError) or any(isinstance(cause, UserError) for cause in causes):
         return Failure("person")
+    # What Ray says of a process that is gone; the other ranks' errors follow from it.
+    deaths = [getattr(cause, "health_check_failure", cause) for cause in causes]
+    if any(isinstance(death, RayActorError) and death.preempted for death in deaths):
+        return Failure("taken", "a machine of it was taken away")
+    for death in deaths:
+        if isinstance(death, OutOfMemoryError):
+            return Failure("machine", out_of_memory(death))
     stalled = [str(cause) for cause in causes if isinstance(cause, WorkerStalled)]
     if stalled:
         return Failure("stall", "; ".join(stalled))
@@ -93,6 +105,13 @@ def _died_of(error: ActorDiedError, address: str | None) -> Exception | None:
             raise cause
     except StoreError as named:
         return named
+
+
+def out_of_memory(error: OutOfMemoryError) -> str:
+    """What Ray's monitor says of a machine whose memory ran out, in one line."""
+    found = re.search(r"IP: ([^,)\s]+).*?([\d.]+ ?GB) ?/ ?([\d.]+ ?GB)", str(error), re.DOTALL)
+    where = f" on {found[1]}: {found[2]} of {found[3]} in use" if found else ""
+    return f"out of memory on the host, so that Ray ended one of its processes{where}"
 
 
 def _root(error: BaseException) -> BaseException:

@@ -13,6 +13,7 @@ from pipelines.train.imports import without_collector
 from pipelines.train.reports import NO_ROOM, NOTICE, NOTICE_LINE, RESTARTED, WAITS
 from pipelines.train.spec import TrainJob
 from pipelines.trials.job_failures import failure_of
+from pipelines.trials.waits import RoomWait, StorageWait
 
 if TYPE_CHECKING:
     from pipelines.config import WorkersConfig
@@ -26,9 +27,6 @@ _DRIVER_SHARE = 0.001
 _DISK_PAUSE = 20.0
 # Minutes that Ray looks for room before the cluster is looked at here.
 CONTROLLER_FAILURES = 3
-# A job waits this long for room, in seconds: while others have what it needs, and while the
-# cluster as it is could not hold it. Then it fails with a message instead of trying for ever.
-_PATIENCE_TAKEN, _PATIENCE_GONE = 12 * 3600.0, 1800.0
 
 
 def driver_resources() -> dict[str, float]:
@@ -92,45 +90,43 @@ def run_trainer(job: TrainJob) -> None:
         ray.train.TrainingFailedError: the job failed for good.
         RuntimeError: so it did, in the words of this program.
     """
-    from ray.exceptions import ActorDiedError
+    from ray.exceptions import ActorDiedError, OutOfMemoryError
     from ray.train import TrainingFailedError
 
     from pipelines.trials.ray_record import mend_record
 
-    attempt, waits_since, full_since = 0, None, None
-    first = True  # a driver has just read what an earlier one had not heard
+    attempt, first = 0, True  # a driver has just read what an earlier one had not heard
+    room = RoomWait(f"{job.job_id} ({_needs(job.workers)})")
+    storage = StorageWait(job.full_disk_minutes, lambda: _newest_stored(job))
     while True:
         begun = time.monotonic()
-        if job.store is None:
-            mend_record(job.directory, heard=first)
-            first = False
         try:
+            if job.store is None:
+                mend_record(job.directory, heard=first)
+                first = False
             _make_trainer(job).fit()
             return
-        except (TrainingFailedError, ActorDiedError) as error:
+        except (TrainingFailedError, ActorDiedError, OutOfMemoryError, OSError) as error:
             failure = failure_of(error, job.address)
             if failure.kind == "room":
-                waits_since = waits_since or begun
-                patience = _PATIENCE_TAKEN if _could_hold(job) else _PATIENCE_GONE
-                if time.monotonic() - waits_since > patience:
-                    raise
-                logger.warning("%s waits for room on the cluster", job.job_id)
+                if line := room.goes_on(begun, _could_hold(job)):
+                    _tell(WAITS, line)
                 continue
-            waits_since = None
+            room.over()
             if failure.kind == "drained":
                 _tell(RESTARTED, f"{failure.text}: goes on elsewhere, from where it was")
                 continue
-            if failure.kind == "disk":
-                full_since = full_since or begun
-                if time.monotonic() - full_since <= 60 * job.full_disk_minutes:
-                    again = "tried again from its last checkpoint"
-                    _tell(WAITS, f"{job.job_id}: {failure.text}: {again}")
-                    time.sleep(_DISK_PAUSE)
-                    continue
+            if failure.kind == "taken":
+                _tell(RESTARTED, f"{job.job_id}: {failure.text}: goes on from its last checkpoint")
+                continue
+            if failure.kind == "disk" and storage.goes_on(begun):
+                again = "tried again from its last checkpoint"
+                _tell(WAITS, f"{job.job_id}: {failure.text}: {again}")
+                time.sleep(_DISK_PAUSE)
+                continue
             if failure.kind in ("disk", "no disk"):
                 _tell(NO_ROOM, f"{job.job_id}: {failure.text}")
                 raise
-            full_since = None
             if failure.kind == "bug":
                 raise RuntimeError(failure.text) from None
             most = job.workers.max_failures
@@ -140,7 +136,8 @@ def run_trainer(job: TrainJob) -> None:
                 raise
             logger.warning("%s failed and is started again: %s", job.job_id, error)
             attempt += 1
-            why = failure.text or f"{job.job_id}: {_death(error)}"
+            why = failure.text or _death(error)
+            why = why if failure.kind == "stall" else f"{job.job_id}: {why}"
             again = f"goes on from its last checkpoint (restart {attempt} of {most})"
             _tell(RESTARTED, f"{why}: {again}")
 
@@ -157,6 +154,25 @@ def _death(error: Exception) -> str:
     from pipelines.trials.run_trials import short_reason
 
     return short_reason(error)
+
+
+def _needs(workers: WorkersConfig) -> str:
+    gpus = f" and {workers.gpus_per_worker:g} GPU" if workers.gpus_per_worker else ""
+    return f"{workers.num_workers} workers of {workers.cpus_per_worker:g} CPU{gpus}"
+
+
+def _newest_stored(job: TrainJob) -> str | None:
+    """The name of the newest checkpoint; None where there is none, or the store is away."""
+    from pipelines.storage.store import ObjectStore, StoreAway
+
+    if job.address is None:
+        names = [path.name for path in job.directory.glob("epoch-*")]
+    else:
+        try:
+            names = [n for n in ObjectStore(job.address).folders() if n.startswith("epoch-")]
+        except StoreAway:
+            names = []
+    return max(names, default=None)
 
 
 def _could_hold(job: TrainJob) -> bool:

@@ -74,15 +74,28 @@ def test_an_autoscaler_is_told_what_waits_until_it_has_come(monkeypatch):
     assert world.asked == [5, 3, 0]
 
 
-def test_no_room_for_anybody_is_said_after_a_while(monkeypatch):
-    world = World(monkeypatch)
-    room = world.room(patience=100)
-    assert room(0, 1) == 0
-    world.now = 90
-    assert room(0, 1) == 0
-    world.now = 101
-    with pytest.raises(ClusterError, match="no node has had room"):
+@pytest.mark.fault("capacity that does not come back")
+def test_no_room_for_anybody_is_said_and_after_a_while_it_ends(monkeypatch):
+    world, said = World(monkeypatch, 4), []
+    room = world.room(patience=120, name="finals", say=said.append)
+    assert room(0, 1) == 1
+    for world.now in range(10, 200, 10):
+        world.set()
+        if world.now == 100:
+            world.set(4)  # it comes back once, and leaves for good
+        if world.now <= 110:
+            room(0, 1)
+    assert said == [
+        "no node has room for finals: waiting, 2 minutes at most",
+        "there is room for finals again: going on",
+    ]
+    assert room(1, 1) == 0  # what runs may be waiting for a node of its own
+    for world.now in range(200, 320, 10):
         room(0, 1)
+    world.now = 330
+    with pytest.raises(ClusterError, match="no node has had room for finals for 2 minutes"):
+        room(0, 1)
+    assert len(said) == 3
 
 
 def test_a_job_too_large_is_named_unless_the_cluster_grows():

@@ -11,6 +11,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from cluster import ray_folder
+from cluster.probe import ClusterError
 from cluster.security import doors
 from cluster.security.doors import (
     FLAG,
@@ -326,19 +328,17 @@ def test_a_searchs_own_ray_lets_no_stranger_in_whatever_the_environment_says():
 
 
 def test_a_folder_for_ray_that_is_not_ones_own_is_refused(tmp_path, monkeypatch):
-    from cluster import session
-
-    monkeypatch.setattr(session, "_LONGEST_BASE", 1000)
-    monkeypatch.setattr(session.tempfile, "tempdir", str(tmp_path))
-    inner = session._private_folder()
+    monkeypatch.setattr(ray_folder, "_LONGEST_BASE", 1000)
+    monkeypatch.setattr(ray_folder.tempfile, "tempdir", str(tmp_path))
+    inner = ray_folder.private_folder()
     folder = inner.parent
     assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
-    assert session._private_folder() == inner
+    assert ray_folder.private_folder() == inner
     folder.chmod(0o755)
-    with pytest.raises(session.ClusterError, match="open to others"):
-        session._private_folder()
+    with pytest.raises(ClusterError, match="open to others"):
+        ray_folder.private_folder()
     folder.rmdir()
     (tmp_path / "theirs").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "theirs")
-    with pytest.raises(session.ClusterError, match="somebody else"):
-        session._private_folder()
+    with pytest.raises(ClusterError, match="somebody else"):
+        ray_folder.private_folder()

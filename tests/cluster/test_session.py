@@ -2,6 +2,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray
@@ -35,7 +36,9 @@ def test_a_local_session_is_closed_to_strangers_and_leaves_nothing_behind():
             check=False,
         )
         assert join.returncode != 0 and "ConnectionError" in join.stderr
-    assert not ray.is_initialized()
+        folder = Path(ray._private.worker._global_node.get_session_dir_path())
+        assert (folder / "logs").is_dir()
+    assert not ray.is_initialized() and not folder.exists()
     assert secrets() == before
 
 

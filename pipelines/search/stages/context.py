@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from cluster.capacity import Room
 from cluster.session import Cluster, ClusterError
@@ -73,7 +74,7 @@ class StageContext:
         """
         gang = gang_of(workers)
         self.fits(gang.num_workers, gang.cpus, gang.gpus, gang.accelerator)
-        room = Room(gang, wanted, name)
+        room = Room(gang, wanted, name, say=partial(self.screen.say, style="yellow"))
         try:
             yield room
         finally:

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from pipelines.errors import UserError
 from pipelines.search.scorer import Scorer
 from pipelines.search.stages.context import StageContext
 from pipelines.search.state import Weights
 from pipelines.train.life_signs import Sign, read_sign
+from pipelines.trials.job_failures import out_of_memory
 from pipelines.trials.run_trials import short_reason
 from pipelines.trials.stall_watch import StallWatch
 
@@ -103,6 +104,8 @@ class ScorerPool:
                     lost[slot] = f"it died: {short_reason(error)}"
                     # Of a machine that is taken away, its work is innocent.
                     failures[number] = failures.get(number, 0) - error.preempted
+                except OutOfMemoryError as error:  # Ray has ended it to save its machine
+                    lost[slot] = out_of_memory(error)
             for slot, why in lost.items():
                 _, number, task = running.pop(slot)
                 failures[number] = failures.get(number, 0) + 1

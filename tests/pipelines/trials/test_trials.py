@@ -1,12 +1,17 @@
+import shutil
+from types import SimpleNamespace
+
 import pytest
-from ray.exceptions import ActorDiedError
+from disks import small_disk
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
 from pipelines.config import WorkersConfig
 from pipelines.errors import UserError
 from pipelines.storage.store import StoreAway
 from pipelines.train.draining import NodeDrained
-from pipelines.trials import ray_job
+from pipelines.train.reports import WAITS
+from pipelines.trials import ray_job, waits
 from pipelines.trials.job_failures import failure_of
 from pipelines.trials.run_trials import TrialRequest, _List, _Queue, short_reason
 
@@ -47,6 +52,7 @@ class Job:
     store = "s3://bucket/jobs"  # nothing lies in a folder
     address = "s3://bucket/jobs/j"
     full_disk_minutes = 15.0
+    workers = WorkersConfig()
 
     def __init__(self, job_id):
         self.job_id = job_id
@@ -104,6 +110,7 @@ def test_what_is_nobodys_fault_is_not_counted_as_one(monkeypatch, cause, says):
     told = []
     monkeypatch.setattr(ray_job, "_make_trainer", lambda job: Trainer(errors))
     monkeypatch.setattr(ray_job, "_tell", lambda notice, line: told.append(line))
+    monkeypatch.setattr(ray_job, "_newest_stored", lambda job: None)
     monkeypatch.setattr(ray_job, "_DISK_PAUSE", 0.0)
     job = Job("j")
     job.workers = WorkersConfig(max_failures=0)
@@ -131,6 +138,7 @@ def test_a_bug_is_not_tried_again_and_its_place_is_named(monkeypatch, bug):
 
 
 @pytest.mark.parametrize(("could_hold", "patience", "left"), [(True, 60.0, 0), (False, 0.0, 4)])
+@pytest.mark.fault("capacity that does not come back")
 def test_a_job_without_room_waits_and_no_restart_is_counted(
     monkeypatch, could_hold, patience, left
 ):
@@ -138,18 +146,120 @@ def test_a_job_without_room_waits_and_no_restart_is_counted(
     from ray.train.v2.api.exceptions import ControllerError
 
     errors = [ControllerError(WorkerGroupStartupTimeoutError(2)) for _ in range(5)]
+    told = []
     monkeypatch.setattr(ray_job, "_make_trainer", lambda job: Trainer(errors))
     monkeypatch.setattr(ray_job, "_could_hold", lambda job: could_hold)
-    monkeypatch.setattr(ray_job, "_PATIENCE_TAKEN", patience)
-    monkeypatch.setattr(ray_job, "_PATIENCE_GONE", patience)
+    monkeypatch.setattr(ray_job, "_tell", lambda notice, line: told.append((notice, line)))
+    monkeypatch.setattr("pipelines.trials.waits.TAKEN", patience)
+    monkeypatch.setattr("pipelines.trials.waits.GONE", patience)
     job = Job("j")
-    job.workers = WorkersConfig(max_failures=0)
+    job.workers = WorkersConfig(num_workers=2, max_failures=0)
     if left:
-        with pytest.raises(ControllerError, match="startup timed out"):
+        with pytest.raises(RuntimeError, match=r"^j \(2 workers of 1 CPU\): there was no room"):
             ray_job.run_trainer(job)
     else:
         ray_job.run_trainer(job)
+        ((notice, line),) = told  # once, however often it looked
+        assert notice == WAITS and line.startswith("j (2 workers of 1 CPU): waits for room")
     assert len(errors) == left
+
+
+def test_a_store_that_goes_away_late_in_a_training_is_waited_for_as_early_on(monkeypatch):
+    """What counts is how long it is away, and not for how long the job had trained before."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    now, told, tries = [0.0], [], iter([9000, 30, 9000, 30, 30, 0])
+
+    class Trainings:
+        def fit(self):
+            seconds = next(tries)
+            now[0] += seconds
+            if seconds:
+                raise WorkerGroupError("x", {0: StoreAway("storage s3://b: nothing answers")})
+
+    monkeypatch.setattr(ray_job, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=str))
+    monkeypatch.setattr(waits.StorageWait.__init__, "__defaults__", (lambda: now[0],))
+    monkeypatch.setattr(ray_job, "_make_trainer", lambda job: Trainings())
+    monkeypatch.setattr(ray_job, "_tell", lambda notice, line: told.append(notice))
+    monkeypatch.setattr(ray_job, "_newest_stored", lambda job: None)  # it is away
+    job = Job("j")
+    job.workers = WorkersConfig(max_failures=0)
+    ray_job.run_trainer(job)
+    assert told == [WAITS] * 5
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (OSError(28, "No space left on device", "/x/job"), "disk", "No space left on device: /x"),
+        (OSError(30, "Read-only file system", "/x/job"), "no disk", "Read-only file system: /x"),
+        (PermissionError(13, "Permission denied", "/x"), "person", ""),
+    ],
+)
+def test_what_a_trial_itself_cannot_write(error, kind, says):
+    """Before its workers start: it looks into the job's folder, and Ray marks it."""
+    found = failure_of(error)
+    assert found.kind == kind and says in found.text and "Errno" not in found.text
+
+
+def test_a_disk_that_fills_up_amid_a_copy_of_a_folder(tmp_path):
+    """Python then raises an error without a number."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    with small_disk("64k") as disk:
+        (tmp_path / "part").mkdir()
+        (tmp_path / "part" / "weights").write_bytes(bytes(1_000_000))
+        with pytest.raises(shutil.Error) as raised:
+            shutil.copytree(tmp_path / "part", disk.folder / "job")
+        assert raised.value.errno is None
+        found = failure_of(WorkerGroupError("x", {0: raised.value}))
+        assert found.kind == "disk"
+        assert found.text == f"No space left on device: {disk.folder}/job/weights"
+
+
+MEMORY = """Task was killed due to the node running low on memory.
+Memory on the node (IP: 10.0.0.7, ID: 3f) where the task (actor ID: 1) was running was 30.43GB / \
+32.00GB (0.951), which exceeds the memory usage threshold of 0.95."""
+
+
+@pytest.mark.parametrize("who", ["worker", "controller"])
+@pytest.mark.fault("out of memory on the host")
+def test_a_host_without_memory_is_named_and_the_job_goes_on(monkeypatch, who):
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    def error():
+        if who == "controller":
+            return OutOfMemoryError(MEMORY)
+        lost = WorkerHealthCheckFailedError("a check failed", OutOfMemoryError(MEMORY))
+        return WorkerGroupError("x", {0: RuntimeError("connection closed by peer"), 1: lost})
+
+    errors, told = [error(), error()], []
+    monkeypatch.setattr(ray_job, "_make_trainer", lambda job: Trainer(errors))
+    monkeypatch.setattr(ray_job, "_tell", lambda notice, line: told.append(line))
+    job = Job("j")
+    job.workers = WorkersConfig(max_failures=1)
+    with pytest.raises(RuntimeError, match=r"^out of memory on the host.*, after 1 restarts$"):
+        ray_job.run_trainer(job)
+    assert told == [
+        "j: out of memory on the host, so that Ray ended one of its processes on 10.0.0.7: 30.43GB "
+        "of 32.00GB in use: goes on from its last checkpoint (restart 1 of 1)"
+    ]
+
+
+def test_a_machine_that_is_taken_away_before_the_job_could_leave_is_no_failure(monkeypatch):
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    gone = RayActorError(error_msg="its node died", preempted=True)
+    lost = WorkerHealthCheckFailedError("a check failed", gone)
+    errors, told = [WorkerGroupError("x", {0: RuntimeError("closed"), 1: lost})] * 5, []
+    monkeypatch.setattr(ray_job, "_make_trainer", lambda job: Trainer(errors))
+    monkeypatch.setattr(ray_job, "_tell", lambda notice, line: told.append(line))
+    job = Job("j")
+    job.workers = WorkersConfig(max_failures=0)
+    ray_job.run_trainer(job)
+    assert told == ["j: a machine of it was taken away: goes on from its last checkpoint"] * 5
 
 
 @pytest.mark.parametrize(
