@@ -23,6 +23,7 @@ from pipelines.console import use_own_scripts
 from pipelines.data.manifest import load_manifest
 from pipelines.search.job_specs import base_job
 from pipelines.train.checkpoint import MODEL_NAME
+from pipelines.train.reports import Report
 from pipelines.train.spec import TrainJob
 from pipelines.trials.run_trials import TrialRequest, run_trials
 
@@ -31,14 +32,14 @@ class _Notes:
     """Keeps each job's last report and its checkpoint."""
 
     def __init__(self) -> None:
-        self.last: dict[str, Any] = {}
+        self.last: Report | None = None
         self.checkpoint: str | None = None
 
-    def report(self, job_id: str, report: dict[str, Any]) -> None:
-        print(f"{job_id} epoch {report['epoch']}: {report['top1_minival']:.2%}", flush=True)
+    def report(self, job_id: str, report: Report) -> None:
+        print(f"{job_id} epoch {report.epoch}: {report.top1_minival:.2%}", flush=True)
         self.last = report
 
-    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
+    def finished(self, job_id: str, report: Report | None, checkpoint: str | None) -> None:
         self.last, self.checkpoint = report, checkpoint
 
     def failed(self, job_id: str, reason: str) -> None:
@@ -63,10 +64,11 @@ def train(job: TrainJob) -> dict[str, Any]:
             directory=job.storage / "tune",
             name=job.job_id,
         )
+        assert notes.last is not None  # it finished
         row = {
             "epochs": job.train.epochs,
-            "top1_minival": notes.last["top1_minival"],
-            "device_seconds": notes.last["device_seconds"],
+            "top1_minival": notes.last.top1_minival,
+            "device_seconds": notes.last.device_seconds,
             "model": f"{notes.checkpoint}/{MODEL_NAME}",
         }
         kept.write_text(json.dumps(row))

@@ -39,6 +39,7 @@ from benchmarks.machine import hardware
 from benchmarks.scale_world import make_policy, trained, untrained
 from cluster.capacity import Room, present_nodes
 from cluster.placement import Gang, fit
+from pipelines.train.reports import Report
 from pipelines.trials.run_trials import _Events, _Queue, _Reports
 from pipelines.trials.tune_records import Forgetting, write_little
 from tune_spaces.policy import Score, Train
@@ -124,9 +125,9 @@ class Driver:
         self.told["begun" if action.is_new else "resumed"] += 1
         return Leg(action, 0 if action.is_new else FIRST)
 
-    def report(self, job_id: str, report: dict[str, Any]) -> bool:
+    def report(self, job_id: str, report: Report) -> bool:
         start = time.thread_time()
-        verdict = self.policy.reported(job_id, report["epoch"], report["top1_minival"])
+        verdict = self.policy.reported(job_id, report.epoch, report.top1_minival)
         goes_on = verdict is None or (verdict.kept and self.policy.goes_on(job_id))
         self.report_s.append(time.thread_time() - start)
         self.told["reports"] += 1
@@ -135,7 +136,7 @@ class Driver:
             self.told["paused" if verdict is not None and verdict.kept else "stopped"] += 1
         return goes_on
 
-    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
+    def finished(self, job_id: str, report: Report | None, checkpoint: str | None) -> None:
         if job_id in self.leaving:
             self.leaving.remove(job_id)
         else:

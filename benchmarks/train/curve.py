@@ -21,6 +21,7 @@ from pipelines.config_file import load_as
 from pipelines.console import use_own_scripts
 from pipelines.data.manifest import load_manifest
 from pipelines.train.checkpoint import MODEL_NAME, read_progress
+from pipelines.train.reports import Report
 from pipelines.train.spec import TrainJob, job_of
 from pipelines.trials.run_trials import TrialRequest, run_trials
 
@@ -35,13 +36,13 @@ class _Curve:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.checkpoint: str | None = None
 
-    def report(self, job_id: str, report: dict[str, Any]) -> None:
-        row = {key: report[key] for key in _COLUMNS}
+    def report(self, job_id: str, report: Report) -> None:
+        row = {key: getattr(report, key) for key in _COLUMNS}
         print(json.dumps(row), flush=True)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
+    def finished(self, job_id: str, report: Report | None, checkpoint: str | None) -> None:
         self.checkpoint = checkpoint
 
     def failed(self, job_id: str, reason: str) -> None:

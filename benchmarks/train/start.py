@@ -21,6 +21,7 @@ from benchmarks.machine import command_line, machine_facts
 from cluster.session import ray_session
 from pipelines.config import TrainRunConfig
 from pipelines.console import use_own_scripts
+from pipelines.train.reports import Report
 from pipelines.train.spec import job_of
 from pipelines.trials import run_trials as trials
 
@@ -110,10 +111,10 @@ def _traced(file: str) -> Callable[[dict[str, Any]], None]:
 
 
 class _Silent:
-    def report(self, job_id: str, report: dict[str, Any]) -> None:
+    def report(self, job_id: str, report: Report) -> None:
         pass
 
-    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
+    def finished(self, job_id: str, report: Report | None, checkpoint: str | None) -> None:
         pass
 
     def failed(self, job_id: str, reason: str) -> None:

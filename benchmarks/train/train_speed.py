@@ -36,6 +36,7 @@ from benchmarks.train.loops import (
 )
 from pipelines.config import TrainRunConfig
 from pipelines.errors import UserError
+from pipelines.train.reports import Report
 from pipelines.train.spec import TrainJob, job_of
 
 OURS = "tokenpool"
@@ -129,9 +130,10 @@ class _Turns:
     def newest_checkpoint(self) -> Path | None:
         return None
 
-    def report(self, metrics: dict[str, Any], *_: Any) -> None:
-        self.turns[OURS].append(metrics["images_per_s"])
-        self.shares = {k: round(v, 4) for k, v in metrics.items() if k.startswith("share_")}
+    def report(self, report: Report, *_: Any) -> None:
+        self.turns[OURS].append(report.images_per_s or 0.0)
+        values = report.to_json()
+        self.shares = {k: round(v, 4) for k, v in values.items() if k.startswith("share_")}
         for other in self.others:
             self._wait()
             began, images = time.perf_counter(), 0

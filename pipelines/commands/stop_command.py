@@ -66,7 +66,7 @@ def stop(
 def _running(state: SearchState) -> str:
     models = {model_id(base): base for base in state.bases} | dict(state.trials)
     return ", ".join(
-        f"{name} is in epoch {int(model.reports[-1]['epoch']) + 1}"
+        f"{name} is in epoch {model.reports[-1].epoch + 1}"
         for name, model in models.items()
         if model.status == "running" and model.reports
     )
@@ -79,7 +79,7 @@ def _said(state: SearchState) -> str:
     order = ("done", "paused", "stopped", "failed", "pending")
     kept = [f"{counts[status]} {status}" for status in order if counts[status]]
     cut = [
-        f"{trial.trial_id} after epoch {int(trial.reports[-1]['epoch'])}"
+        f"{trial.trial_id} after epoch {trial.reports[-1].epoch}"
         for trial in state.trials.values()
         if trial.status == "running" and trial.reports
     ]

@@ -53,7 +53,7 @@ def explain(state: SearchState, point_id: str) -> str:
         else state.base(point.width).reports
     )
     if reports:
-        curve = " ".join(f"{100 * report['top1_minival']:.1f}" for report in reports)
+        curve = " ".join(f"{100 * report.top1_minival:.1f}" for report in reports)
         lines.append(f"  top-1 on minival, epoch by epoch: {curve}")
     lines.append(f"  {_standing(front, point)}")
     return "\n".join(lines)

@@ -259,7 +259,7 @@ def _training(model: Model) -> Training:
         status=model.status,
         top1_minival=model.top1_minival,
         top1_val=model.top1_val,
-        epochs=int(model.reports[-1]["epoch"]) if model.reports else 0,
+        epochs=model.reports[-1].epoch if model.reports else 0,
         device_seconds=model.device_seconds,
         checkpoint=model.checkpoint,
         reason=model.reason,

@@ -38,7 +38,7 @@ def search_status(
     running = [
         {
             "id": name,
-            "epoch": int(model.reports[-1]["epoch"]),
+            "epoch": model.reports[-1].epoch,
             "epochs": epochs if name in state.trials else _stage_epochs(state, name),
             "top1_minival": model.top1_minival,
         }
@@ -102,8 +102,8 @@ def rung_counts(state: SearchState) -> list[dict[str, int]]:
         return []
     rung = rung_of(grace, epochs)
     judged = [t for t in state.trials.values() if not t.is_companion]
-    reached = [t for t in judged if t.reports and t.reports[-1]["epoch"] >= rung]
-    stopped = sum(t.status == "stopped" and t.reports[-1]["epoch"] == rung for t in reached)
+    reached = [t for t in judged if t.reports and t.reports[-1].epoch >= rung]
+    stopped = sum(t.status == "stopped" and t.reports[-1].epoch == rung for t in reached)
     return [{"epoch": rung, "reached": len(reached), "stopped": stopped}]
 
 

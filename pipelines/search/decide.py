@@ -9,6 +9,7 @@ from pipelines.config import SearchConfig
 from pipelines.search.ledger import Event
 from pipelines.search.state import SearchState, Weights
 from pipelines.search.state_records import candidate_of
+from pipelines.train.reports import Report
 from tune_spaces.halving import rung_of
 from tune_spaces.outlook import DenseModel, Prices
 from tune_spaces.policy import FrontPolicy, PolicySettings
@@ -61,8 +62,8 @@ def tell(policy: FrontPolicy, state: SearchState, weights: Weights, event: Event
     elif kind == "trial_created":
         policy.began(trial_id, state.trials[trial_id].candidate)
     elif kind == "trial_report":
-        report = event["report"]
-        policy.reported(trial_id, report["epoch"], report["top1_minival"])
+        report = Report.of(event["report"])
+        policy.reported(trial_id, report.epoch, report.top1_minival)
     elif kind in _TOLD:
         _TOLD[kind](policy, trial_id)
 

@@ -26,6 +26,7 @@ from pipelines.search.state_records import (
 )
 from pipelines.storage.address import is_address, join
 from pipelines.storage.working import search_folder, search_store, store_of
+from pipelines.train.reports import Report
 from tune_spaces.candidate import Candidate, Untrained
 
 __all__ = [
@@ -323,13 +324,14 @@ class SearchState:
 
     @staticmethod
     def _add_report(point: BaseState | TrialState, event: Event) -> None:
-        report = event["report"]
+        report = Report.of(event["report"])
         # A job that resumed repeats the epochs after its last checkpoint: the newer one counts.
-        kept = [r for r in point.reports if r["epoch"] < report["epoch"]]
+        kept = [before for before in point.reports if before.epoch < report.epoch]
         point.reports = [*kept, report]
         point.status = "running"
-        point.top1_minival = report["top1_minival"]
-        point.device_seconds = report.get("device_seconds", point.device_seconds)
+        point.top1_minival = report.top1_minival
+        if report.device_seconds is not None:
+            point.device_seconds = report.device_seconds
 
 
 def fold(name: str, events: Iterable[Event], directory: Path | None = None) -> SearchState:

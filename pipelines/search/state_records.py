@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipelines.train.reports import Report
 from tokenpool.schedule import Schedule
 from tune_spaces.candidate import Candidate
 
@@ -55,7 +56,7 @@ class BaseState:
         top1_minival: fraction in [0, 1]; None until trained.
         top1_val: fraction in [0, 1]; None until published.
         checkpoint: where its weights lie (a `tp.save` path).
-        reports: one per epoch, as the training job reported them.
+        reports: one per epoch.
         device_seconds: workers × seconds spent on it.
         latency_ms: batch size → milliseconds per batch, where measured.
     """
@@ -68,7 +69,7 @@ class BaseState:
     top1_val: float | None = None
     checkpoint: str | None = None
     reason: str = ""
-    reports: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
     device_seconds: float = 0.0
     latency_ms: dict[str, float] | None = None
 
@@ -122,7 +123,7 @@ class TrialState:
     candidate: Candidate
     num_heads: int
     status: TrialStatus = "pending"
-    reports: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
     top1_minival: float | None = None
     top1_val: float | None = None
     checkpoint: str | None = None

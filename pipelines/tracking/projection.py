@@ -12,7 +12,6 @@ import math
 from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipelines.results.points import spread
 from pipelines.search.ledger import Event
@@ -39,7 +38,7 @@ _ENDS = (
 )  # fmt: skip
 
 # In a report, but no measurement.
-_NOT_METRICS = {"epoch", "checkpoint", "trial_id", "device_seconds"}
+_NOT_METRICS = {"epoch", "device_seconds"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Projection:
         if kind == "created":
             self._on_created(now)
         elif kind in ("base_report", "trial_report", "supernet_report"):
-            self._on_report(event["report"], self._point_id(event), now)
+            self._on_report(self._point_id(event), now)
         elif kind in _ENDS:
             self._on_end(self._point_id(event), now)
         elif kind == "agreement":
@@ -135,15 +134,16 @@ class Projection:
         } | self._origin()
         change.status = "RUNNING"
 
-    def _on_report(self, report: dict[str, Any], point_id: str, now: int) -> None:
-        epoch = int(report["epoch"])
+    def _on_report(self, point_id: str, now: int) -> None:
+        report = self._point(point_id).reports[-1]
+        epoch = report.epoch
         change = self._start(point_id, now)
         change.status, change.end_ms = "RUNNING", None
         if epoch <= self._last_epoch.get(point_id, 0):
             return  # a job that resumed repeats epochs; MLflow cannot take the first ones back
         self._last_epoch[point_id] = epoch
-        for key, value in report.items():
-            if key not in _NOT_METRICS and _is_number(value):
+        for key, value in report.to_json().items():
+            if key not in _NOT_METRICS and math.isfinite(value):
                 change.metrics.append(MetricPoint(key, float(value), now, epoch))
 
     def _on_end(self, point_id: str, now: int) -> None:
@@ -151,7 +151,7 @@ class Projection:
         change = self._start(point_id, now)
         epoch = self._last_epoch.get(point_id, 0)
         if point.status == "done":
-            last = point.reports[-1]["top1_minival"] if point.reports else None
+            last = point.reports[-1].top1_minival if point.reports else None
             if point.top1_minival is not None and point.top1_minival != last:
                 # Later than the epoch's own, so that it is what MLflow's tables show.
                 final = MetricPoint("top1_minival", point.top1_minival, now, epoch)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -19,7 +18,7 @@ from pipelines.console import Screen, use_own_scripts
 from pipelines.errors import UserError
 from pipelines.secrecy.guard import clean_errors, guard_process, redactor
 from pipelines.streams import drop_output, take_any_text
-from pipelines.train.reports import epoch_line, short_note
+from pipelines.train.reports import Report, epoch_line, short_note
 from pipelines.train.spec import TrainJob, job_of
 
 
@@ -66,19 +65,19 @@ def main() -> int:
     rank = dist.get_rank()
     try:
         with clean_errors(), _watcher(job, rank) as tell:
-            metrics = run_job(job, FolderReporter(job.directory, rank, tell), started)
+            report = run_job(job, FolderReporter(job.folder, tell), started)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     finally:
         dist.destroy_process_group()
     if rank == 0:
-        sys.stdout.write(json.dumps(metrics) + "\n")
+        sys.stdout.write(json.dumps(report.to_json()) + "\n")
     return 0
 
 
 @contextmanager
-def _watcher(job: TrainJob, rank: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _watcher(job: TrainJob, rank: int) -> Iterator[Callable[[Report], object]]:
     """What shows rank 0's reports; nobody else's."""
     if rank:
         yield lambda report: None
@@ -86,12 +85,12 @@ def _watcher(job: TrainJob, rank: int) -> Iterator[Callable[[dict[str, Any]], No
     screen, epochs, done = Screen(Console(stderr=True, highlight=False)), job.train.epochs, 0
     with screen.progress(f"{job.job_id}, epochs", epochs) as bar:
 
-        def tell(report: dict[str, Any]) -> None:
+        def tell(report: Report) -> None:
             nonlocal done
             screen.say(epoch_line(report, epochs))
             if screen.console.is_terminal:
-                bar.advance(report["epoch"] - done, note=short_note(report))
-            done = report["epoch"]
+                bar.advance(report.epoch - done, note=short_note(report))
+            done = report.epoch
 
         yield tell
 

@@ -12,21 +12,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 
-from pipelines.storage.durable import flush_tree
+from pipelines.train.reports import Report
 from pipelines.train.step_faults import BadSteps
 
 STATE_NAME = "state.json"
 MODEL_NAME = "model"
 BEST_NAME = "best"
-SCORE = "top1_minival"
 
 
 @dataclass
@@ -54,7 +51,7 @@ class JobProgress:
         epoch: epochs completed.
         num_manifests: ranks that wrote files.
         device_seconds: workers × seconds spent so far, over all restarts.
-        metrics: what was reported last.
+        metrics: what was reported last, if anything.
         step: steps done of the epoch after those.
         sums: of that epoch.
         bad: steps that were left out.
@@ -66,7 +63,7 @@ class JobProgress:
     epoch: int
     num_manifests: int
     device_seconds: float
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: Annotated[Report | None, BeforeValidator(lambda found: found or None)] = None
     step: int = 0
     sums: EpochSums = field(default_factory=EpochSums)
     bad: BadSteps = field(default_factory=BadSteps)
@@ -101,7 +98,16 @@ def read_progress(folder: Path) -> JobProgress:
         OSError: it cannot be read.
         ValueError: it is something else.
     """
-    return _PROGRESS.validate_json((folder / STATE_NAME).read_bytes())
+    return progress_in((folder / STATE_NAME).read_bytes())
+
+
+def progress_in(content: bytes) -> JobProgress:
+    """What a `state.json` says.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    return _PROGRESS.validate_json(content)
 
 
 def seal(folder: Path, rank: int) -> None:
@@ -140,54 +146,11 @@ def folder_name(epoch: int, step: int = 0) -> str:
     return f"epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else "")
 
 
-def is_within_epoch(folder: Path) -> bool:
-    """Whether a checkpoint was made in the midst of an epoch."""
-    return "-step-" in folder.name
+def is_within_epoch(name: str) -> bool:
+    """Whether a checkpoint of this name was made in the midst of an epoch."""
+    return "-step-" in name
 
 
 def checkpoint_folders(directory: Path) -> list[Path]:
     """The checkpoint folders of a job, newest first, whole or not."""
     return sorted(directory.glob("epoch-*"), reverse=True)
-
-
-def superseded(directory: Path, keep: int) -> list[Path]:
-    """The checkpoints that are older than the newest `keep`."""
-    return checkpoint_folders(directory)[keep:]
-
-
-def score_of(folder: Path) -> float | None:
-    """Top-1 on minival that a checkpoint was reported with; None if it cannot be told."""
-    try:
-        score = read_progress(folder).metrics.get(SCORE)
-        return None if score is None else float(score)
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def keep_if_best(directory: Path, folder: Path) -> None:
-    """Makes `best` a copy of an epoch's checkpoint if none before it scored as high.
-
-    Its files are hard links where the disk can: they take no room until the original is deleted.
-    """
-    best = directory / BEST_NAME
-    aside, old = directory / f".{BEST_NAME}-new", directory / f".{BEST_NAME}-old"
-    if old.exists() and not best.exists():
-        os.replace(old, best)  # the job was killed between the two renames below
-    score, record = score_of(folder), score_of(best)
-    if score is None or (record is not None and score <= record):
-        return
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.copytree(folder, aside, copy_function=_link)
-    flush_tree(aside)
-    if best.exists():
-        os.replace(best, old)
-    os.replace(aside, best)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -38,6 +38,7 @@ from pipelines.train.losses import training_loss
 from pipelines.train.metrics import EpochMeter, GpuMeter, Stopwatch
 from pipelines.train.model import build_model, build_teacher
 from pipelines.train.reporter import Reporter
+from pipelines.train.reports import Report
 from pipelines.train.sandwich import make_sandwich
 from pipelines.train.saving import Saver, deciding_settings
 from pipelines.train.spec import TrainJob
@@ -47,7 +48,7 @@ from pipelines.train.update import LossOf, Outcome, Update
 logger = logging.getLogger(__name__)
 
 
-def run_job(job: TrainJob, reporter: Reporter, started: float) -> dict[str, Any]:
+def run_job(job: TrainJob, reporter: Reporter, started: float) -> Report:
     """Trains one model, reporting after each epoch and checkpointing then and as often as set.
 
     Args:
@@ -56,9 +57,7 @@ def run_job(job: TrainJob, reporter: Reporter, started: float) -> dict[str, Any]
         started: `time.monotonic()` when this process began; the start-up counts as cost.
 
     Returns:
-        The last epoch's report: epoch, loss, lr, top1_minival (fraction), loss_minival,
-        images_per_s, device_seconds (workers × seconds over all restarts), and
-        `reports.OPTIONAL_KEYS` as far as they apply.
+        The last epoch's report.
 
     Raises:
         UserError: the data is not there or does not fit the model; a checkpoint is of another
@@ -115,7 +114,7 @@ class _Training:
             world_size=self.world_size,
         )
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Report:
         train_loader = self._loader("train", train=True)
         minival_loader = self._loader("minival", train=False)
         try:
@@ -123,27 +122,31 @@ class _Training:
         finally:
             train_loader.close()
             minival_loader.close()
-        return self.metrics
+        assert self.report is not None  # there is at least one epoch
+        return self.report
 
     def _run(self, train_loader: Loader, minival_loader: Loader) -> None:
         self.steps_per_epoch = len(train_loader)
         checkpoint = self.reporter.newest_checkpoint()
         progress = self.saver.resume(checkpoint)
-        self.spent, self.metrics = progress.device_seconds, progress.metrics
+        self.spent, self.report = progress.device_seconds, progress.metrics
         self.bad = progress.bad
         self.micro_batch = first_micro_batch(self.train, self.share, progress.micro_batch)
-        if checkpoint is not None and progress.epoch >= self.train.epochs:
+        if checkpoint and self.report and progress.epoch >= self.train.epochs:
             # It was killed after its last checkpoint and before anybody heard of that.
-            self.reporter.report_again(self.metrics, checkpoint)
+            self.reporter.report_again(self.report, checkpoint)
         first_step, sums = progress.step, progress.sums
         for epoch in range(progress.epoch, self.train.epochs):
             meter = EpochMeter(self.watch, sums)
             self._train_epoch(train_loader, meter, epoch, first_step)
-            self.metrics = self._epoch_metrics(meter, epoch) | self._evaluate(minival_loader)
-            self.metrics["device_seconds"] = self._device_seconds()
+            self.report = Report(
+                **self._epoch_metrics(meter, epoch),
+                **self._evaluate(minival_loader),
+                device_seconds=self._device_seconds(),
+            )
             write = partial(self.saver.write, self._progress(epoch + 1))
             signs.begin(CHECKPOINT)
-            self.reporter.report(self.metrics, epoch + 1, write, self.train.keep_checkpoints)
+            self.reporter.report(self.report, write, self.train.keep_checkpoints)
             first_step, sums = 0, EpochSums()
 
     def _loader(self, split: str, *, train: bool) -> Loader:
@@ -320,7 +323,7 @@ class _Training:
             "micro_batch": self.micro_batch,
         }
 
-    def _evaluate(self, loader: Loader) -> dict[str, float]:
+    def _evaluate(self, loader: Loader) -> dict[str, Any]:
         """Scores on minival: the average's where there is one, then the raw weights' too."""
 
         def prepare(images: Tensor) -> Tensor:
@@ -361,7 +364,7 @@ class _Training:
             step=step,
             sums=sums or EpochSums(),
             device_seconds=self._device_seconds(),
-            metrics=self.metrics,
+            metrics=self.report,
             bad=self.bad,
             micro_batch=self.micro_batch,
         )

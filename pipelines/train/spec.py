@@ -22,6 +22,8 @@ from pipelines.errors import UserError
 from pipelines.models.model_spec import ModelSpec
 from pipelines.storage.address import join
 from pipelines.storage.room import MINUTES
+from pipelines.storage.store import ObjectStore
+from pipelines.train.job_folder import JobFolder, PathFolder, StoreFolder
 
 LOCAL = "local-dir:"  # before the folder of a model as hubs write them
 
@@ -85,6 +87,13 @@ class TrainJob(StrictModel):
     def address(self) -> str | None:
         """Where they lie in an object store."""
         return None if self.store is None else join(self.store, self.job_id)
+
+    @property
+    def folder(self) -> JobFolder:
+        """Where they lie."""
+        if self.address is None:
+            return PathFolder(self.directory, self.full_disk_minutes)
+        return StoreFolder(ObjectStore(self.address), self.full_disk_minutes)
 
 
 def _absolute(source: str) -> str:

@@ -59,7 +59,6 @@ def train_worker(job: dict[str, Any]) -> None:
         from pipelines.train.life_signs import OVER, signs
         from pipelines.train.loop import run_job
         from pipelines.trials.ray_reporter import RayReporter
-        from pipelines.trials.store_reporter import StoreReporter
 
     logging.basicConfig(level=logging.INFO)
     guard_process()
@@ -69,12 +68,7 @@ def train_worker(job: dict[str, Any]) -> None:
         from ray.train.torch import get_device
 
         torch.cuda.set_device(get_device())
-    minutes = spec.full_disk_minutes
-    run_job(
-        spec,
-        RayReporter(minutes) if spec.address is None else StoreReporter(spec.address, minutes),
-        started,
-    )
+    run_job(spec, RayReporter(spec.folder), started)
     signs.begin(OVER)
 
 

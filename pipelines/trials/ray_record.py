@@ -48,14 +48,17 @@ def mend_record(directory: Path, heard: bool) -> None:
 
 
 def _record_of(directory: Path, heard: bool) -> str:
-    epochs = [folder for folder in checkpoint_folders(directory) if not is_within_epoch(folder)]
+    epochs = [
+        folder for folder in checkpoint_folders(directory) if not is_within_epoch(folder.name)
+    ]
     whole = [folder for folder in epochs if damage(folder) is None]
     known = [folder for folder in whole if heard or folder != epochs[0]] or whole
     results = [
         ray_private._TrainingResultState(
-            checkpoint_dir_name=folder.name, metrics=read_progress(folder).metrics
+            checkpoint_dir_name=folder.name, metrics=report.to_json() if report else {}
         )
         for folder in reversed(known)
+        for report in [read_progress(folder).metrics]
     ]
     record = ray_private._CheckpointManagerState(
         checkpoint_results=results,

@@ -1,34 +1,17 @@
-"""A job's reports and checkpoints through Ray Train, in a folder that all machines share."""
+"""A job's reports and checkpoints through Ray Train, in a folder or an object store."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from cluster import ray_private
-from pipelines.storage.durable import flush, flush_tree
-from pipelines.storage.room import MINUTES
-from pipelines.train.checkpoint import (
-    checkpoint_folders,
-    folder_name,
-    is_within_epoch,
-    keep_if_best,
-    superseded,
-)
-from pipelines.train.checkpoint_room import part_of_checkpoint
-from pipelines.train.reporter import (
-    Fence,
-    WriteCheckpoint,
-    folder_fence,
-    newest_undamaged,
-    store_checkpoint,
-)
-from pipelines.train.reports import add_report
+from pipelines.train.checkpoint import folder_name, is_within_epoch
+from pipelines.train.job_folder import JobFolder, WriteCheckpoint
+from pipelines.train.reports import Report
 
 
 def drained_nodes() -> str:
@@ -45,8 +28,8 @@ def drained_nodes() -> str:
 class RayReporter:
     """Checkpoints and reports through Ray Train, which stores them under its run's folder.
 
-    Ray merges the files of all ranks into one folder of the shared storage and then commits
-    it. The ranks' folders are named by epoch, so those before the newest can be found too.
+    Ray merges the files of all ranks into one folder of the storage and then commits it. The
+    ranks' folders are named by epoch, so those before the newest can be found too.
 
     Checkpoints within an epoch are written into the same folder but not told to Ray: to Tune each
     would look like a report. `keep` of the epochs' is Ray's `num_to_keep`; the best epoch's is
@@ -54,107 +37,88 @@ class RayReporter:
     and there would be none to fall back to from a damaged one.
 
     Args:
-        minutes: how long a full disk is waited for.
+        folder: the job's, which is Ray's run's.
     """
 
-    def __init__(self, minutes: float = MINUTES) -> None:
-        self._suffix, self._minutes = "", minutes
+    def __init__(self, folder: JobFolder) -> None:
+        self._folder, self._suffix = folder, ""
         self.drained: Callable[[], str] | None = drained_nodes
-
-    @property
-    def _directory(self) -> Path:
-        from ray import train
-
-        return Path(train.get_context().get_storage().experiment_fs_path)
-
-    @cached_property
-    def _fence(self) -> Fence:
-        return folder_fence(self._directory)
 
     def newest_checkpoint(self) -> Path | None:
         """See `Reporter`."""
         from ray import train
 
         if dist.get_rank() == 0:
-            self._fence.take()
-        folders = checkpoint_folders(self._directory)
-        newest = train.get_checkpoint()
-        committed: Path | None = None
-        if newest is not None:
-            with newest.as_directory() as folder:
-                committed = Path(folder)
-        chosen = newest_undamaged(known_to_ray(folders, committed))
-        if committed is not None and (chosen is None or chosen.name < committed.name):
+            self._folder.take_over()
+        names, newest = self._folder.checkpoints(), train.get_checkpoint()
+        committed = None if newest is None else Path(newest.path).name
+        chosen = self._folder.newest_undamaged(known_to_ray(names, committed))
+        if committed is not None and (chosen is None or chosen.name < committed):
             # Epochs are done again under new names: Ray keeps a list of the old ones, and would
             # delete a folder that is on it twice.
-            self._suffix = f"-r{len(folders)}"
+            self._suffix = f"-r{len(names)}"
         return chosen
 
-    def report(
-        self, metrics: dict[str, Any], epoch: int, write: WriteCheckpoint, keep: int
-    ) -> None:
+    def report(self, report: Report, write: WriteCheckpoint, keep: int) -> None:
         """See `Reporter`."""
         from ray import train
 
-        name = folder_name(epoch) + self._suffix
-        with part_of_checkpoint(write, self._directory, self._minutes) as aside:
+        name, folder = folder_name(report.epoch) + self._suffix, self._folder
+        with folder.part(write) as part:
             if dist.get_rank() == 0:
-                self._fence.check()
+                folder.check_writer()
                 # Before the checkpoint is there: after it the epoch may never be done again.
-                add_report(self._directory, metrics)
+                folder.add_report(report)
             train.report(
-                metrics,
-                checkpoint=train.Checkpoint.from_directory(aside),
+                report.to_json(),
+                checkpoint=train.Checkpoint.from_directory(part),
                 checkpoint_dir_name=name,
                 checkpoint_upload_fn=self._put,
             )
         dist.barrier()  # all ranks' files are there
         if dist.get_rank() == 0:
-            keep_if_best(self._directory, self._directory / name)
-            self._delete_superseded(keep)
+            folder.keep_if_best(name, report.top1_minival)
+            folder.delete_superseded(keep, only=is_within_epoch)  # the others are Ray's
 
     def _put(self, checkpoint: Any, name: str) -> Any:
-        """Copies a rank's part to its place. Ray would not flush it, and delete those before."""
+        """Puts a rank's part in its place. Ray would not flush it, and delete those before."""
         from ray import train
 
-        target = self._directory / name
-        shutil.copytree(checkpoint.path, target, dirs_exist_ok=True)
-        flush_tree(target)
-        flush(self._directory)
-        return type(checkpoint)(str(target), train.get_context().get_storage().storage_filesystem)
+        self._folder.put(Path(checkpoint.path), name)
+        return type(checkpoint)(_by_ray(name), train.get_context().get_storage().storage_filesystem)
 
     def save(self, epoch: int, step: int, write: WriteCheckpoint, keep: int) -> None:
         """See `Reporter`."""
-        store_checkpoint(
-            self._directory, folder_name(epoch, step), write, self._fence, minutes=self._minutes
-        )
+        self._folder.save(folder_name(epoch, step), write)
         if dist.get_rank() == 0:
-            self._delete_superseded(keep)
+            self._folder.delete_superseded(keep, only=is_within_epoch)
         dist.barrier()
 
-    def _delete_superseded(self, keep: int) -> None:
-        for old in superseded(self._directory, keep):
-            if is_within_epoch(old):  # the others are Ray's
-                shutil.rmtree(old)
-
-    def report_again(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+    def report_again(self, report: Report, checkpoint: Path) -> None:
         """See `Reporter`. The checkpoint is stored and must not be stored twice."""
         from ray import train
         from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 
-        train.report({**metrics, CHECKPOINT_PATH_KEY: str(checkpoint)})
+        train.report({**report.to_json(), CHECKPOINT_PATH_KEY: _by_ray(checkpoint.name)})
 
 
-def known_to_ray(folders: list[Path], committed: Path | None) -> list[Path]:
+def _by_ray(name: str) -> str:
+    """A checkpoint's path as Ray has it."""
+    from ray import train
+
+    return f"{train.get_context().get_storage().experiment_fs_path}/{name}"
+
+
+def known_to_ray(names: Sequence[str], committed: str | None) -> list[str]:
     """The checkpoints to choose from: what Ray committed, older ones, and the epoch's after it.
 
     An epoch that Ray did not hear of is done again, with all that came after it, so that its
     report is not lost.
+
+    Args:
+        names: of all there are.
+        committed: of the newest that Ray knows.
     """
-    name = folder_name(0) if committed is None else committed.name
-    epoch = name.split("-r")[0]
-    return [
-        folder
-        for folder in folders
-        if folder.name <= name or folder.name.startswith(f"{epoch}-step-")
-    ]
+    last = committed or folder_name(0)
+    within = f"{last.split('-r')[0]}-step-"
+    return [name for name in names if name <= last or name.startswith(within)]

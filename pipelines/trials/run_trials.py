@@ -19,15 +19,7 @@ from ray.tune.search import Searcher
 from cluster import ray_private
 from pipelines.secrecy.guard import redactor
 from pipelines.secrecy.redact import is_secret_name
-from pipelines.storage.store import ObjectStore
-from pipelines.train.reports import (
-    NOTICE,
-    NOTICE_LINE,
-    OPTIONAL_KEYS,
-    REPORT_KEYS,
-    kept_reports,
-    reports_in,
-)
+from pipelines.train.reports import NOTICE, NOTICE_LINE, Report
 from pipelines.train.spec import TrainJob
 from pipelines.trials.ray_job import driver_resources, train_trial
 from pipelines.trials.tune_records import Forgetting, write_little
@@ -57,11 +49,11 @@ class TrialRequest:
 class Listener(Protocol):
     """Told of everything that happens to the trials, in the driver."""
 
-    def report(self, job_id: str, report: dict[str, Any]) -> bool | None:
+    def report(self, job_id: str, report: Report) -> bool | None:
         """An epoch is done. False ends the job here; its checkpoint stays, and it may go on."""
 
-    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
-        """A job has run all its epochs, or was ended before by the answer to a report."""
+    def finished(self, job_id: str, report: Report | None, checkpoint: str | None) -> None:
+        """A job has run all its epochs, or was ended before by the answer to a report, its last."""
 
     def failed(self, job_id: str, reason: str) -> None:
         """A job has failed for good."""
@@ -179,13 +171,14 @@ class _Reports(FIFOScheduler):
         if NOTICE in result and self._watch is not None:
             job_id = trial.config["trial_id"]
             self._watch.told(job_id, result[NOTICE], result[NOTICE_LINE])
-        if NOTICE in result or "epoch" not in result:
+        report = _report_of(result)
+        if report is None:
             return TrialScheduler.CONTINUE
         if self._listener is None:
             raise RuntimeError("a search resumes from its ledger, not from Tune's own state")
         if self._watch is not None:
             self._watch.heard(trial.config["trial_id"])
-        goes_on = self._listener.report(trial.config["trial_id"], _report_of(result))
+        goes_on = self._listener.report(trial.config["trial_id"], report)
         return TrialScheduler.STOP if goes_on is False else TrialScheduler.CONTINUE
 
 
@@ -248,23 +241,20 @@ def _error_of(trial: Trial) -> str | BaseException | None:
     return trial.get_error()
 
 
-def unheard_reports(job: TrainJob, heard: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def unheard_reports(job: TrainJob, heard: Sequence[Report]) -> list[Report]:
     """The reports of a job that no driver lived to hear.
 
     Args:
         job: the job, which does not run now.
         heard: its reports that a driver knows of.
     """
-    last = heard[-1]["epoch"] if heard else 0
-    if job.address is None:
-        reports = kept_reports(job.directory)
-    else:
-        reports = reports_in(ObjectStore(job.address))
-    return [_report_of(r) for r in reports if r["epoch"] > last]
+    last = heard[-1].epoch if heard else 0
+    return [report for report in job.folder.reports() if report.epoch > last]
 
 
-def _report_of(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: result[key] for key in (*REPORT_KEYS, *OPTIONAL_KEYS) if key in result}
+def _report_of(result: dict[str, Any]) -> Report | None:
+    """A job's report among what Tune says of a trial, which may be a notice, or nothing yet."""
+    return None if NOTICE in result or "epoch" not in result else Report.of(result)
 
 
 def short_reason(error: str | BaseException | None) -> str:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Any
 
 from cluster.session import ClusterError, ray_session
 from pipelines.config import TrainRunConfig
 from pipelines.console import Bar, Screen
 from pipelines.errors import UserError
-from pipelines.storage.address import join
 from pipelines.storage.copies import local_path
 from pipelines.storage.store import ObjectStore
 from pipelines.storage.working import open_root
-from pipelines.train.checkpoint import BEST_NAME, MODEL_NAME, score_of
-from pipelines.train.reports import epoch_line, short_note
+from pipelines.train.checkpoint import MODEL_NAME
+from pipelines.train.reports import Report, epoch_line, short_note
 from pipelines.train.spec import job_of
 from pipelines.train.step_faults import first_micro_batch
 from pipelines.trials.run_trials import TrialRequest, Watch, run_trials
@@ -56,17 +54,15 @@ def run_alone(config: TrainRunConfig, screen: Screen, address: str | None = None
         raise UserError(str(error)) from None
     if watcher.checkpoint is None:
         raise UserError(f"training {config.name} failed: {watcher.reason}", exit_code=1)
-    if job.address is not None:
-        folder = ObjectStore(job.address).child(Path(watcher.checkpoint).name).address
-        screen.say(f"top-1 on minival {watcher.top1:.2%}, model in {join(folder, MODEL_NAME)}")
-        return local_path(join(folder, MODEL_NAME))
-    model = Path(watcher.checkpoint) / MODEL_NAME
-    best = job.directory / BEST_NAME
-    record = score_of(best)
-    if record is not None and record > watcher.top1:
-        screen.say(f"the best epoch had {record:.2%}: its model is {best / MODEL_NAME}")
+    folder = job.folder
+    for best in folder.bests():
+        record = folder.score(best)
+        if record is not None and record > watcher.top1:
+            place = folder.place(f"{best}/{MODEL_NAME}")
+            screen.say(f"the best epoch had {record:.2%}: its model is {place}")
+    model = folder.place(f"{Path(watcher.checkpoint).name}/{MODEL_NAME}")
     screen.say(f"top-1 on minival {watcher.top1:.2%}, model in {model}")
-    return model
+    return local_path(model)
 
 
 class _Watcher(Watch):
@@ -82,9 +78,9 @@ class _Watcher(Watch):
         self.top1 = 0.0
         self.reason = "it ended without a checkpoint"
 
-    def report(self, job_id: str, report: dict[str, Any]) -> None:
-        self.top1 = report["top1_minival"]
-        size = report.get("micro_batch", self._micro_batch)
+    def report(self, job_id: str, report: Report) -> None:
+        self.top1 = report.top1_minival
+        size = report.micro_batch or self._micro_batch
         if size < self._micro_batch:
             self._screen.say(
                 f"memory ran out: workers compute micro-batches of {size} images, not "
@@ -94,10 +90,10 @@ class _Watcher(Watch):
             self._micro_batch = size
         self._screen.say(epoch_line(report, self._epochs))
         if self._screen.console.is_terminal:
-            self._bar.advance(report["epoch"] - self._done, note=short_note(report))
-        self._done = report["epoch"]
+            self._bar.advance(report.epoch - self._done, note=short_note(report))
+        self._done = report.epoch
 
-    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
+    def finished(self, job_id: str, report: Report | None, checkpoint: str | None) -> None:
         self.checkpoint = checkpoint
 
     def failed(self, job_id: str, reason: str) -> None:

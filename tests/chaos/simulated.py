@@ -39,7 +39,7 @@ from pipelines.search.stages import publish_stage as publish
 from pipelines.search.stages import screen_stage as screen
 from pipelines.search.stages import supernet_stage as supernet
 from pipelines.search.state import SearchState, fold
-from pipelines.train.reports import add_report, kept_reports
+from pipelines.train.reports import Report
 from pipelines.trials.run_trials import _List
 from tune_spaces.policy import Score, Train
 
@@ -133,16 +133,16 @@ def run_trials(jobs: Any, *, listener: Any, watch: Any, **_: Any) -> None:
         job = request.job
         watch.started(job.job_id)
         job.directory.mkdir(parents=True, exist_ok=True)
-        done = len(kept_reports(job.directory))
+        done = len(job.folder.reports())
         # A job that had finished unheard tells its last report again.
         for epoch in range(min(done + 1, job.train.epochs), job.train.epochs + 1):
-            report = {
-                "epoch": epoch,
-                "loss": 1.0,
-                "top1_minival": 0.5 + 0.4 * drawn(job.job_id, epoch),
-                "device_seconds": 2.0 * epoch,
-            }
-            add_report(job.directory, report)
+            report = Report(
+                epoch=epoch,
+                loss=1.0,
+                top1_minival=0.5 + 0.4 * drawn(job.job_id, epoch),
+                device_seconds=2.0 * epoch,
+            )
+            job.folder.add_report(report)
             watch.heard(job.job_id)
             if listener.report(job.job_id, report) is False:
                 break

@@ -71,6 +71,6 @@ def test_it_waits_goes_on_ends_in_order_and_goes_on_again(tmp_path, told):
         assert {trial.status for trial in state.trials.values()} <= {"done", "stopped"}
         events = list(read_events(disk.folder / "runs" / "searches" / "s" / LEDGER_NAME))
         assert events[: len(done)] == done  # nothing of what was done is lost
-        epochs = [report["epoch"] for report in state.base(32).reports]
+        epochs = [report.epoch for report in state.base(32).reports]
         assert epochs == list(range(1, 61))
         told("full disk for longer than the deadline", steps_lost=0)

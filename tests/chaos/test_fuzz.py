@@ -32,11 +32,11 @@ from pipelines.train.checkpoint import (
     JobProgress,
     damage,
     read_progress,
-    score_of,
     seal,
     write_progress,
 )
-from pipelines.train.reports import add_report, kept_reports
+from pipelines.train.job_folder import PathFolder
+from pipelines.train.reports import Report
 from pipelines.trials.last_signs import LastSign, read_last_signs, write_last_signs
 from pipelines.trials.ray_record import mend_record
 
@@ -348,10 +348,10 @@ def job(tmp_path):
     folder = tmp_path / "job" / "epoch-0001"
     (folder / "engine").mkdir(parents=True)
     (folder / "engine" / "weights.pt").write_bytes(b"weights")
-    write_progress(folder, JobProgress(1, 1, 2.5, {"epoch": 1, "top1_minival": 0.5}))
+    write_progress(folder, JobProgress(1, 1, 2.5, Report(epoch=1, top1_minival=0.5)))
     seal(folder, 0)
-    add_report(folder.parent, {"epoch": 1, "top1_minival": 0.5})
-    add_report(folder.parent, {"epoch": 2, "top1_minival": 0.6})
+    for epoch, top1 in ((1, 0.5), (2, 0.6)):
+        PathFolder(folder.parent).add_report(Report(epoch=epoch, top1_minival=top1))
     write_last_signs(folder.parent, [LastSign(0, "host", 3, "computing a step", 1.0)])
     return folder
 
@@ -377,10 +377,10 @@ def test_checkpoints(job, told, data):
     put(path, kept, content)
     problem = damage(job)
     assert problem is None or "\n" not in problem
-    score = score_of(job)
+    score = PathFolder(job.parent).score(job.name)
     assert score is None or isinstance(score, float)
     if problem is None:
-        assert read_progress(job) == JobProgress(1, 1, 2.5, {"epoch": 1, "top1_minival": 0.5})
+        assert read_progress(job) == JobProgress(1, 1, 2.5, Report(epoch=1, top1_minival=0.5))
     told("fuzzing: checkpoints' metadata")
 
 
@@ -396,8 +396,8 @@ def test_reports_and_signs(job, told, data):
     path = job.parent / name
     put(path, kept, data.draw(torn(kept.get(path, path.read_bytes()))))
     with one_line(UserError):
-        reports = kept_reports(job.parent)
-        assert [report["epoch"] for report in reports] in ([], [1], [1, 2])
+        reports = PathFolder(job.parent).reports()
+        assert [report.epoch for report in reports] in ([], [1], [1, 2])
     assert all(isinstance(sign, LastSign) for sign in read_last_signs(job.parent))
     told("fuzzing: checkpoints' metadata")
 

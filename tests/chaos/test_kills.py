@@ -278,7 +278,7 @@ def check(place, storage):
         if e["event"] in ("published", "measured")
     )
     assert set(published.values()) == {1}, published
-    epochs = Counter((t.trial_id, r["epoch"]) for t in killed.trials.values() for r in t.reports)
+    epochs = Counter((t.trial_id, r.epoch) for t in killed.trials.values() for r in t.reports)
     assert set(epochs.values()) == {1}
     # The front is the same, to the bit of every weight.
     assert [row.__dict__ for row in killed.screened] == [row.__dict__ for row in calm.screened]

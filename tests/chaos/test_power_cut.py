@@ -22,12 +22,12 @@ from pipelines.train.checkpoint import (
     JobProgress,
     damage,
     read_progress,
-    score_of,
     seal,
     write_progress,
 )
+from pipelines.train.job_folder import PathFolder
 from pipelines.train.reporter import FolderReporter
-from pipelines.train.reports import kept_reports
+from pipelines.train.reports import Report
 from pipelines.trials.ray_record import mend_record
 from pipelines.trials.ray_reporter import RayReporter
 
@@ -55,8 +55,8 @@ def quick(monkeypatch):
     return lambda: monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
-def metrics(epoch):
-    return {"epoch": epoch, "top1_minival": SCORES[epoch]}
+def report_of(epoch):
+    return Report(epoch=epoch, top1_minival=SCORES[epoch])
 
 
 def part(epoch, step):
@@ -65,7 +65,9 @@ def part(epoch, step):
         (folder / "engine" / "weights.pt").write_bytes(f"{epoch} {step} ".encode() * 50)
         (folder / "model").mkdir()
         (folder / "model" / "model.safetensors").write_bytes(f"{epoch} {step} ".encode() * 70)
-        write_progress(folder, JobProgress(epoch, 1, 1.0, metrics(epoch) if epoch else {}, step))
+        write_progress(
+            folder, JobProgress(epoch, 1, 1.0, report_of(epoch) if epoch else None, step)
+        )
         seal(folder, 0)
 
     return write
@@ -75,7 +77,7 @@ def commit(reporter, epoch, step, keep):
     if step:
         reporter.save(epoch, step, part(epoch, step), keep)
     else:
-        reporter.report(metrics(epoch), epoch, part(epoch, step), keep)
+        reporter.report(report_of(epoch), part(epoch, step), keep)
 
 
 def reached(folder):
@@ -88,19 +90,19 @@ def reached(folder):
     return progress.epoch, progress.step
 
 
-def check(directory, reporter, number, keep):
+def check(folder, number, keep):
     """The old state or the new; and the job goes on from it to the end that it would have had."""
+    reporter = FolderReporter(folder)
     before, after = COMMITS[number - 1], COMMITS[number]
     found = reached(reporter.newest_checkpoint())
     assert found in (before, after)
-    heard = [report["epoch"] for report in kept_reports(directory)]
+    heard = [report.epoch for report in folder.reports()]
     assert heard in (list(range(1, found[0] + 1)), list(range(1, found[0] + 2)))
     for epoch, step in COMMITS[COMMITS.index(found) + 1 :]:
         commit(reporter, epoch, step, keep)
     assert reached(reporter.newest_checkpoint()) == COMMITS[-1]
-    assert kept_reports(directory) == [metrics(epoch) for epoch in range(1, len(SCORES))]
-    best = directory / BEST_NAME
-    assert score_of(best) == max(SCORES) and damage(best) is None
+    assert folder.reports() == [report_of(epoch) for epoch in range(1, len(SCORES))]
+    assert folder.score(BEST_NAME) == max(SCORES) and damage(folder.fetch(BEST_NAME)) is None
 
 
 @CASES
@@ -108,7 +110,7 @@ def check(directory, reporter, number, keep):
 def test_a_commit_in_a_folder(tmp_path, told, quick, keep, every):
     folder, again = tmp_path / "job", tmp_path / "again"
     recorder = Recorder(folder, tmp_path / "moments")
-    reporter = FolderReporter(folder, 0)
+    reporter = FolderReporter(PathFolder(folder))
     for number, (epoch, step) in enumerate(COMMITS[:-1]):
         recorder.label = str(number)
         with recorder.at_work():
@@ -120,7 +122,7 @@ def test_a_commit_in_a_folder(tmp_path, told, quick, keep, every):
         for what, there in moment.states(again) if number >= FIRST else ():
             states += 1
             try:
-                check(there, FolderReporter(there, 0), number, keep)
+                check(PathFolder(there), number, keep)
             except Exception as error:
                 raise AssertionError(what) from error
     assert len(recorder.moments) > 100 and states > 100 / every  # there was something to tear
@@ -164,7 +166,7 @@ def test_a_commit_through_ray(tmp_path, told, quick, monkeypatch, keep, every):
     folder.mkdir()
     recorder = Recorder(folder, tmp_path / "moments")
     RayInOneProcess(folder, keep, recorder.look).put_in(monkeypatch)
-    reporter = RayReporter()
+    reporter = RayReporter(PathFolder(folder))
     for number, (epoch, step) in enumerate(COMMITS[:-1]):
         recorder.label = str(number)
         with recorder.at_work():
@@ -178,14 +180,14 @@ def test_a_commit_through_ray(tmp_path, told, quick, monkeypatch, keep, every):
             try:
                 mend_record(there, heard=True)
                 RayInOneProcess(there, keep).put_in(monkeypatch)
-                reporter = RayReporter()
+                reporter = RayReporter(PathFolder(there))
                 found = reached(reporter.newest_checkpoint())
                 assert found in (COMMITS[number - 1], COMMITS[number])
                 for epoch, step in COMMITS[COMMITS.index(found) + 1 :]:
                     commit(reporter, epoch, step, keep)
                 assert reached(reporter.newest_checkpoint()) == COMMITS[-1]
-                best = there / BEST_NAME
-                assert score_of(best) == max(SCORES) and damage(best) is None
+                assert PathFolder(there).score(BEST_NAME) == max(SCORES)
+                assert damage(there / BEST_NAME) is None
                 record = json.loads((there / "checkpoint_manager_snapshot.json").read_text())
                 names = [row["checkpoint_dir_name"] for row in record["checkpoint_results"]]
                 assert len(names) == len(set(names)) == min(keep, len(SCORES) - 1)

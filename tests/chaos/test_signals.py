@@ -72,7 +72,7 @@ def test_a_search_that_is_told_to_end(place, told, name, signals, codes, says):
         command.kill()
     ledger = place / "runs" / "searches" / "s" / LEDGER_NAME
     state = load_state(place / "runs", "s")
-    epochs = [report["epoch"] for report in state.base(32).reports]
+    epochs = [report.epoch for report in state.base(32).reports]
     assert epochs == list(range(1, len(epochs) + 1)) and 60 <= len(epochs) < 600
     if len(signals) == 1:
         assert list(read_events(ledger))[-1]["event"] in ("ended", "system")

@@ -20,7 +20,7 @@ from commands import Command
 
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.state import load_state
-from pipelines.train.reports import kept_reports
+from pipelines.train.job_folder import PathFolder
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3000)]
 
@@ -96,7 +96,7 @@ def outcome(place, name):
     """Epochs and the last weights of a job."""
     folder = place / "runs" / "trains" / name
     content = (folder / "epoch-0014" / "model" / "model.safetensors").read_bytes()
-    epochs = [report["epoch"] for report in kept_reports(folder)]
+    epochs = [report.epoch for report in PathFolder(folder).reports()]
     return epochs, hashlib.sha256(content).hexdigest()
 
 

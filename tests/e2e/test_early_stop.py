@@ -23,7 +23,7 @@ class Notes:
 
     def report(self, job_id, report):
         """Ends the job `first` at its first report."""
-        self.events.append((job_id, report["epoch"]))
+        self.events.append((job_id, report.epoch))
         return job_id != "first"
 
     def finished(self, job_id, report, checkpoint):
@@ -88,7 +88,7 @@ def test_a_job_that_had_finished_unheard_is_finished_and_not_stopped(tmp_path):
 
     class Ends(Notes):
         def finished(self, job_id, report, checkpoint):
-            self.events.append((report["epoch"], report["top1_minival"], checkpoint))
+            self.events.append((report.epoch, report.top1_minival, checkpoint))
 
     first, second = Ends(), Ends()
     with ray_session(num_cpus=2):

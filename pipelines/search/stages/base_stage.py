@@ -17,6 +17,7 @@ from pipelines.search.recorder import Recorder
 from pipelines.search.stages.context import StageContext, TrialWatch
 from pipelines.search.stages.scorer_pool import scorers
 from pipelines.train.checkpoint import MODEL_NAME
+from pipelines.train.reports import Report
 from pipelines.trials.run_trials import TrialRequest, run_trials, unheard_reports
 
 # A base this near to chance has learned nothing that pooling could keep: under twice chance and,
@@ -164,24 +165,24 @@ class _BaseListener:
     ) -> None:
         self._recorder, self._widths, self._bar, self._watch = recorder, widths, bar, watch
 
-    def report(self, job_id: str, report: dict[str, Any]) -> None:
+    def report(self, job_id: str, report: Report) -> None:
         width = self._widths[job_id]
-        self._recorder.add("base_report", width=width, report=report)
+        self._recorder.add("base_report", width=width, report=report.to_json())
         self._bar.advance(
-            note=f"width {width} epoch {report['epoch']} top-1 {report['top1_minival']:.1%}"
+            note=f"width {width} epoch {report.epoch} top-1 {report.top1_minival:.1%}"
         )
 
-    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
-        if checkpoint is None:
+    def finished(self, job_id: str, report: Report | None, checkpoint: str | None) -> None:
+        if checkpoint is None or report is None:
             self.failed(job_id, "it ended without a checkpoint")
             return
         self._recorder.add(
             "base_done",
             width=self._widths[job_id],
             checkpoint=f"{checkpoint}/{MODEL_NAME}",
-            top1_minival=report["top1_minival"],
+            top1_minival=report.top1_minival,
         )
-        if not has_learned(report["top1_minival"], self._recorder.state.num_classes):
+        if not has_learned(report.top1_minival, self._recorder.state.num_classes):
             self._watch.give_up()  # the search cannot go on, so the other widths need not either
 
     def failed(self, job_id: str, reason: str) -> None:

@@ -17,6 +17,7 @@ from pipelines.search.stages.supernet_stage import supernet_policy
 from pipelines.search.state import SearchState, TrialState, Weights
 from pipelines.search.state_records import candidate_fields
 from pipelines.train.checkpoint import MODEL_NAME
+from pipelines.train.reports import Report
 from pipelines.trials.run_trials import Jobs, TrialRequest, run_trials, unheard_reports
 from tune_spaces.policy import FrontPolicy, Score, Train
 
@@ -172,7 +173,7 @@ def _hear(context: StageContext, request: TrialRequest, listener: _FinalsListene
     """
     trial_id, last = request.job.job_id, request.job.train.epochs
     for report in unheard_reports(request.job, context.state.trials[trial_id].reports):
-        if report["epoch"] < last and not listener.report(trial_id, report):
+        if report.epoch < last and not listener.report(trial_id, report):
             listener.leaving.discard(trial_id)  # nothing of it runs
             return False
     return True
@@ -217,7 +218,7 @@ def screening_agreement(state: SearchState, weights: Weights) -> Agreement:
                 trial.width,
                 trial.gmacs,
                 scores[key],
-                {report["epoch"]: report["top1_minival"] for report in trial.reports},
+                {report.epoch: report.top1_minival for report in trial.reports},
             )
             for trial in state.trials.values()
             if not trial.is_companion
@@ -272,14 +273,14 @@ class _FinalsListener:
         # Trials that were told to end and whose processes may still be there.
         self.leaving: set[str] = set()
 
-    def report(self, job_id: str, report: dict[str, Any]) -> bool:
-        epoch = report["epoch"]
+    def report(self, job_id: str, report: Report) -> bool:
+        epoch = report.epoch
         events: list[tuple[str, dict[str, Any]]] = [
-            ("trial_report", {"trial_id": job_id, "report": report})
+            ("trial_report", {"trial_id": job_id, "report": report.to_json()})
         ]
         policy = self._policy
         if policy is not None:
-            verdict = policy.reported(job_id, epoch, report["top1_minival"])
+            verdict = policy.reported(job_id, epoch, report.top1_minival)
             # With the report it came from, and so from here on: Tune takes seconds to end the
             # trial's processes, and a driver killed within them must not start it again.
             if verdict is not None and not verdict.kept:
@@ -291,7 +292,7 @@ class _FinalsListener:
         trial = self._recorder.state.trials[job_id]
         self._bar.advance(
             note=f"{job_id} width {trial.width} {trial.gmacs:.4f} GMACs "
-            f"top-1 {report['top1_minival']:.1%}"
+            f"top-1 {report.top1_minival:.1%}"
         )
         if len(events) == 1:
             return True
@@ -300,18 +301,19 @@ class _FinalsListener:
             self._bar.advance(self._epochs - epoch)
         return False
 
-    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
+    def finished(self, job_id: str, report: Report | None, checkpoint: str | None) -> None:
         if job_id in self.leaving:
             self.leaving.remove(job_id)
             return
-        if checkpoint is None or report.get("epoch", 0) < self._epochs:
-            self.failed(job_id, f"it ended after epoch {report.get('epoch', 0)} without an error")
+        if checkpoint is None or report is None or report.epoch < self._epochs:
+            epoch = 0 if report is None else report.epoch
+            self.failed(job_id, f"it ended after epoch {epoch} without an error")
             return
         self._recorder.add(
             "trial_done",
             trial_id=job_id,
             checkpoint=f"{checkpoint}/{MODEL_NAME}",
-            top1_minival=report["top1_minival"],
+            top1_minival=report.top1_minival,
         )
         if self._policy is not None:
             self._policy.done(job_id)

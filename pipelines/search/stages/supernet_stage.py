@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipelines.console import Bar
 from pipelines.search.decide import policy_of
 from pipelines.search.job_specs import supernet_job, supernet_job_id
@@ -12,6 +10,7 @@ from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.screen_stage import best_of, score
 from pipelines.search.state import SearchState
 from pipelines.train.checkpoint import MODEL_NAME
+from pipelines.train.reports import Report
 from pipelines.trials.run_trials import TrialRequest, run_trials, unheard_reports
 from tune_spaces.policy import FrontPolicy
 from tune_spaces.space import Candidate
@@ -107,7 +106,7 @@ def _outcome(state: SearchState, width: int) -> str:
             f"width {width}: no supernet ({supernet.reason or 'it did not finish'}); its finals "
             "start from the base"
         )
-    pooled = supernet.reports[-1].get("top1_minival_pooled") if supernet.reports else None
+    pooled = supernet.reports[-1].top1_minival_pooled if supernet.reports else None
     text = (
         f"width {width}: dense {supernet.top1_minival:.2%} top-1 on minival (its base "
         f"{base.top1_minival:.2%})"
@@ -119,23 +118,23 @@ class _SupernetListener:
     def __init__(self, recorder: Recorder, widths: dict[str, int], bar: Bar) -> None:
         self._recorder, self._widths, self._bar = recorder, widths, bar
 
-    def report(self, job_id: str, report: dict[str, Any]) -> None:
+    def report(self, job_id: str, report: Report) -> None:
         width = self._widths[job_id]
-        self._recorder.add("supernet_report", width=width, report=report)
+        self._recorder.add("supernet_report", width=width, report=report.to_json())
         self._bar.advance(
-            note=f"width {width} epoch {report['epoch']} top-1 {report['top1_minival']:.1%} dense, "
-            f"{report.get('top1_minival_pooled', 0.0):.1%} pooled"
+            note=f"width {width} epoch {report.epoch} top-1 {report.top1_minival:.1%} dense, "
+            f"{report.top1_minival_pooled or 0.0:.1%} pooled"
         )
 
-    def finished(self, job_id: str, report: dict[str, Any], checkpoint: str | None) -> None:
-        if checkpoint is None:
+    def finished(self, job_id: str, report: Report | None, checkpoint: str | None) -> None:
+        if checkpoint is None or report is None:
             self.failed(job_id, "it ended without a checkpoint")
             return
         self._recorder.add(
             "supernet_done",
             width=self._widths[job_id],
             checkpoint=f"{checkpoint}/{MODEL_NAME}",
-            top1_minival=report["top1_minival"],
+            top1_minival=report.top1_minival,
         )
 
     def failed(self, job_id: str, reason: str) -> None:

@@ -9,6 +9,7 @@ from pipelines.search.stages.companions import companions
 from pipelines.search.stages.finals_stage import _FinalsListener
 from pipelines.search.state import BaseState, SearchState, TrialState, fold
 from pipelines.search.state_records import candidate_of
+from pipelines.train.reports import Report
 from tune_spaces.halving import Verdict
 
 
@@ -30,7 +31,7 @@ def recorder(tmp_path):
 
 
 def report(epoch, top1):
-    return {"epoch": epoch, "top1_minival": top1, "loss": 1.0}
+    return Report(epoch=epoch, top1_minival=top1, loss=1.0)
 
 
 class Policy:

@@ -14,6 +14,7 @@ from pipelines.search.search_space import dense_gmacs
 from pipelines.search.stages import base_stage as base
 from pipelines.search.state import BaseState, SearchState
 from pipelines.train.model import build_model
+from pipelines.train.reports import Report
 
 TRAIN = {"epochs": 6, "batch_size": 64, "lr": 0.0005, "warmup_epochs": 0}
 
@@ -112,7 +113,8 @@ def test_the_wider_one_is_trained_before_its_heirs_and_they_side_by_side(monkeyp
     def run_trials(requests, *, listener, **_):
         waves.append([(r.job.job_id, r.job.inherits, r.job.train.epochs) for r in requests])
         for request in requests:
-            listener.finished(request.job.job_id, {"top1_minival": 0.9}, f"/{request.job.job_id}")
+            report = Report(epoch=2, top1_minival=0.9)
+            listener.finished(request.job.job_id, report, f"/{request.job.job_id}")
 
     context = SimpleNamespace(
         config=found, state=state, recorder=Recorder(), room=nothing, watch=nothing,

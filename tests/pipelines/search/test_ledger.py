@@ -89,7 +89,7 @@ def test_a_resumed_trial_reports_an_epoch_once(tmp_path):
             ledger.append("trial_report", trial_id="t000", report=report)
     state = load_state(tmp_path, "s")
     reports = state.trials["t000"].reports
-    assert [(r["epoch"], r["top1_minival"]) for r in reports] == [(1, 0.1), (2, 0.25)]
+    assert [(r.epoch, r.top1_minival) for r in reports] == [(1, 0.1), (2, 0.25)]
     assert state.trials["t000"].status == "running" and state.device_seconds == 4.0
 
 

@@ -62,7 +62,7 @@ def test_a_search_trains_a_supernet_screens_with_it_and_starts_its_finals_from_i
     state = load_state(tmp_path / "runs", "super")
     assert state.complete
     net = state.supernets[32]
-    assert net.status == "done" and [r["epoch"] for r in net.reports] == [1, 2]
+    assert net.status == "done" and [r.epoch for r in net.reports] == [1, 2]
     assert tp.pooling_of(tp.load(net.checkpoint)) is None
     assert state.stage_seconds["supernet"] >= net.device_seconds > 0
     assert len(state.screened) == 16 and len(state.rescreened) == 12

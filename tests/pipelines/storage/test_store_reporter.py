@@ -10,7 +10,9 @@ from ray.train.v2._internal.execution.storage import StorageContext
 
 from pipelines.errors import UserError
 from pipelines.train.checkpoint import JobProgress, read_progress, seal, write_progress
-from pipelines.trials.store_reporter import StoreReporter
+from pipelines.train.job_folder import StoreFolder
+from pipelines.train.reports import Report
+from pipelines.trials.ray_reporter import RayReporter
 
 
 @pytest.fixture
@@ -38,10 +40,14 @@ def committed(store, monkeypatch):
     return found
 
 
+def reported(epoch):
+    return Report(epoch=epoch, top1_minival=0.5 + epoch / 10)
+
+
 def part(epoch, step=0):
     def write(folder):
         (folder / "weights").write_text(f"{epoch} {step}")
-        write_progress(folder, JobProgress(epoch, 1, 1.0, {"epoch": epoch}, step))
+        write_progress(folder, JobProgress(epoch, 1, 1.0, reported(epoch), step))
         seal(folder, 0)
 
     return write
@@ -51,20 +57,20 @@ def part(epoch, step=0):
 def test_it_goes_on_from_what_ray_has_and_who_was_replaced_writes_no_more(
     process_group, store, committed
 ):
-    old = StoreReporter(store.child("job").address)
+    old = RayReporter(StoreFolder(store.child("job")))
     assert old.newest_checkpoint() is None
-    old.report({"epoch": 1}, 1, part(1), 2)
+    old.report(reported(1), part(1), 2)
     old.save(1, 5, part(1, 5), 2)
-    new = StoreReporter(store.child("job").address)
+    new = RayReporter(StoreFolder(store.child("job")))
     folder = new.newest_checkpoint()
     assert (read_progress(folder).epoch, read_progress(folder).step) == (1, 5)
     assert (folder / "weights").read_text() == "1 5"
     for late in (
-        lambda: old.report({"epoch": 2}, 2, part(2), 2),
+        lambda: old.report(reported(2), part(2), 2),
         lambda: old.save(1, 9, part(1, 9), 2),
     ):
         with pytest.raises(UserError, match="started anew elsewhere"):
             late()
     assert [checkpoint.path.rpartition("/")[2] for checkpoint in committed] == ["epoch-0001"]
-    new.report({"epoch": 2}, 2, part(2), 2)
+    new.report(reported(2), part(2), 2)
     assert read_progress(new.newest_checkpoint()).epoch == 2

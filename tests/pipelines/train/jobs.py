@@ -100,7 +100,7 @@ class Job:
 
         training._loss, training._train_step = loss, train_step
         try:
-            result = training.run()
+            result = training.run().to_json()
         except UserError as error:
             result = {"error": str(error)}
         except KeyboardInterrupt:
@@ -113,7 +113,7 @@ class Job:
         return plain(images, labels, epoch, index)
 
     def reporter(self):
-        return FolderReporter(self.job.directory, dist.get_rank())
+        return FolderReporter(self.job.folder)
 
 
 class Recomputing(Job):

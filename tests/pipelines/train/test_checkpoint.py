@@ -9,12 +9,14 @@ from pipelines.train.checkpoint import (
     JobProgress,
     damage,
     read_progress,
-    score_of,
     seal,
     write_progress,
 )
 from pipelines.train.checkpoint_room import part_of_checkpoint
-from pipelines.train.reporter import FolderReporter
+from pipelines.train.job_folder import PathFolder
+from pipelines.train.reports import Report
+
+REPORT = Report(epoch=3, top1_minival=0.5)
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def folder(tmp_path):
             (part / "engine").mkdir(parents=True)
             (part / "engine" / f"rank{rank}.pt").write_bytes(bytes([rank]) * 100)
             if rank == 0:
-                write_progress(part, JobProgress(epoch, ranks, 1.5, {"top1_minival": 0.5}))
+                write_progress(part, JobProgress(epoch, ranks, 1.5, REPORT))
             seal(part, rank)
             for file in part.rglob("*"):
                 if file.is_file():
@@ -41,7 +43,7 @@ def folder(tmp_path):
 def test_a_whole_checkpoint_is_whole(folder):
     path = folder(3)
     assert damage(path) is None
-    assert read_progress(path) == JobProgress(3, 2, 1.5, {"top1_minival": 0.5})
+    assert read_progress(path) == JobProgress(3, 2, 1.5, REPORT)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_what_is_no_description_is_named(folder, name, content):
     path = folder(3)
     (path / name).write_bytes(content)
     assert f"{name} is missing or torn" == damage(path)
-    assert score_of(path) in (None, 0.5)
+    assert PathFolder(path.parent).score(path.name) in (None, 0.5)
 
 
 @pytest.mark.fault("checkpoint with a flipped bit")
@@ -82,12 +84,12 @@ def test_one_flipped_bit_is_seen(folder):
 @pytest.mark.fault("checkpoint damaged: the one before is used")
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder, tmp_path):
     older, newer = folder(1), folder(2)
-    reporter = FolderReporter(tmp_path / "job", rank=1)
-    assert reporter.newest_checkpoint() == newer
+    job = PathFolder(tmp_path / "job")
+    assert job.newest_undamaged(job.checkpoints()) == newer
     (newer / "engine/rank1.pt").write_bytes(b"torn")
-    assert reporter.newest_checkpoint() == older
+    assert job.newest_undamaged(job.checkpoints()) == older
     (older / "state.json").write_text("{")
-    assert reporter.newest_checkpoint() is None
+    assert job.newest_undamaged(job.checkpoints()) is None
 
 
 @pytest.mark.fault("worker killed amid a checkpoint: its temporary folder is deleted")

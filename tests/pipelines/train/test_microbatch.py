@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
@@ -7,6 +8,7 @@ from rich.console import Console
 from pipelines.config import TrainConfig
 from pipelines.console import Screen
 from pipelines.errors import UserError
+from pipelines.train.reports import Report
 from pipelines.train.step_faults import first_micro_batch, halved
 from pipelines.trials.single_job import _Watcher
 
@@ -40,9 +42,9 @@ def test_the_user_hears_of_it_once():
     text = io.StringIO()
     screen = Screen(Console(file=text, width=200))
     watcher = _Watcher(screen, None, 3, 32)
-    report = {"loss": 1.0, "lr": 1e-3, "images_per_s": 10.0, "top1_minival": 0.5}
+    report = Report(epoch=1, loss=1.0, lr=1e-3, images_per_s=10.0, top1_minival=0.5)
     for epoch, size in ((1, 32), (2, 8), (3, 8)):
-        watcher.report("job", {**report, "epoch": epoch, "micro_batch": size})
+        watcher.report("job", replace(report, epoch=epoch, micro_batch=size))
     lines = text.getvalue().splitlines()
     assert len(lines) == 4
     assert lines[1].startswith("memory ran out: workers compute micro-batches of 8 images, not 32")

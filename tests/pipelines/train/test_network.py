@@ -14,7 +14,7 @@ from test_multi_node import Run
 
 from pipelines.data.prepare import prepare
 from pipelines.train.checkpoint import damage
-from pipelines.train.reports import kept_reports
+from pipelines.train.job_folder import PathFolder
 
 EPOCHS = test_multi_node.EPOCHS
 WHY_NOT = why_not()
@@ -32,12 +32,16 @@ def folder(tmp_path_factory):
     return path
 
 
+def curve(directory):
+    reports = PathFolder(directory).reports()
+    return {report.epoch: (report.loss, report.top1_minival) for report in reports}
+
+
 @pytest.fixture(scope="module")
 def straight(folder):
     path = test_multi_node.config(folder, "straight", workers=2, steps=5)
     assert run_gang(2, train_as_torchrun_does, path) == [0] * 2
-    rows = kept_reports(folder / "runs" / "trains" / "straight")
-    return {row["epoch"]: (row["loss"], row["top1_minival"]) for row in rows}
+    return curve(folder / "runs" / "trains" / "straight")
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +52,8 @@ def hosts():
 
 def ends_as(run, straight):
     run.finish()
-    reports = kept_reports(run.directory)
-    assert {row["epoch"]: (row["loss"], row["top1_minival"]) for row in reports} == straight
-    assert [row["epoch"] for row in reports] == list(range(1, EPOCHS + 1))
+    assert curve(run.directory) == straight
+    assert list(straight) == list(range(1, EPOCHS + 1))
     assert {name: damage(run.directory / name) for name in run.checkpoints()} == dict.fromkeys(
         run.checkpoints()
     )
@@ -62,7 +65,7 @@ def test_a_network_that_delays_and_loses(hosts, folder, straight, told):
     run.wait_for_epochs(1)
     (number,) = [number for number in (1, 2) if run.workers(number)]
     netem, cuts = hosts.disturb(number), 0
-    while run.process.poll() is None and len(kept_reports(run.directory)) < EPOCHS:
+    while run.process.poll() is None and len(curve(run.directory)) < EPOCHS:
         hosts.cut(number)  # what is sent meanwhile is lost, and sent again
         time.sleep(0.4)
         hosts.join(number)

@@ -230,7 +230,7 @@ def straight_and_broken(straight, broken, last):
     from pipelines.train.reporter import FolderReporter
 
     def train(job):
-        reporter = FolderReporter(job.directory, dist.get_rank())
+        reporter = FolderReporter(job.folder)
         return loop.run_job(job, reporter, time.monotonic())
 
     plain, steps = loop._Training._train_step, []

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from pipelines.train.checkpoint import EpochSums
 from pipelines.train.metrics import EpochMeter, GpuMeter, Stopwatch, shares
-from pipelines.train.reports import epoch_line
+from pipelines.train.reports import Report, epoch_line
 
 CPU = torch.device("cpu")
 
@@ -61,7 +61,10 @@ def test_a_cpu_has_no_gpu_to_report():
 
 def test_the_line_of_an_epoch():
     report = {"epoch": 2, "loss": 1.5, "lr": 1e-3, "images_per_s": 812.4, "top1_minival": 0.875}
-    assert epoch_line(report, 9) == "epoch 2/9 loss 1.5000 top-1 87.50% lr 0.001 812 images/s"
+    assert (
+        epoch_line(Report.of(report), 9)
+        == "epoch 2/9 loss 1.5000 top-1 87.50% lr 0.001 812 images/s"
+    )
     report |= {"share_data": 0.1, "share_forward": 0.3, "share_backward": 0.6, "skipped_steps": 2}
     report |= {
         "gpu_memory_peak_gib": 3.25,
@@ -69,7 +72,7 @@ def test_the_line_of_an_epoch():
         "top1_minival_raw": 0.85,
         "rollbacks": 1,
     }
-    assert epoch_line(report, 9) == (
+    assert epoch_line(Report.of(report), 9) == (
         "epoch 2/9 loss 1.5000 top-1 87.50% (raw weights 85.00%) lr 0.001 812 images/s "
         "(data 10%, forward 30%, backward 60%) GPU 3.2 GiB GPU busy 97% 2 steps skipped "
         "gone back to a checkpoint 1 times"
