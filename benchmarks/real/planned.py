@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import tokenpool as tp
 from pipelines.search.calibration import damage_table, plan, probe_counts, probes
 from pipelines.search.scorer import Scorer
+from pipelines.storage.hashes import text_hash
 from tune_spaces.space import ScheduleSpace
 
 __all__ = ["planned_schedule"]
@@ -44,7 +44,7 @@ def planned_schedule(
     )
     counts = probe_counts(space, _PROBE_COUNTS)
     needed = probes(space.depth, counts)
-    path = folder / f"{hashlib.sha256(method.encode()).hexdigest()[:16]}.json"
+    path = folder / f"{text_hash(method, 16)}.json"
     if path.exists():
         found = json.loads(path.read_text())["divergence"]
     else:

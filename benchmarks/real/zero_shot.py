@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import time
@@ -24,6 +23,8 @@ from pipelines.data.manifest import load_manifest
 from pipelines.data.preprocessing import preprocessing_of
 from pipelines.errors import UserError
 from pipelines.search.scorer import Comparison, Scorer
+from pipelines.storage.durable import write_text
+from pipelines.storage.hashes import text_hash
 from tune_spaces.shapes import shapes
 
 __all__ = ["PLANNED", "SHAPES", "SHARES", "Bench", "Row", "Rows", "judge", "run_grid", "time_again"]
@@ -68,9 +69,7 @@ class Rows:
 
     def rewrite(self) -> None:
         """Stores rows that were changed; the old ones stay until the new ones are whole."""
-        aside = self._path.with_suffix(".aside")
-        aside.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows))
-        aside.replace(self._path)
+        write_text(self._path, "".join(f"{json.dumps(row)}\n" for row in self.rows))
 
     def seen(self, row: Row) -> Comparison | None:
         """Of a row, what was seen of single pictures; None where the cache is not this one's."""
@@ -81,7 +80,7 @@ class Rows:
             return Comparison(**{name: stored[name] for name in Comparison._fields})
 
     def _array(self, row: Row) -> Path:
-        return self._per_image / f"{hashlib.sha256(_key_text(row).encode()).hexdigest()[:24]}.npz"
+        return self._per_image / f"{text_hash(_key_text(row), 24)}.npz"
 
 
 _KEY = ("data", "image_size", "images", "method", "share", "shape")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
+
+from pipelines.storage.hashes import json_hash
 
 
 def config_hash(resolved: dict[str, Any]) -> str:
     """Hash of what decides a search's result."""
-    text = json.dumps(deciding(resolved), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return json_hash(deciding(resolved))
 
 
 # Of a training job: they change when it is saved and what it does in distress, not its result.

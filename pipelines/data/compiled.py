@@ -12,7 +12,6 @@ what it compiles holds ctypes addresses and so cannot be cached on disk.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
 import os
 import platform
@@ -25,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.storage.durable import made_aside
+from pipelines.storage.hashes import text_hash
 
 _REMEDY = "run `make install` (it needs g++, libopencv-dev and libturbojpeg0-dev)"
 _SOURCE = Path(__file__).with_name("decode_rows.c")
@@ -111,9 +112,9 @@ def built() -> Path:
         subprocess.SubprocessError: it does not compile.
     """
     kind = f"{platform.machine()} {platform.libc_ver()} {_processor()} {_FLAGS} {_LIBRARIES}"
-    digest = hashlib.sha256(_SOURCE.read_bytes() + kind.encode()).hexdigest()
+    digest = text_hash(_SOURCE.read_bytes() + kind.encode(), 16)
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = base / "tokenpool" / "native" / f"decode_rows-{digest[:16]}.so"
+    path = base / "tokenpool" / "native" / f"decode_rows-{digest}.so"
     if path.exists():
         _check_owner(path)
         return path
@@ -131,17 +132,14 @@ def built() -> Path:
             raise OSError(f"{path.parent} is somebody else's") from None
         if path.exists():
             return path
-    # Made aside and renamed, for several workers of a node may start at once.
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        made = Path(scratch, path.name)
+    with made_aside(path) as aside:  # several workers of a node may start at once
         subprocess.run(
-            [compiler, *_FLAGS, "-o", str(made), str(_SOURCE), *_LIBRARIES],
+            [compiler, *_FLAGS, "-o", str(aside), str(_SOURCE), *_LIBRARIES],
             check=True,
             capture_output=True,
             text=True,
             timeout=120,
         )
-        made.replace(path)
     return path
 
 

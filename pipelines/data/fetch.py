@@ -7,7 +7,6 @@ share its copy; others have one each.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from pipelines.data.manifest import (
 )
 from pipelines.errors import UserError
 from pipelines.storage.address import open_filesystem
+from pipelines.storage.durable import made_aside
 
 _CHUNK = 1 << 22
 
@@ -41,12 +41,10 @@ def fetch(path: Path, address: str | None) -> Manifest:
     if address is None:
         return load_manifest(path)
     path.mkdir(parents=True, exist_ok=True)
-    with FileLock(path / ".fetch.lock"):
-        aside = path / f".{MANIFEST_NAME}.new"
+    with FileLock(path / ".fetch.lock"), made_aside(path / MANIFEST_NAME) as aside:
         _copy(address, MANIFEST_NAME, aside)
         there = aside.read_bytes()
         if (path / MANIFEST_NAME).exists():
-            aside.unlink()
             if (path / MANIFEST_NAME).read_bytes() != there:
                 raise UserError(
                     f"{path} holds other data than {address}: delete it, or set data.path to "
@@ -62,23 +60,19 @@ def fetch(path: Path, address: str | None) -> Manifest:
         for split in manifest.splits.values():
             _fetch_file(address, path / split.file, split.sha256)
         _copy(address, INDEX_NAME, path / INDEX_NAME)
-        aside.replace(path / MANIFEST_NAME)
     return load_manifest(path)
 
 
 def _fetch_file(address: str, target: Path, sha256: str) -> None:
     if target.exists():
         return  # whole, as it was renamed only then
-    aside = target.with_name(f".{target.name}.new")
-    found = _copy(address, target.name, aside)
-    if found != sha256:
-        aside.unlink()
-        raise UserError(
-            f"{address}/{target.name} did not arrive as its manifest says: prepare it again there, "
-            "or upload it again",
-            exit_code=1,
-        )
-    aside.replace(target)
+    with made_aside(target) as aside:
+        if _copy(address, target.name, aside) != sha256:
+            raise UserError(
+                f"{address}/{target.name} did not arrive as its manifest says: prepare it again "
+                "there, or upload it again",
+                exit_code=1,
+            )
 
 
 def _copy(address: str, name: str, target: Path) -> str:
@@ -93,8 +87,6 @@ def _copy(address: str, name: str, target: Path) -> str:
         while chunk := source.read(_CHUNK):
             digest.update(chunk)
             out.write(chunk)
-        out.flush()
-        os.fsync(out.fileno())
     return digest.hexdigest()
 
 

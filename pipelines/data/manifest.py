@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from contextlib import suppress
@@ -12,12 +11,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import UserError
+from pipelines.storage.durable import write_durably
+from pipelines.storage.hashes import file_hash, text_hash
 
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
 REJECTED_NAME = "rejected.csv"
 SPLITS = ("train", "minival", "val")
-_CHUNK = 1 << 22
 
 
 class _Strict(BaseModel):
@@ -146,15 +146,6 @@ def parse_manifest(content: bytes) -> Manifest:
         raise ValueError(f"{where}: {first['msg']}") from None
 
 
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def verify_beton(out: Path, split: str, manifest: Manifest, *, use_cache: bool = True) -> Path:
     """The path of a split's beton, which is the one that the manifest was written for.
 
@@ -191,8 +182,7 @@ def verify_beton(out: Path, split: str, manifest: Manifest, *, use_cache: bool =
         entry.sha256,
     ]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:32]
-    note = cache / "tokenpool" / "verified" / name
+    note = cache / "tokenpool" / "verified" / text_hash(os.fsencode(resolved), 32)
     if use_cache:
         try:
             if json.loads(note.read_text(encoding="utf-8")) == identity:
@@ -200,7 +190,7 @@ def verify_beton(out: Path, split: str, manifest: Manifest, *, use_cache: bool =
         except (OSError, ValueError):
             pass  # no usable note: compute
     try:
-        actual = sha256_file(path)
+        actual = file_hash(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", exit_code=1) from None
     if actual != entry.sha256:
@@ -212,12 +202,7 @@ def verify_beton(out: Path, split: str, manifest: Manifest, *, use_cache: bool =
 
 
 def _remember(note: Path, identity: list[Any]) -> None:
-    """Write the note aside and rename it; a cache that cannot be written is only slower."""
-    aside = note.with_name(f"{note.name}.{os.getpid()}")
-    try:
+    """A cache that cannot be written is only slower."""
+    with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(identity), encoding="utf-8")
-        aside.replace(note)
-    except OSError:
-        with suppress(OSError):
-            aside.unlink()
+        write_durably(note, [json.dumps(identity).encode()])

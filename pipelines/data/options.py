@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from typing import Any, Literal
 
@@ -11,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.data.names import storable
 from pipelines.errors import UserError
+from pipelines.storage.hashes import json_hash
 
 # Options added after the first manifests were written: only told where they are used.
 _LATER = frozenset({
@@ -88,5 +87,4 @@ def parse_options(**values: Any) -> PrepareOptions:
 
 def options_hash(source: str, options: PrepareOptions) -> str:
     """Hex digest of a source's name and everything that decides what is written."""
-    text = json.dumps([source, options.content()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json_hash([source, options.content()], 64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -44,6 +43,7 @@ from pipelines.data.summary import summarize
 from pipelines.errors import UserError
 from pipelines.secrecy.guard import redactor
 from pipelines.storage.durable import flush, write_durably
+from pipelines.storage.hashes import text_hash
 
 _SHARD_FORMAT = 4  # changes with what a shard's table holds
 _REMEDY = "mend them and type the same again, or add --skip-bad"
@@ -294,7 +294,7 @@ def _match_plan(partial: Path, shards: Path, source: Source, options: PrepareOpt
         "format": _SHARD_FORMAT,
         "options": options_hash(source.name, options),
         "classes": source.classes,
-        "units": [hashlib.sha256(repr(unit).encode()).hexdigest()[:32] for unit in source.units],
+        "units": [text_hash(repr(unit), 32) for unit in source.units],
     }
     path = partial / "plan.json"
     try:

@@ -15,7 +15,7 @@ from pipelines.data.shard_rows import Rows, coded, hexadecimal, read_shard
 from pipelines.data.shards import DIGEST_BYTES
 from pipelines.data.sources.source import Source
 from pipelines.data.splits import NO_SPLIT
-from pipelines.storage.durable import durable_file
+from pipelines.storage.durable import made_aside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +40,7 @@ def write_index(
     classes = pa.array([storable(name) for name in source.classes], pa.string())
     written = np.zeros(len(SPLITS), np.int64)
     pixels, sums = 0, np.zeros(len(_SUMS))
-    with durable_file(folder / INDEX_NAME) as file, ExitStack() as stack:
+    with made_aside(folder / INDEX_NAME) as aside, ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
         for first, end in _shard_groups(rows.starts):
             span = slice(rows.starts[first], rows.starts[end])
@@ -69,7 +69,7 @@ def write_index(
                 }
             )
             if writer is None:
-                writer = pq.ParquetWriter(file, table.schema, compression="zstd")
+                writer = pq.ParquetWriter(aside, table.schema, compression="zstd")
                 stack.enter_context(writer)
             writer.write_table(table)
     return pixels, sums

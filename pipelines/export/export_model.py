@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +34,7 @@ from pipelines.results.find_data import find_data
 from pipelines.results.front import build_front
 from pipelines.results.load_checkpoint import load_checkpoint
 from pipelines.search.state import SearchState
+from pipelines.storage.durable import write_atomic
 from tokenpool.patches import patches_of
 
 MAX_DIFFERENCE = 1e-4
@@ -187,8 +186,11 @@ def _export(
         }
     batches = validation_batches(source, view, loader, 1 if form.precision == "fp32" else _REDUCED)
     images = batches[0][0]
-    aside = _aside(out)
-    try:
+    facts: dict[str, Any] = {}
+
+    def fill(aside: Path) -> None:
+        nonlocal facts
+        aside.mkdir()
         write_format(model, format_name, aside, preprocessing, replace(form, precision="fp32"))
         exported = open_format(format_name, aside)
         check = compare(model, exported, images)
@@ -200,7 +202,7 @@ def _export(
                 f"{check.same_top1}; nothing written",
                 exit_code=1,
             )
-        facts: dict[str, Any] = about | {
+        facts = about | {
             "format": format_name,
             "preprocessing": preprocessing,
             "classes": manifest.classes,
@@ -227,14 +229,8 @@ def _export(
         (aside / "README.md").write_text(card(facts, manifest), encoding="utf-8")
         for path in aside.iterdir():
             path.chmod(0o644)
-        aside.chmod(0o755)
-        aside.rename(out)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {out}: {error.strerror}; choose another with --out", exit_code=1
-        ) from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+
+    write_atomic(out, fill)
     return facts
 
 
@@ -351,13 +347,3 @@ def _median_ms(run: Run, images: Tensor) -> float:
         run(images)
         times.append(time.perf_counter() - start)
     return round(1000 * sorted(times)[len(times) // 2], 4)
-
-
-def _aside(out: Path) -> Path:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise UserError(
-            f"cannot write {out}: {error.strerror}; choose another with --out", exit_code=1
-        ) from None

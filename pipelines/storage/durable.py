@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from pipelines.errors import UserError
 from pipelines.storage.room import lacks_room
@@ -35,30 +35,38 @@ def flush_tree(folder: Path) -> None:
         flush(Path(place))
 
 
-def write_durably(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write aside, fsync, rename: after it, `path` is whole or as it was before."""
-    with durable_file(path) as file:
-        for chunk in chunks:
-            file.write(chunk)
-
-
 @contextmanager
-def durable_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` when the block ends, whole, or not at all."""
-    aside = path.with_name(path.name + ".partial")
+def made_aside(path: Path) -> Iterator[Path]:
+    """A place beside `path` to make a file or folder at, which becomes it when the block ends.
+
+    After it `path` is whole, also if the power goes, or it is as it was before.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        _remove(aside)
+        yield aside
+        (flush_tree if aside.is_dir() else flush)(aside)
         aside.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        _remove(aside)
         raise
 
 
+def _remove(place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def write_durably(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Writes a file as `made_aside` does."""
+    with made_aside(path) as aside, aside.open("wb") as file:
+        file.writelines(chunks)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file aside and makes it visible whole.
+    """Writes a text file as `made_aside` does, and its folder where that is not there.
 
     Raises:
         UserError: The target cannot be written.
@@ -67,20 +75,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a file beside `path`, syncs it to disk and renames it.
+    """Lets `write` make what becomes `path`, and its folder where that is not there.
 
     Raises:
         UserError: The target cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        flush(aside)
-        aside.replace(path)
+        with made_aside(path) as aside:
+            write(aside)
     except OSError as error:
-        with suppress(OSError):
-            aside.unlink()
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; "
             + ("make room there" if lacks_room(error) else "choose another target"),

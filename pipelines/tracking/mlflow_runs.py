@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cluster.proxies import go_direct_if_here
 from pipelines.errors import UserError
+from pipelines.storage.hashes import text_hash
 from pipelines.streams import as_utf8
 from pipelines.tracking.front_view import VIEW_TAG, front_view
 from pipelines.tracking.projection import PARENT, RunChange
@@ -105,7 +105,7 @@ class SearchRuns:
 
     def _experiment(self, store: TrackingStore) -> str:
         # Renamed it is still this search's, and one of its old name may be another's.
-        mark = f"{SEARCH_TAG}.{hashlib.sha256(self._search_id.encode()).hexdigest()[:16]}"
+        mark = f"{SEARCH_TAG}.{text_hash(self._search_id, 16)}"
         marked = self.client.search_experiments(filter_string=f"tags.`{mark}` = 'true'")
         experiment = marked[0] if marked else self.client.get_experiment_by_name(self.name)
         if experiment is None:

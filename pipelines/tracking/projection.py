@@ -6,8 +6,6 @@ the same events twice gives the same runs: MLflow can be caught up, resumed or r
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Set
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from pipelines.search.standing import (
     seed_groups,
 )
 from pipelines.search.state import BaseState, SearchState, TrialState
+from pipelines.storage.hashes import json_hash
 from tune_spaces import pareto
 
 PARENT = ""
@@ -344,8 +343,7 @@ def dataset_name(state: SearchState) -> str:
 
 def dataset_hash(state: SearchState) -> str:
     """First 12 hex digits of the sha256 over the sha256 of each split's beton."""
-    text = json.dumps(state.data, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12] if state.data else ""
+    return json_hash(state.data) if state.data else ""
 
 
 def _is_number(value: object) -> bool:

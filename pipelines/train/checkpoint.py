@@ -10,7 +10,6 @@ Random generators need no storing: all that is drawn is a function of seed, epoc
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, TypeAdapter
 
+from pipelines.storage.hashes import file_hash
 from pipelines.train.reports import Report
 from pipelines.train.step_faults import BadSteps
 
@@ -76,12 +76,6 @@ _PROGRESS = TypeAdapter(JobProgress)
 _FILES = TypeAdapter(dict[str, str])  # name → sha256
 
 
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _manifest_name(rank: int) -> str:
     return f"manifest-rank{rank}.json"
 
@@ -113,7 +107,7 @@ def progress_in(content: bytes) -> JobProgress:
 def seal(folder: Path, rank: int) -> None:
     """Lists this rank's files with their sha256; to be called when all of them are written."""
     files = {
-        str(path.relative_to(folder)): sha256_of(path)
+        str(path.relative_to(folder)): file_hash(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith("manifest-rank")
     }
@@ -136,7 +130,7 @@ def damage(folder: Path) -> str | None:
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if sha256_of(path) != digest:
+            if file_hash(path) != digest:
                 return f"{name} was altered"
     return None
 

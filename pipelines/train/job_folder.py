@@ -71,7 +71,7 @@ class JobFolder(ABC):
         """The names of the checkpoints, newest first, whole or not."""
 
     @abstractmethod
-    def fetch(self, name: str) -> Path:
+    def _fetch(self, name: str) -> Path:
         """A checkpoint on this machine; its processes share the copy of one in a store."""
 
     @abstractmethod
@@ -79,7 +79,7 @@ class JobFolder(ABC):
         """Adds a rank's part to a checkpoint."""
 
     @abstractmethod
-    def delete(self, name: str) -> None:
+    def _delete(self, name: str) -> None:
         """Deletes a checkpoint."""
 
     @abstractmethod
@@ -108,7 +108,7 @@ class JobFolder(ABC):
     def newest_undamaged(self, names: Iterable[str]) -> Path | None:
         """The first of some checkpoints that is complete and unaltered, on this machine."""
         for name in names:
-            copy = self.fetch(name)
+            copy = self._fetch(name)
             problem = damage(copy)
             if problem is None:
                 return copy
@@ -150,7 +150,7 @@ class JobFolder(ABC):
     def delete_superseded(self, keep: int, only: Callable[[str], bool] = lambda _: True) -> None:
         """Deletes the checkpoints that are older than the newest `keep`."""
         for name in filter(only, self.checkpoints()[keep:]):
-            self.delete(name)
+            self._delete(name)
 
     def score(self, name: str) -> float | None:
         """Top-1 on minival that a checkpoint was reported with; None if it cannot be told."""
@@ -228,8 +228,7 @@ class PathFolder(JobFolder):
         """See `JobFolder`."""
         return [folder.name for folder in checkpoint_folders(self.directory)]
 
-    def fetch(self, name: str) -> Path:
-        """See `JobFolder`."""
+    def _fetch(self, name: str) -> Path:
         return self.directory / name
 
     def put(self, part: Path, name: str) -> None:
@@ -238,8 +237,7 @@ class PathFolder(JobFolder):
         flush_tree(self.directory / name)
         flush(self.directory)
 
-    def delete(self, name: str) -> None:
-        """See `JobFolder`."""
+    def _delete(self, name: str) -> None:
         shutil.rmtree(self.directory / name)
 
     def _make_way(self) -> None:
@@ -306,8 +304,7 @@ class StoreFolder(JobFolder):
     def _named(self, prefix: str) -> list[str]:
         return [name for name in self._store.folders() if name.startswith(prefix)]
 
-    def fetch(self, name: str) -> Path:
-        """See `JobFolder`."""
+    def _fetch(self, name: str) -> Path:
         return local_copy(self._store.child(name), RESUMED, only=True)
 
     def put(self, part: Path, name: str) -> None:
@@ -316,8 +313,7 @@ class StoreFolder(JobFolder):
             if path.is_file():
                 self._store.upload(path, f"{name}/{path.relative_to(part)}")
 
-    def delete(self, name: str) -> None:
-        """See `JobFolder`."""
+    def _delete(self, name: str) -> None:
         self._store.delete_folder(name)
 
     def _make_way(self) -> None:
@@ -341,7 +337,7 @@ class StoreFolder(JobFolder):
             self._store.copy(entry, f"{BEST_NAME}-{entry}")
         for folder in before:
             if folder != target:
-                self.delete(folder)
+                self._delete(folder)
 
 
 def _link(source: str, target: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import tokenpool as tp
 from pipelines.config import deciding, differences
 from pipelines.errors import UserError
 from pipelines.storage.address import parent
+from pipelines.storage.hashes import json_hash
 from pipelines.storage.store import ObjectStore
 from pipelines.train.checkpoint import MODEL_NAME, JobProgress, read_progress, seal, write_progress
 from pipelines.train.spec import TrainJob
@@ -64,11 +63,6 @@ def _wherever_it_lies(source: str | None, job: TrainJob) -> str | None:
     return source
 
 
-def settings_hash(settings: dict[str, Any]) -> str:
-    """First 12 hex digits of the settings' sha256."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def check_may_resume(
     job: TrainJob,
     folder: Path,
@@ -85,7 +79,7 @@ def check_may_resume(
         settings: the job's `deciding_settings`.
         world_size: workers there are now.
     """
-    if progress.config_hash not in ("", settings_hash(settings)):
+    if progress.config_hash not in ("", json_hash(settings)):
         changed = differences(progress.settings, settings)
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise UserError(
@@ -130,7 +124,7 @@ class Saver:
         return JobProgress(
             num_manifests=dist.get_world_size(),
             settings=self._settings,
-            config_hash=settings_hash(self._settings),
+            config_hash=json_hash(self._settings),
             **values,
         )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from pipelines.storage.durable import write_durably
 
 NAME = "last-signs.json"
 
@@ -33,11 +34,9 @@ class LastSign:
 
 def write_last_signs(directory: Path, signs: Sequence[LastSign]) -> None:
     """Replaces the file. A disk that takes no file must not end a training for it."""
-    aside = directory / f".{NAME}"
     with suppress(OSError):
         directory.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps([asdict(sign) for sign in signs]))
-        os.replace(aside, directory / NAME)
+        write_durably(directory / NAME, [json.dumps([asdict(sign) for sign in signs]).encode()])
 
 
 def forget_last_signs(directory: Path) -> None:

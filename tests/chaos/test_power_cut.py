@@ -102,7 +102,8 @@ def check(folder, number, keep):
         commit(reporter, epoch, step, keep)
     assert reached(reporter.newest_checkpoint()) == COMMITS[-1]
     assert folder.reports() == [report_of(epoch) for epoch in range(1, len(SCORES))]
-    assert folder.score(BEST_NAME) == max(SCORES) and damage(folder.fetch(BEST_NAME)) is None
+    assert folder.score(BEST_NAME) == max(SCORES)
+    assert damage(folder.directory / BEST_NAME) is None
 
 
 @CASES

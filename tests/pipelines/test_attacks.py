@@ -9,9 +9,10 @@ import pytest
 from pipelines.config_file import load_config
 from pipelines.data import compiled
 from pipelines.data.fetch import fetch
-from pipelines.data.manifest import load_manifest, sha256_file
+from pipelines.data.manifest import load_manifest
 from pipelines.errors import UserError
 from pipelines.remote import Remote, refuse_secrets
+from pipelines.storage.hashes import file_hash
 
 SHA = "0" * 64
 
@@ -40,7 +41,7 @@ def test_a_manifest_from_elsewhere_names_no_file_outside_its_folder(tmp_path, fi
     (tmp_path / "escaped").write_text("mine")
     written = manifest(file)
     if (there / file).is_file():
-        written["splits"]["train"]["sha256"] = sha256_file(there / file)
+        written["splits"]["train"]["sha256"] = file_hash(there / file)
     (there / "manifest.json").write_text(json.dumps(written))
     here = tmp_path / "deep/here"
     with pytest.raises(UserError, match="is not a manifest") as caught:

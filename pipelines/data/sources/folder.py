@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pipelines.data.sources.folder_words import labels_option, shown
 from pipelines.data.sources.imagenet import label_flat_val, label_if_flat
 from pipelines.data.sources.source import LeftOut, Sample, Source
 from pipelines.errors import UserError
+from pipelines.storage.hashes import text_hash
 
 _UNIT = 256
 _SMALLEST_UNIT = 32
@@ -172,7 +172,7 @@ class FolderUnits(MadeWhenAsked[FolderUnit]):
         mine = self._files[start:end]
         entries = tuple((split, label, path) for split, label, (path, _, _) in mine)
         status = repr([(size, modified) for _, _, (_, size, modified) in mine])
-        return FolderUnit(self._root, entries, hashlib.sha256(status.encode()).hexdigest()[:16])
+        return FolderUnit(self._root, entries, text_hash(status, 16))
 
 
 def unit_bounds(count: int) -> list[tuple[int, int]]:

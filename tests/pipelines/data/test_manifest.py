@@ -94,8 +94,8 @@ def test_missing_and_truncated_betons(copy):
 
 def test_the_checksum_is_computed_once_per_file(copy, monkeypatch):
     manifest, calls = load_manifest(copy), []
-    original = module.sha256_file
-    monkeypatch.setattr(module, "sha256_file", lambda path: calls.append(path) or original(path))
+    original = module.file_hash
+    monkeypatch.setattr(module, "file_hash", lambda path: calls.append(path) or original(path))
     for _ in range(3):
         verify_beton(copy, "train", manifest)
     assert len(calls) == 1

@@ -136,10 +136,10 @@ def test_refusals_are_one_line(
 
 def test_targets_and_data_that_do_not_serve(search: SearchState, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(UserError, match="there exists: remove it or choose another with --out"):
+    with pytest.raises(UserError, match="there exists: remove it or choose another"):
         export_model.export_point(search, "t001", "timm", tmp_path / "there")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*; choose another with --out"):
+    with pytest.raises(UserError, match=r"cannot write .*; choose another"):
         export_model.export_point(search, "t001", "timm", tmp_path / "file" / "out")
     with pytest.raises(UserError, match="no prepared data at"):
         export_model.export_point(search, "t001", "timm", tmp_path / "out", data=tmp_path / "gone")
