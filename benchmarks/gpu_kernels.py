@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.machine import hardware
+from pipelines.search.timing import median_ms
 from tokenpool import gpu
 from tokenpool.attention import sized_attention
 from tokenpool.methods import method
@@ -29,20 +28,6 @@ from tokenpool.options import PoolOptions
 
 # Sums in another order flip near ties, and a flip in K-Means moves a centre; no more than this.
 ALIKE = 0.999
-
-
-def milliseconds(call: Callable[[], object], device: str, repeats: int) -> float:
-    """Median time of a call, after two to warm up."""
-    taken = []
-    for _ in range(repeats + 2):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[2:]) * 1e3
 
 
 def reference(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -87,8 +72,8 @@ def pooling(device: str, batch: int, tokens: int, repeats: int) -> Iterator[dict
                 "repeatable": torch.equal(ours.tokens, fused().tokens),
                 "images_alike": alike.float().mean().item(),
                 "error_of_means": error[alike].max().item() if bool(alike.any()) else None,
-                "fused_ms": milliseconds(fused, device, repeats),
-                "reference_ms": milliseconds(reference(fused), device, repeats),
+                "fused_ms": median_ms(fused, device, least=repeats),
+                "reference_ms": median_ms(reference(fused), device, least=repeats),
             }
 
 
@@ -127,8 +112,8 @@ def attention(device: str, batch: int, tokens: int, repeats: int) -> Iterator[di
         "tokens": tokens,
         "columns_error": (columns() - biased()).abs().max().item(),
         "received_error": ((received() - unfused()).abs() / unfused()).max().item(),
-        **{f"{name}_ms": milliseconds(call, device, repeats) for name, call in calls.items()},
-        "unfused_received_ms": milliseconds(unfused, device, 1),
+        **{f"{name}_ms": median_ms(call, device, least=repeats) for name, call in calls.items()},
+        "unfused_received_ms": median_ms(unfused, device, least=1),
     }
 
 

@@ -22,6 +22,7 @@ import torch
 
 import tokenpool as tp
 from benchmarks.machine import hardware
+from pipelines.search.timing import seconds_of
 
 # What is compared: the default method, the paper's, and ToMe as published.
 VARIANTS: dict[str, tuple[str, dict[str, Any]] | None] = {
@@ -68,17 +69,6 @@ def make_step(
     return learn
 
 
-def timed(step: Callable[[], object], device: str) -> float:
-    """Seconds of one call, until the device is done."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     """Measure what is not in the file yet."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -122,14 +112,14 @@ def main() -> None:
         began = time.perf_counter()
         steps[name] = make_step(model, name, schedule, images, train=given.train, dry=given.dry)
         for _ in range(3):
-            timed(steps[name], device)
+            seconds_of(steps[name], device)
         print(f"{name}: ready after {time.perf_counter() - began:.1f} s", flush=True)
     if not given.rounds:
         return
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(given.rounds):
         for name in names:
-            seconds[name].append(timed(steps[name], device))
+            seconds[name].append(seconds_of(steps[name], device))
     dense = tp.macs(model).total
     rows = []
     for name in names:

@@ -14,9 +14,9 @@ import argparse
 import copy
 import json
 import statistics
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 import tokenpool as tp
 from benchmarks.machine import command_line, hardware
+from pipelines.search.timing import seconds_of
 
 SCHEDULE = (182, 170, 158, 147, 136, 127, 118, 110, 102, 95, 88, 82)
 METHODS = ("leader", "tome(position=attention)", "powerbert(position=attention,significance=cls)")
@@ -66,10 +67,9 @@ def measured(mode: str, batch: int, rounds: int, threads: int) -> dict[str, Any]
     with torch.inference_mode():
         for turn in range(rounds + 2):
             for name, run in runs.items():
-                start = time.perf_counter()
-                run(images)
+                took = seconds_of(partial(run, images), "cpu")
                 if turn >= 2:
-                    times[name].append(time.perf_counter() - start)
+                    times[name].append(took)
     dense = times["dense"]
     return {
         "mode": mode,

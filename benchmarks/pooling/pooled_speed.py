@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import hardware
+from pipelines.search.timing import seconds_of
 from tokenpool.cost import macs
 from tokenpool.methods import method as method_named
 from tokenpool.options import PoolOptions
@@ -159,7 +160,7 @@ def run(
     variants = variants or default_variants(depth, patches, rate)
     parts = only.split("|")
     variants = [v for v in variants if v.method is None or any(part in v.name for part in parts)]
-    facts = hardware(device)
+    facts, clock = hardware(device), time.process_time if cpu_time else time.perf_counter
     for mode in modes:
         forwards = {v.name: _forward(vit, v, mode, runners) for v in variants}
         for batch in batches:
@@ -171,7 +172,7 @@ def run(
                     if progress is not None:
                         where = f"{mode}, batch {batch}: round {turn + 1}/{rounds + 2}"
                         progress(f"{where}, {variant.name}")
-                    took = _timed(steps[variant.name], device, cpu_time=cpu_time)
+                    took = seconds_of(steps[variant.name], device, clock)
                     if turn >= 2:
                         seconds[variant.name].append(took)
             against = seconds[variants[0].name]
@@ -252,18 +253,6 @@ def _autocast(mode: str, images: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _timed(step: Callable[[], object], device: str, *, cpu_time: bool = False) -> float:
-    """Seconds of one call, until the device is done."""
-    clock = time.process_time if cpu_time else time.perf_counter
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    start = clock()
-    step()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return clock() - start
-
-
 def _pooling_seconds(model: nn.Module, variant: Variant, mode: str, images: Tensor) -> float | None:
     """Seconds of all pooling layers alone, eager, on the tokens they really get."""
     if variant.schedule is None or variant.method is None:
@@ -283,7 +272,7 @@ def _pooling_seconds(model: nn.Module, variant: Variant, mode: str, images: Tens
                 strategy.reduce(given, plan.kept, options)
 
     all_layers()
-    return min(_timed(all_layers, str(images.device)) for _ in range(5))
+    return min(seconds_of(all_layers, str(images.device)) for _ in range(5))
 
 
 def _peak_bytes(step: Callable[[], object], device: str) -> int:

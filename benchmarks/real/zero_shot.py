@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from pipelines.data.manifest import load_manifest
 from pipelines.data.preprocessing import preprocessing_of
 from pipelines.errors import UserError
 from pipelines.search.scorer import Comparison, Scorer
+from pipelines.search.timing import seconds_of
 from pipelines.storage.durable import write_text
 from pipelines.storage.hashes import text_hash
 from tune_spaces.shapes import shapes
@@ -169,12 +169,8 @@ class Bench:
     def milliseconds(self, schedule: tp.Schedule | None, method: str) -> float:
         """Of one picture in a batch of 32; the least of two runs."""
         pooled = tp.pool(self.model, schedule, method=method)
-        took = []
         with torch.inference_mode():
-            for _ in range(_TIMED):
-                start = time.perf_counter()
-                pooled(self.pixels)
-                took.append(time.perf_counter() - start)
+            took = [seconds_of(lambda: pooled(self.pixels), "cpu") for _ in range(_TIMED)]
         return 1e3 * min(took) / _BATCH
 
     @property

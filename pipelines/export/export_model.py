@@ -6,9 +6,9 @@ import itertools
 import json
 import os
 import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from pipelines.results.find_data import find_data
 from pipelines.results.front import build_front
 from pipelines.results.load_checkpoint import load_checkpoint
 from pipelines.search.state import SearchState
+from pipelines.search.timing import median_ms
 from pipelines.storage.durable import write_atomic
 from tokenpool.patches import patches_of
 
@@ -329,21 +330,13 @@ def measure(runs: dict[str, Run], images: Tensor) -> dict[str, Any]:
         if len(part) < batch:
             continue
         with torch.no_grad():
-            times = {name: _median_ms(run, part) for name, run in runs.items()}
+            times = {
+                name: round(median_ms(partial(run, part), "cpu", seconds=_SECONDS_PER_TIMING), 4)
+                for name, run in runs.items()
+            }
         rows.append({"batch": batch, **times})
     return {
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "batches": rows,
     }
-
-
-def _median_ms(run: Run, images: Tensor) -> float:
-    run(images)
-    times: list[float] = []
-    deadline = time.perf_counter() + _SECONDS_PER_TIMING
-    while len(times) < 5 or (time.perf_counter() < deadline and len(times) < 200):
-        start = time.perf_counter()
-        run(images)
-        times.append(time.perf_counter() - start)
-    return round(1000 * sorted(times)[len(times) // 2], 4)

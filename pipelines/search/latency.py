@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 import tokenpool as tp
 from pipelines.search.latency_table import LatencyTable
+from pipelines.search.timing import median_ms
 from pipelines.storage.copies import local_path
 from tokenpool.patches import patches_of
 
-_WARM_UP, _LEAST_RUNS = 2, 5
 _ROUNDS = 7
 _SECONDS_PER_PAIR = 0.1
 
@@ -47,30 +45,10 @@ def measure_latency(
     for batch in batches:
         images = torch.randn(batch, 3, height, width, device=device)
         forward = torch.compile(model, dynamic=False) if compiled else model
-        found[str(batch)] = round(median_ms(forward, images, seconds=seconds), 4)
+        with torch.inference_mode():
+            took = median_ms(partial(forward, images), device, seconds=seconds)
+        found[str(batch)] = round(took, 4)
     return found
-
-
-def median_ms(
-    model: Callable[[torch.Tensor], Any],
-    images: torch.Tensor,
-    *,
-    seconds: float,
-) -> float:
-    """Median milliseconds of a forward pass, over at least so many seconds of passes."""
-    device = images.device.type
-    times: list[float] = []
-    with torch.inference_mode():
-        for _ in range(_WARM_UP):
-            model(images)
-        deadline = time.perf_counter() + seconds
-        while len(times) < _LEAST_RUNS or time.perf_counter() < deadline:
-            _wait_for(device)
-            start = time.perf_counter()
-            model(images)
-            _wait_for(device)
-            times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
 
 
 def measure_table(
@@ -112,7 +90,10 @@ def measure_table(
     for _ in range(_ROUNDS):
         for place, (model, schedule) in enumerate(wanted):
             tp.pool(model, schedule, method)
-            took = median_ms(model, images, seconds=_SECONDS_PER_PAIR / _ROUNDS)
+            with torch.inference_mode():
+                took = median_ms(
+                    partial(model, images), device, seconds=_SECONDS_PER_PAIR / _ROUNDS
+                )
             times[place] = min(times[place], took)
     first = times[:n]
     blocks = np.zeros((n, n))
@@ -128,8 +109,3 @@ def measure_table(
     return LatencyTable(
         tuple(counts), tuple(tuple(round(float(v), 5) for v in row) for row in kept), round(rest, 5)
     )
-
-
-def _wait_for(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

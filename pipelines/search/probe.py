@@ -16,6 +16,7 @@ from pipelines.data.loader import make_loader
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.search.job_specs import base_job
 from pipelines.search.search_space import make_space
+from pipelines.search.timing import seconds_of
 from pipelines.train.engine import make_optimizer
 from pipelines.train.losses import training_loss
 from pipelines.train.model import build_model
@@ -152,7 +153,7 @@ def _train_seconds(
         optimizer.step()
         optimizer.zero_grad()
 
-    return seconds_per_image(step, _micro_batch(train, job.workers), seconds, _wait(device))
+    return seconds_per_image(step, _micro_batch(train, job.workers), seconds, device.type)
 
 
 def _score_seconds(
@@ -167,12 +168,10 @@ def _score_seconds(
             images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
             model(normalize(images, (0.5,) * 3, (0.25,) * 3))
 
-    return seconds_per_image(score, config.screen.batch_size, seconds, _wait(device))
+    return seconds_per_image(score, config.screen.batch_size, seconds, device.type)
 
 
-def seconds_per_image(
-    run: Callable[[int], None], most: int, seconds: float, wait: Callable[[], None]
-) -> Range:
+def seconds_per_image(run: Callable[[int], None], most: int, seconds: float, device: str) -> Range:
     """What one image takes: in the fastest run, and in all but the slowest tenth of the runs.
 
     Args:
@@ -180,14 +179,11 @@ def seconds_per_image(
         most: images of the largest batch of interest; smaller ones are taken where it would take
             too long, or does not fit the memory.
         seconds: to take.
-        wait: until the device has done what it was given.
+        device: that computes.
     """
 
     def timed(batch: int) -> float:
-        begun = time.perf_counter()
-        run(batch)
-        wait()
-        return time.perf_counter() - begun
+        return seconds_of(lambda: run(batch), device)
 
     end = time.perf_counter() + seconds
     batch = min(_SMALLEST, most)
@@ -210,10 +206,6 @@ def seconds_per_image(
 def _micro_batch(train: TrainConfig, workers: WorkersConfig) -> int:
     share = train.batch_size // workers.num_workers // train.accumulate
     return max(1, min(share, train.micro_batch or share))
-
-
-def _wait(device: torch.device) -> Callable[[], None]:
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
 def _decode_seconds(config: SearchConfig, seconds: float) -> float:

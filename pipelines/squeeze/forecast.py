@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 import tokenpool as tp
 from pipelines.search.shared_prefixes import shared_work
+from pipelines.search.timing import seconds_of
 from tokenpool.cost import block_macs
 from tune_spaces.image_halving import See
 from tune_spaces.space import Candidate
@@ -66,11 +66,7 @@ class Work:
         """
         images = min(_IMAGES, most)
         schedule = tuple(tp.Schedule.constant_rate(self._spec.depth, self._spec.patches, 0.87))
-        took = []
-        for _ in range(1 + _TIMED):
-            start = time.perf_counter()
-            run(schedule, images)
-            took.append(time.perf_counter() - start)
+        took = [seconds_of(lambda: run(schedule, images), "cpu") for _ in range(1 + _TIMED)]
         return min(took[1:]) / images / sum(self.of([schedule]))
 
 

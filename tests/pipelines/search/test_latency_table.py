@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import tokenpool as tp
-from pipelines.search.latency import measure_table, median_ms
+from pipelines.search.latency import measure_table
 from pipelines.search.latency_table import LatencyTable
+from pipelines.search.timing import median_ms
 from tune_spaces.limits import Limit
 from tune_spaces.space import ScheduleSpace
 
@@ -68,7 +69,7 @@ def test_measured_it_tells_what_a_whole_model_takes():
     images = torch.randn(8, 3, 64, 64)
 
     def undisturbed(model, images) -> float:
-        return min(median_ms(model, images, seconds=0.05) for _ in range(7))
+        return min(median_ms(lambda: model(images), "cpu", seconds=0.05) for _ in range(7))
 
     def ratios() -> tuple[float, float]:
         table = measure_table(
