@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +20,8 @@ from pipelines.data.augment import DeviceAugment, normalize, step_generator
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
 from pipelines.data.preprocessing import Preprocessing, data_preprocessing
-from pipelines.train.engine import learning_rate, make_optimizer
+from pipelines.train.engine import make_optimizer, plain_step, rate_at, set_learning_rate
 from pipelines.train.evaluate import evaluate
-from pipelines.train.losses import training_loss
 from pipelines.train.model import init_from_scratch
 
 __all__ = ["Pictures", "train_base"]
@@ -115,22 +112,8 @@ class Pictures:
                 inputs, targets = augment(
                     images[rows], labels[rows], step_generator(seed, epoch, step)
                 )
-                rate = learning_rate(
-                    step,
-                    num_steps=train.epochs * steps,
-                    warmup_steps=round(train.warmup_epochs * steps),
-                    peak=train.lr,
-                    low=train.min_lr,
-                )
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group["lr_scale"]
-                with self._precision(train):
-                    loss = training_loss(model(inputs).float(), targets, None, None)
-                loss.backward()
-                if train.clip_grad:
-                    nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad)
-                optimizer.step()
-                optimizer.zero_grad()
+                set_learning_rate(optimizer, rate_at(train, step, steps))
+                plain_step(model, optimizer, train, inputs, targets)
             yield epoch + 1, self.clock() - begin
 
     def measure(self, model: nn.Module, split: str) -> float:
@@ -157,11 +140,6 @@ class Pictures:
     def _batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.split(split)
         return zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
-
-    def _precision(self, train: TrainConfig) -> Any:
-        if train.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
 
 
 def train_base(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +23,7 @@ from pipelines.config import deciding
 from pipelines.data.manifest import load_manifest
 from pipelines.data.preprocessing import preprocessing_of
 from pipelines.squeeze import squeeze
+from pipelines.storage.hashes import json_hash
 
 __all__ = ["DENSE", "Bench", "Cell", "Row", "right_of"]
 
@@ -225,5 +224,4 @@ def _identity(config: QualityConfig, device: str) -> str:
         if key not in _QUESTIONS
     }
     data = {name: split.sha256 for name, split in load_manifest(config.data.path).splits.items()}
-    text = json.dumps([resolved, data, device.split(":")[0]], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return json_hash([resolved, data, device.split(":")[0]])

@@ -17,8 +17,7 @@ from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.search.job_specs import base_job
 from pipelines.search.search_space import make_space
 from pipelines.search.timing import seconds_of
-from pipelines.train.engine import make_optimizer
-from pipelines.train.losses import training_loss
+from pipelines.train.engine import make_optimizer, plain_step
 from pipelines.train.model import build_model
 from pipelines.train.spec import TrainJob
 from tune_spaces.space import Candidate
@@ -147,11 +146,7 @@ def _train_seconds(
         images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
         labels = torch.randint(0, job.model.num_classes, (batch,), device=device)
         inputs, targets = augment(images, labels, step_generator(0, 0, 0))
-        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
-            logits = model(inputs).float()
-        training_loss(logits, targets, None, None).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        plain_step(model, optimizer, train, inputs, targets)
 
     return seconds_per_image(step, _micro_batch(train, job.workers), seconds, device.type)
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.config import TrainConfig
 from pipelines.train.imports import import_deepspeed
+from pipelines.train.losses import training_loss
 
 
 def parameter_groups(
@@ -69,6 +70,18 @@ def learning_rate(
     return low + (peak - low) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
+def rate_at(train: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The `learning_rate` of a job's step, counted from 0 over all epochs."""
+    return learning_rate(
+        step,
+        num_steps=train.epochs * steps_per_epoch,
+        warmup_steps=round(train.warmup_epochs * steps_per_epoch),
+        peak=train.lr,
+        low=train.min_lr,
+        decay_fraction=train.decay_fraction if train.lr_schedule == "wsd" else None,
+    )
+
+
 def use_right_accelerator() -> torch.device:
     """The device of this worker, told to DeepSpeed too; to be called before it is imported.
 
@@ -116,7 +129,33 @@ def make_engine(model: nn.Module, train: TrainConfig, world_size: int) -> Any:
     return engine
 
 
-def set_learning_rate(engine: Any, lr: float) -> None:
+def set_learning_rate(optimizer: Any, lr: float) -> None:
     """Sets the rate of every parameter group, each at its own scale."""
-    for group in engine.optimizer.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def plain_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train: TrainConfig,
+    images: Tensor,
+    targets: Tensor,
+) -> None:
+    """A job's step in one process, without micro-batches and without anybody who watches it.
+
+    Args:
+        model: is trained.
+        optimizer: that `make_optimizer` made.
+        train: the precision, and the largest norm of the gradient.
+        images: `[B, 3, H, W]`, normalised.
+        targets: class numbers `[B]`, or distributions `[B, classes]`.
+    """
+    bf16 = train.precision == "bf16"
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        logits = model(images).float()
+    training_loss(logits, targets, None, None).backward()
+    if train.clip_grad:
+        nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad)
+    optimizer.step()
+    optimizer.zero_grad()

@@ -27,8 +27,8 @@ from pipelines.models.normalization import adopt
 from pipelines.train.checkpoint import EpochSums, JobProgress
 from pipelines.train.draining import Departure, NodeDrained
 from pipelines.train.engine import (
-    learning_rate,
     make_engine,
+    rate_at,
     set_learning_rate,
     use_right_accelerator,
 )
@@ -173,7 +173,7 @@ class _Training:
         for index, (images, labels) in enumerate(loader, first_step):
             signs.begin(STEP)
             step = epoch * self.steps_per_epoch + index
-            set_learning_rate(self.engine, self._learning_rate(step))
+            set_learning_rate(self.engine.optimizer, self._learning_rate(step))
             outcome = self._train_step(images, labels, epoch, index)
             if outcome.applied:
                 self.bad.good()
@@ -248,15 +248,7 @@ class _Training:
             return logits.float()
 
     def _learning_rate(self, step: int) -> float:
-        train = self.train
-        return learning_rate(
-            step,
-            num_steps=train.epochs * self.steps_per_epoch,
-            warmup_steps=round(train.warmup_epochs * self.steps_per_epoch),
-            peak=train.lr,
-            low=train.min_lr,
-            decay_fraction=train.decay_fraction if train.lr_schedule == "wsd" else None,
-        )
+        return rate_at(self.train, step, self.steps_per_epoch)
 
     def _halve_micro_batch(self, step: int) -> None:
         before, self.micro_batch = self.micro_batch, halved(self.micro_batch)

@@ -115,7 +115,7 @@ def our_job(schedules, stage, clip, device):
         return F.cross_entropy(engine(images), labels)
 
     for (images, labels), lr in zip(batches(device), rates(), strict=True):
-        set_learning_rate(engine, lr)
+        set_learning_rate(engine.optimizer, lr)
         times = len(schedules)
         outcome = update(images.repeat(times, 1, 1, 1), labels.repeat(times), IMAGES, loss_of)
         assert outcome.applied
