@@ -24,7 +24,6 @@ from pipelines.storage.address import is_address
 from pipelines.storage.copies import local_path
 from tokenpool.models.architecture import describe
 from tokenpool.models.preprocessing import class_names, image_config, set_config
-from tokenpool.models.storage import read_header
 from tokenpool.patches import patches_of
 
 logger = logging.getLogger(__name__)
@@ -60,8 +59,8 @@ class Source:
         return None if head is None or head.ndim != 2 else len(head)
 
 
-def open_source(source: str) -> Source:
-    """The weights behind a path, an address or a name, with what is known of their model.
+def whole_model(source: str) -> Any:
+    """The model behind a name, or in a saved model's folder; else the path of what is there.
 
     A source is a `tp.save` folder, a file or folder of weights as training scripts and hubs write
     them, a timm name, `hf-hub:…` or `local-dir:…`; paths may be addresses (`s3://…`).
@@ -70,22 +69,31 @@ def open_source(source: str) -> Source:
         UserError: there is nothing of these, or it cannot be read safely.
     """
     if is_named(source):
-        model = pretrained(source)
-        return Source(source, model.state_dict(), (), described(model, source), {}, _config(model))
+        return pretrained(source)
     path = local_path(source)
     if (path / "model.json").is_file():
         try:
-            model = tp.load(path)
-            architecture = read_header(path)["architecture"]
+            return tp.load(path)
         except ValueError as error:
             raise UserError(str(error)) from None
-        return Source(source, model.state_dict(), (), architecture, {}, _config(model))
     if not path.exists():
         raise UserError(
-            f"no weights at {source}: give a saved model's folder, a .safetensors or .pth file, "
-            "or the name of a timm model"
+            f"no weights at {source}: it is neither a folder with a saved model nor a timm model's "
+            "name nor a file of weights"
         )
-    found = read_state_dict(path)
+    return path
+
+
+def open_source(source: str) -> Source:
+    """The weights behind a path, an address or a name, with what is known of their model.
+
+    Raises:
+        UserError: as `whole_model`.
+    """
+    model = whole_model(source)
+    if not isinstance(model, Path):
+        return Source(source, model.state_dict(), (), described(model, source), {}, _config(model))
+    found = read_state_dict(model)
     architecture = said_architecture(found.said, found.tensors)
     return Source(
         source, found.tensors, found.notes, architecture, found.said, config_said(found.said)
@@ -94,6 +102,13 @@ def open_source(source: str) -> Source:
 
 def load_into(
     model: VisionTransformer, source: str, *, head: Literal["any", "own"] = "any"
+) -> VisionTransformer:
+    """`fit` of what `open_source` opens."""
+    return fit(model, open_source(source), head=head)
+
+
+def fit(
+    model: VisionTransformer, found: Source, *, head: Literal["any", "own"] = "any"
 ) -> VisionTransformer:
     """Loads weights into a model of another class count, image size or patch size.
 
@@ -106,14 +121,6 @@ def load_into(
         UserError: the weights are of another architecture; the message names the first key left
             over and the first lacking, or what differs.
     """
-    found = open_source(source)
-    return fit(model, found, head=head)
-
-
-def fit(
-    model: VisionTransformer, found: Source, *, head: Literal["any", "own"] = "any"
-) -> VisionTransformer:
-    """`load_into` of weights that are open already."""
     source, notes = found.name, list(found.notes)
     own = model.state_dict()
     state = _adapted(model, found, notes)
@@ -197,7 +204,10 @@ def _fresh_head(
         return False  # the same classes in another form: left over and lacking keys tell
     if head == "own":
         what = f"knows {classes} classes" if classes is not None else "has no head for classes"
-        raise UserError(f"{source} {what}, the model is for {wanted['head.weight'][0]}")
+        raise UserError(
+            f"{source} {what}, the model is for {wanted['head.weight'][0]}: give weights that were "
+            "trained on this data"
+        )
     reason = "is for other classes" if there else "is not in it"
     notes.append(f"the head {reason} and starts anew")
     return True

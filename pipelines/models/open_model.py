@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,13 +11,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-import tokenpool as tp
 from pipelines.errors import UserError
-from pipelines.models.hub import is_named, is_sharded, pretrained
-from pipelines.models.initial_weights import Source, described, fit
+from pipelines.models.hub import is_sharded, pretrained
+from pipelines.models.initial_weights import Source, described, fit, whole_model
 from pipelines.models.model_metadata import check_named, config_said, timm_arguments, timm_name
 from pipelines.models.state_dicts import read_json, read_state_dict
-from pipelines.storage.copies import local_path
 from tokenpool.patches import patches_of
 
 
@@ -41,19 +40,9 @@ def open_model(source: str, arch: str | None = None, *, pooled: bool = True) -> 
 
 
 def _opened(source: str, arch: str | None, pooled: bool) -> Any:
-    if is_named(source):
-        return pretrained(source)
-    path = local_path(source)
-    if (path / "model.json").is_file():
-        try:
-            return tp.load(path)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-    if not path.exists():
-        raise UserError(
-            f"{source!r} is neither a folder with a saved model nor a timm model's name nor a file "
-            "of weights"
-        )
+    path = whole_model(source)
+    if not isinstance(path, Path):
+        return path
     hub = arch is None and "architecture" in read_json(path / "config.json")
     if hub and not is_sharded(path):
         return pretrained(f"local-dir:{path}")

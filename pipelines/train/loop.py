@@ -26,12 +26,7 @@ from pipelines.errors import UserError
 from pipelines.models.normalization import adopt
 from pipelines.train.checkpoint import EpochSums, JobProgress
 from pipelines.train.draining import Departure, NodeDrained
-from pipelines.train.engine import (
-    make_engine,
-    rate_at,
-    set_learning_rate,
-    use_right_accelerator,
-)
+from pipelines.train.engine import make_engine, rate_at, set_learning_rate, use_right_accelerator
 from pipelines.train.evaluate import evaluate_each
 from pipelines.train.life_signs import CHECKPOINT, DATA, EVALUATION, STEP, signs
 from pipelines.train.losses import training_loss

@@ -58,7 +58,7 @@ def test_what_was_changed_and_assumed_comes_back_to_be_said(tmp_path):
 
 def test_for_other_classes_or_of_another_width_it_is_refused(tmp_path):
     tp.save(vit(), tmp_path / "mine")
-    with pytest.raises(UserError, match="knows 5 classes, the data has 7"):
+    with pytest.raises(UserError, match="knows 5 classes, the model is for 7"):
         save_loaded(make_job(tmp_path, num_classes=7), str(tmp_path / "mine"))
     with pytest.raises(UserError, match="does not fit"):
         save_loaded(make_job(tmp_path, width=32), str(tmp_path / "mine"))
