@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from platformdirs import user_cache_path
+
 _MIN_DISK_GB = 5.0
 _MIN_SHM_GB = 1.0
 _C_COMPILERS = ("cc", "gcc", "clang")  # in the order pipelines.data.compiled looks for them
@@ -95,9 +97,9 @@ def check_jpeg_decoder() -> Check:
     """
     name = "JPEG decoder"
     slower = "images are decoded by torchvision, about 3 times slower, and `loader: ffcv` fails"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    if any(cache.glob("tokenpool/native/decode_rows-*.so")):
-        return Check(name, "ok", f"built, kept in {cache / 'tokenpool/native'}")
+    native = user_cache_path("tokenpool") / "native"
+    if any(native.glob("decode_rows-*.so")):
+        return Check(name, "ok", f"built, kept in {native}")
     found = next(filter(None, map(shutil.which, _C_COMPILERS)), None)
     if found is None:
         return Check(

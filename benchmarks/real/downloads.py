@@ -10,6 +10,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from pipelines.errors import UserError
 from pipelines.storage.durable import made_aside
 
@@ -23,10 +25,7 @@ _PICTURES = Path("usr/share/openclipart/png")
 def cache_dir() -> Path:
     """Where everything is kept: TOKENPOOL_REAL_CACHE, or below the user's own cache."""
     named = os.environ.get("TOKENPOOL_REAL_CACHE")
-    if named:
-        return Path(named).expanduser().resolve()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tokenpool" / "real"
+    return Path(named).expanduser().resolve() if named else user_cache_path("tokenpool") / "real"
 
 
 def fetch_weights(cache: Path) -> Path:

@@ -23,6 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 from pipelines.errors import UserError
 from pipelines.storage.durable import made_aside
 from pipelines.storage.hashes import text_hash
@@ -113,8 +115,7 @@ def built() -> Path:
     """
     kind = f"{platform.machine()} {platform.libc_ver()} {_processor()} {_FLAGS} {_LIBRARIES}"
     digest = text_hash(_SOURCE.read_bytes() + kind.encode(), 16)
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = base / "tokenpool" / "native" / f"decode_rows-{digest}.so"
+    path = user_cache_path("tokenpool") / "native" / f"decode_rows-{digest}.so"
     if path.exists():
         _check_owner(path)
         return path

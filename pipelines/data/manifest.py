@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import UserError
@@ -181,8 +182,7 @@ def verify_beton(out: Path, split: str, manifest: Manifest, *, use_cache: bool =
         stat.st_ino,
         entry.sha256,
     ]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    note = cache / "tokenpool" / "verified" / text_hash(os.fsencode(resolved), 32)
+    note = user_cache_path("tokenpool") / "verified" / text_hash(os.fsencode(resolved), 32)
     if use_cache:
         try:
             if json.loads(note.read_text(encoding="utf-8")) == identity:

@@ -12,6 +12,8 @@ import os
 import re
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from pipelines.errors import UserError
 from pipelines.storage.address import is_address, parse_storage, without_options
 from pipelines.storage.store import ObjectStore
@@ -23,10 +25,7 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 def cache_root() -> Path:
     """Where copies of what lies in object stores are kept: `TOKENPOOL_CACHE`, or the user's."""
     named = os.environ.get("TOKENPOOL_CACHE")
-    if named:
-        return Path(named).absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache").absolute() / "tokenpool"
+    return Path(named).absolute() if named else user_cache_path("tokenpool")
 
 
 def local_root(storage: str | Path) -> Path:
