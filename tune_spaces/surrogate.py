@@ -10,10 +10,11 @@ almost nothing has no bounds.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm, rankdata, spearmanr
+from sklearn.linear_model import RidgeCV
 
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 LEAST_PER_ARM = 12
@@ -88,25 +89,15 @@ def _where(arms: Sequence[Hashable], wanted: Hashable) -> NDArray[np.bool_]:
 
 def normal_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Each value's rank as a quantile of the standard normal; equal values get equal scores."""
-    normal = NormalDist()
-    ranks = _mean_ranks(values)
-    return np.array([normal.inv_cdf((rank + 0.5) / len(values)) for rank in ranks])
+    scores: NDArray[np.float64] = norm.ppf((rankdata(values) - 0.5) / len(values))
+    return scores
 
 
 def rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """Spearman's ρ; 0 where one of the two does not vary."""
-    a, b = _mean_ranks(first), _mean_ranks(second)
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def _mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 0; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    first = np.cumsum(counts) - counts
-    ranks: NDArray[np.float64] = (first + (counts - 1) / 2)[inverse]
-    return ranks
+    return float(spearmanr(first, second).statistic)
 
 
 def _fit(
@@ -115,22 +106,9 @@ def _fit(
     """Ridge regression with the penalty that predicts best with each row left out in turn.
 
     Returns:
-        Weights `[f]`, intercept, and the left-out predictions `[n]`, all in closed form: the
-        residual without row i is that with it, divided by 1 - the hat matrix's i-th diagonal.
+        Weights `[f]`, intercept, and the left-out predictions `[n]`.
     """
-    centre = features.mean(axis=0)
-    inputs, mean = features - centre, float(targets.mean())
-    left, singular, right = np.linalg.svd(inputs, full_matrices=False)
-    projected = left.T @ (targets - mean)
-    best: tuple[float, NDArray[np.float64], NDArray[np.float64]] | None = None
-    for penalty in _PENALTIES:
-        shrink = singular**2 / (singular**2 + penalty)
-        residual = targets - mean - left @ (shrink * projected)
-        leverage = (left**2 @ shrink) + 1.0 / len(targets)
-        residual = residual / np.maximum(1.0 - leverage, 1e-3)
-        error = float((residual**2).mean())
-        if best is None or error < best[0]:
-            weights = right.T @ (singular / (singular**2 + penalty) * projected)
-            best = (error, weights, targets - residual)
-    assert best is not None
-    return best[1], mean - float(centre @ best[1]), best[2]
+    ridge = RidgeCV(_PENALTIES, scoring="neg_mean_squared_error", store_cv_results=True)
+    ridge.fit(features, targets)
+    left_out = ridge.cv_results_[:, _PENALTIES.index(ridge.alpha_)]
+    return ridge.coef_, float(ridge.intercept_), left_out
