@@ -34,6 +34,18 @@ _FLAGS = [
 ]
 
 
+def place_of(point_id: str) -> str:
+    """JavaScript that says where a point of the chart stands in its window."""
+    return f"""(() => {{
+    const chart = document.getElementById('chart'), layout = chart._fullLayout;
+    const box = chart.getBoundingClientRect();
+    const trace = chart.data.find(t => (t.customdata || []).includes({point_id!r}));
+    const at = trace.customdata.indexOf({point_id!r});
+    return [box.left + layout.xaxis._offset + layout.xaxis.d2p(trace.x[at]),
+            box.top + layout.yaxis._offset + layout.yaxis.d2p(trace.y[at])];
+    }})()"""
+
+
 class Page:
     """One tab.
 

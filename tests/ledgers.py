@@ -109,6 +109,9 @@ def events(name: str = "digits", *, complete: bool = True) -> list[dict[str, Any
     return found
 
 
+# Of a trial that is only there: what `trial_created` says of it.
+CREATED = {"width": 8, "num_heads": 2, "schedule": [4], "method": "kmedoids", "gmacs": 0.01}
+
 # t001 again under two more seeds, and a constant keep-rate of 0.8 for width 96.
 SEEDS = {"t001-s1": 0.960, "t001-s2": 0.976}
 CONSTANT = ("c000", [51, 41, 33, 26, 21, 17], 0.031, 0.950)

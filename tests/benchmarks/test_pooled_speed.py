@@ -4,8 +4,7 @@ import functools
 import json
 
 import pytest
-import typer
-from typer.testing import CliRunner
+import typer_runs
 
 import tokenpool as tp
 from benchmarks.pooling import pooled_speed
@@ -13,14 +12,8 @@ from pipelines.commands.bench_pooling_command import pooling
 from pipelines.errors import UserError
 
 
-def run(*arguments):
-    app = typer.Typer()
-    app.command()(pooling)
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
+def run(*words):
+    return typer_runs.run(pooling, *words).stdout
 
 
 def test_the_benchmark_times_all_variants_in_turn(tmp_path, monkeypatch):

@@ -6,8 +6,6 @@ Real commits, real system calls; what a disk may hold after each of them says `p
 import asyncio
 import json
 import os
-import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -90,8 +88,9 @@ def reached(folder):
     return progress.epoch, progress.step
 
 
-def check(folder, number, keep):
+def check(there, number, keep):
     """The old state or the new; and the job goes on from it to the end that it would have had."""
+    folder = PathFolder(there)
     reporter = FolderReporter(folder)
     before, after = COMMITS[number - 1], COMMITS[number]
     found = reached(reporter.newest_checkpoint())
@@ -103,15 +102,11 @@ def check(folder, number, keep):
     assert reached(reporter.newest_checkpoint()) == COMMITS[-1]
     assert folder.reports() == [report_of(epoch) for epoch in range(1, len(SCORES))]
     assert folder.score(BEST_NAME) == max(SCORES)
-    assert damage(folder.directory / BEST_NAME) is None
+    assert damage(there / BEST_NAME) is None
 
 
-@CASES
-@pytest.mark.fault("power cut: checkpoint torn at every system call of its commit")
-def test_a_commit_in_a_folder(tmp_path, told, quick, keep, every):
-    folder, again = tmp_path / "job", tmp_path / "again"
-    recorder = Recorder(folder, tmp_path / "moments")
-    reporter = FolderReporter(PathFolder(folder))
+def tear(reporter, recorder, again, quick, told, keep, every, check):
+    """Commits, and then checks each state that the power may leave of them."""
     for number, (epoch, step) in enumerate(COMMITS[:-1]):
         recorder.label = str(number)
         with recorder.at_work():
@@ -123,11 +118,21 @@ def test_a_commit_in_a_folder(tmp_path, told, quick, keep, every):
         for what, there in moment.states(again) if number >= FIRST else ():
             states += 1
             try:
-                check(PathFolder(there), number, keep)
+                check(there, number, keep)
             except Exception as error:
                 raise AssertionError(what) from error
-    assert len(recorder.moments) > 100 and states > 100 / every  # there was something to tear
+    assert states > 100 / every  # there was something to tear
     told("power cut: checkpoint torn at every system call of its commit", states - 1)
+
+
+@CASES
+@pytest.mark.fault("power cut: checkpoint torn at every system call of its commit")
+def test_a_commit_in_a_folder(tmp_path, told, quick, keep, every):
+    folder = tmp_path / "job"
+    recorder = Recorder(folder, tmp_path / "moments")
+    reporter = FolderReporter(PathFolder(folder))
+    tear(reporter, recorder, tmp_path / "again", quick, told, keep, every, check)
+    assert len(recorder.moments) > 100
 
 
 class RayInOneProcess:
@@ -163,38 +168,25 @@ class RayInOneProcess:
 @CASES
 @pytest.mark.fault("power cut: checkpoint torn at every system call of its commit")
 def test_a_commit_through_ray(tmp_path, told, quick, monkeypatch, keep, every):
-    folder, again = tmp_path / "job", tmp_path / "again" / "job"
+    def check(there, number, keep):
+        mend_record(there, heard=True)
+        RayInOneProcess(there, keep).put_in(monkeypatch)
+        reporter = RayReporter(PathFolder(there))
+        found = reached(reporter.newest_checkpoint())
+        assert found in (COMMITS[number - 1], COMMITS[number])
+        for epoch, step in COMMITS[COMMITS.index(found) + 1 :]:
+            commit(reporter, epoch, step, keep)
+        assert reached(reporter.newest_checkpoint()) == COMMITS[-1]
+        assert PathFolder(there).score(BEST_NAME) == max(SCORES)
+        assert damage(there / BEST_NAME) is None
+        record = json.loads((there / "checkpoint_manager_snapshot.json").read_text())
+        names = [row["checkpoint_dir_name"] for row in record["checkpoint_results"]]
+        assert len(names) == len(set(names)) == min(keep, len(SCORES) - 1)
+        assert all(damage(there / name) is None for name in names)
+
+    folder = tmp_path / "job"
     folder.mkdir()
     recorder = Recorder(folder, tmp_path / "moments")
     RayInOneProcess(folder, keep, recorder.look).put_in(monkeypatch)
     reporter = RayReporter(PathFolder(folder))
-    for number, (epoch, step) in enumerate(COMMITS[:-1]):
-        recorder.label = str(number)
-        with recorder.at_work():
-            commit(reporter, epoch, step, keep)
-    quick()
-    states = 0
-    for moment in recorder.moments[::every]:
-        number = int(moment.label)
-        for what, there in moment.states(again) if number >= FIRST else ():
-            states += 1
-            try:
-                mend_record(there, heard=True)
-                RayInOneProcess(there, keep).put_in(monkeypatch)
-                reporter = RayReporter(PathFolder(there))
-                found = reached(reporter.newest_checkpoint())
-                assert found in (COMMITS[number - 1], COMMITS[number])
-                for epoch, step in COMMITS[COMMITS.index(found) + 1 :]:
-                    commit(reporter, epoch, step, keep)
-                assert reached(reporter.newest_checkpoint()) == COMMITS[-1]
-                assert PathFolder(there).score(BEST_NAME) == max(SCORES)
-                assert damage(there / BEST_NAME) is None
-                record = json.loads((there / "checkpoint_manager_snapshot.json").read_text())
-                names = [row["checkpoint_dir_name"] for row in record["checkpoint_results"]]
-                assert len(names) == len(set(names)) == min(keep, len(SCORES) - 1)
-                assert all(damage(there / name) is None for name in names)
-            except Exception as error:
-                raise AssertionError(what) from error
-    shutil.rmtree(Path(tmp_path / "again"))
-    assert states > 100 / every
-    told("power cut: checkpoint torn at every system call of its commit", states - 1)
+    tear(reporter, recorder, tmp_path / "again" / "job", quick, told, keep, every, check)

@@ -1,15 +1,14 @@
 """`make audit`: what is said, and what fails, for each answer of pip-audit."""
 
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from servers import QuietHandler, address_of, serving
 
 AUDIT = Path(__file__).parents[2] / ".ci/audit.py"
 # In place of pip-audit: writes a report, or says what it would say and ends as it would end.
@@ -89,7 +88,7 @@ def test_another_fault_of_pip_audit_is_not_taken_for_that(tmp_path):
     assert code == 2 and not said and "invalid input" in errors
 
 
-class Advisories(http.server.BaseHTTPRequestHandler):
+class Advisories(QuietHandler):
     """OSV's service: one package has an advisory, with a remedy, and others none."""
 
     def do_POST(self):
@@ -113,9 +112,6 @@ class Advisories(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_):
-        pass
-
 
 @pytest.mark.skipif(
     find_spec("pip_audit") is None and not os.environ.get("CI"),
@@ -128,11 +124,11 @@ def test_pip_audit_itself_with_a_service_and_without(tmp_path):
         folder.mkdir(parents=True)
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
 
-    def run(url, **environment):
+    def run(there, **environment):
         done = subprocess.run(
             [
                 *(sys.executable, str(AUDIT), "--path", str(tmp_path / "site")),
-                *("-s", "osv", "--osv-url", url, "--cache-dir", str(tmp_path / "cache")),
+                *("-s", "osv", "--osv-url", there, "--cache-dir", str(tmp_path / "cache")),
             ],
             env=os.environ | environment,
             capture_output=True,
@@ -141,16 +137,11 @@ def test_pip_audit_itself_with_a_service_and_without(tmp_path):
         )
         return done.returncode, done.stdout, done.stderr
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Advisories)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/v1/query"
-    try:
-        code, said, errors = run(url, NO_PROXY="127.0.0.1")
+    with serving(Advisories) as server:
+        there = f"{address_of(server)}/v1/query"
+        code, said, errors = run(there, NO_PROXY="127.0.0.1")
         assert code == 1, errors
         assert "planted 1.0: PYSEC-2026-1: Planted: install 99.0 or later" in said
         assert "advisories: 1" in said and "knows: 2 of 2" in said
-    finally:
-        server.shutdown()
-        server.server_close()
-    code, said, errors = run(url, NO_PROXY="127.0.0.1")  # nobody there any more
+    code, said, errors = run(there, NO_PROXY="127.0.0.1")  # nobody there any more
     assert code == 0 and "cannot be reached" in said and said.count("\n") == 1, errors

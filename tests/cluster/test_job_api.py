@@ -1,10 +1,8 @@
 import contextlib
-import http.server
 import io
 import json
 import subprocess
 import sys
-import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +11,7 @@ import grpc
 import pytest
 import ray
 from ray.core.generated import gcs_service_pb2
+from servers import QuietHandler, address_of, serving
 
 from cluster.jobs import Job, JobApi, without_rays_lines
 from cluster.package import pack
@@ -28,7 +27,7 @@ TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 def web(answers, received=None):
     """A server with a page for each path, and 404 for the rest; it notes what it is sent."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self):
             found = answers.get(self.path)
             self.send_response(200 if found is not None else 404)
@@ -44,19 +43,8 @@ def web(answers, received=None):
 
         do_POST = do_PUT
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.received = [] if received is None else received
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler, received=[] if received is None else received) as server:
+        yield address_of(server)
 
 
 @contextlib.contextmanager

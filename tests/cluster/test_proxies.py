@@ -1,19 +1,16 @@
 """Loopback and cluster addresses past a proxy that answers nothing; the rest still through it."""
 
-import http.server
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import ray
 import requests
+from servers import QuietHandler, address_of, serving
 
 from cluster.jobs import JobApi
 from cluster.probe import job_server
@@ -40,7 +37,7 @@ PROXIES = {
 }  # fmt: skip
 
 
-class Page(http.server.BaseHTTPRequestHandler):
+class Page(QuietHandler):
     """What a dashboard and an MLflow server say of themselves."""
 
     def do_GET(self):
@@ -54,30 +51,6 @@ class Page(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     do_POST = do_GET
-
-    def log_message(self, *_):
-        pass
-
-
-class Server(http.server.ThreadingHTTPServer):
-    address_family = socket.AF_INET
-
-
-class Server6(http.server.ThreadingHTTPServer):
-    address_family = socket.AF_INET6
-
-
-@contextmanager
-def serving(host="127.0.0.1"):
-    server = (Server6 if ":" in host else Server)((host, 0), Page)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture(params=PROXIES.values(), ids=PROXIES.keys())
@@ -97,7 +70,8 @@ def proxied(request, monkeypatch):
 def test_a_dashboard_is_asked_directly(proxied, host):
     """127.0.0.2 stands for a node's own address: nobody knows it but from what was typed."""
     try:
-        with serving("127.0.0.1" if host == "localhost" else host) as port:
+        with serving(Page, "127.0.0.1" if host == "localhost" else host) as server:
+            port = server.server_port
             shown = f"[{host}]" if ":" in host else host
             assert not job_server(f"http://{shown}:{port}").needs_token
             assert JobApi(f"{shown}:{port}").searches() == []  # Ray's own client
@@ -107,18 +81,18 @@ def test_a_dashboard_is_asked_directly(proxied, host):
 
 
 def test_mlflows_client_asks_a_server_here_directly(proxied):
-    with serving() as port, pytest.raises(Exception) as failed:  # noqa: PT011 – MLflow's own
-        SearchRuns(TrackingStore(f"http://127.0.0.1:{port}"), "digits", "digits@1")
+    with serving(Page) as server, pytest.raises(Exception) as failed:  # noqa: PT011 – MLflow's own
+        SearchRuns(TrackingStore(address_of(server)), "digits", "digits@1")
     # The page is not MLflow's, but it is this server's.
     assert "roxy" not in str(failed.value) and "Max retries" not in str(failed.value)
 
 
 def test_the_command_line_asks_directly(monkeypatch):
-    with serving() as port:
+    with serving(Page) as server:
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.delenv(name, raising=False)
         ran = subprocess.run(
-            [TOKENPOOL, "logs", "nobody", "--address", f"http://127.0.0.1:{port}",
+            [TOKENPOOL, "logs", "nobody", "--address", address_of(server),
              "--i-know-this-is-open"],
             capture_output=True, text=True, timeout=100, check=False,
             env={**os.environ, "http_proxy": DEAD},

@@ -1,15 +1,15 @@
-import http.server
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 from concurrent import futures
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
 import pytest
+from servers import QuietHandler, address_of, serving
 
 from cluster import ray_folder
 from cluster.probe import ClusterError
@@ -72,7 +72,7 @@ def test_loopback(host, expected):
     assert is_loopback(host) is expected
 
 
-class Server(http.server.BaseHTTPRequestHandler):
+class Server(QuietHandler):
     """Answers as `self.server.answer` says."""
 
     def do_GET(self):
@@ -85,25 +85,17 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode())
 
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
 def web():
-    servers = []
+    with ExitStack() as stack:
 
-    def start(status, kind="application/json", body="[]", host="127.0.0.1"):
-        server = http.server.ThreadingHTTPServer((host, 0), Server)
-        server.answer, server.seen = (status, kind, body), []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return server, f"http://127.0.0.1:{server.server_port}"
+        def start(status, kind="application/json", body="[]", host="127.0.0.1"):
+            facts = {"answer": (status, kind, body), "seen": []}
+            server = stack.enter_context(serving(Server, host, **facts))
+            return server, address_of(server)
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 def free_port():

@@ -1,12 +1,13 @@
-import http.server
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 
 import pytest
+from found_checks import SECRET, by_status, failures
+from servers import QuietHandler, serving
 
 from cluster.security import door_checks
 from cluster.security.door_checks import check_cluster, check_listeners, check_mlflow
@@ -14,20 +15,8 @@ from cluster.security.doors import FLAG, Listener
 from pipelines.commands.doctor_command import security_checks
 from pipelines.secrecy.secret_checks import check_storage
 
-SECRET = "pLaNt3d-secret-value"
 
-
-def by_status(checks, status):
-    return [check for check in checks if check.status == status]
-
-
-def failures(checks):
-    found = by_status(checks, "fail")
-    assert all(check.remedy and "\n" not in check.found + check.remedy for check in found)
-    return " | ".join(check.found for check in found)
-
-
-class Server(http.server.BaseHTTPRequestHandler):
+class Server(QuietHandler):
     """An MLflow server, a Ray dashboard or a page of metrics, as `self.server.kind` says."""
 
     def do_GET(self):
@@ -46,25 +35,15 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"{}")
 
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
 def serve():
-    servers = []
+    with contextlib.ExitStack() as stack:
 
-    def start(kind, guarded=False):
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-        server.kind = (kind, guarded)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return server.server_port
+        def start(kind, guarded=False):
+            return stack.enter_context(serving(Server, kind=(kind, guarded))).server_port
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 def ray(port, host="0.0.0.0", name="ray::DashboardAgent"):

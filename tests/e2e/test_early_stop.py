@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 import ray
+from small_jobs import small_job
 from thinning import fast
 
 from cluster.session import ray_session
-from pipelines.config import DataConfig, TrainConfig, WorkersConfig
-from pipelines.data.prepare import prepare
-from pipelines.models.model_spec import ModelSpec
-from pipelines.train.spec import TrainJob
+from pipelines.config import TrainConfig, WorkersConfig
 from pipelines.trials.run_trials import TrialRequest, run_trials
 
 
@@ -34,24 +32,13 @@ class Notes:
 
 
 @pytest.mark.parametrize("workers", fast(1, [1, 2]))
-def test_a_stopped_trial_leaves_its_cpus_to_the_next(tmp_path, workers):
+def test_a_stopped_trial_leaves_its_cpus_to_the_next(tmp_path, digits, workers):
     """Each job takes all CPUs there are, with one worker or two."""
-    prepare("digits", tmp_path / "digits")
 
     def request(name, epochs):
-        return TrialRequest(
-            TrainJob(
-                job_id=name,
-                storage=tmp_path / "jobs",
-                data=DataConfig(path=tmp_path / "digits", image_size=32),
-                model=ModelSpec(
-                    width=16, heads=2, depth=1, patch_size=8, image_size=32, num_classes=10
-                ),
-                train=TrainConfig(epochs=epochs, batch_size=64, lr=1e-3, warmup_epochs=0.5),
-                workers=WorkersConfig(num_workers=workers, cpus_per_worker=0.9),
-            ),
-            gmacs=0.001,
-        )
+        train = TrainConfig(epochs=epochs, batch_size=64, lr=1e-3, warmup_epochs=0.5)
+        gang = WorkersConfig(num_workers=workers, cpus_per_worker=0.9)
+        return TrialRequest(small_job(tmp_path / "jobs", digits, name, gang, train), gmacs=0.001)
 
     notes = Notes()
     with ray_session(num_cpus=workers) as cluster:
@@ -74,17 +61,11 @@ def test_a_stopped_trial_leaves_its_cpus_to_the_next(tmp_path, workers):
 
 
 @pytest.mark.slow
-def test_a_job_that_had_finished_unheard_is_finished_and_not_stopped(tmp_path):
+def test_a_job_that_had_finished_unheard_is_finished_and_not_stopped(tmp_path, digits):
     """The driver died between a job's last checkpoint and its own record of it."""
-    prepare("digits", tmp_path / "digits")
-    job = TrainJob(
-        job_id="only",
-        storage=tmp_path / "jobs",
-        data=DataConfig(path=tmp_path / "digits", image_size=32),
-        model=ModelSpec(width=16, heads=2, depth=1, patch_size=8, image_size=32, num_classes=10),
-        train=TrainConfig(epochs=1, batch_size=64, lr=1e-3, warmup_epochs=0.5),
-        workers=WorkersConfig(num_workers=1, cpus_per_worker=0.9),
-    )
+    train = TrainConfig(epochs=1, batch_size=64, lr=1e-3, warmup_epochs=0.5)
+    workers = WorkersConfig(num_workers=1, cpus_per_worker=0.9)
+    job = small_job(tmp_path / "jobs", digits, "only", workers, train)
 
     class Ends(Notes):
         def finished(self, job_id, report, checkpoint):

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from found_checks import SECRET, by_status, failures
+
 from pipelines.secrecy import secret_checks
 from pipelines.secrecy.secret_checks import (
     check_environment,
@@ -15,17 +17,6 @@ from pipelines.secrecy.secret_checks import (
 )
 
 TOKEN = "0123456789abcdef" * 4
-SECRET = "pLaNt3d-secret-value"
-
-
-def by_status(checks, status):
-    return [check for check in checks if check.status == status]
-
-
-def failures(checks):
-    found = by_status(checks, "fail")
-    assert all(check.remedy and "\n" not in check.found + check.remedy for check in found)
-    return " | ".join(check.found for check in found)
 
 
 def test_a_password_in_the_tracking_address_or_on_an_open_line(tmp_path, monkeypatch):

@@ -54,14 +54,15 @@ def test_agglomerative_is_wards_linkage_with_weighted_means() -> None:
         torch.testing.assert_close(mean, weights @ tokens[0, members])
 
 
-def test_where_and_how_it_pools() -> None:
+@pytest.mark.parametrize("name", ["atc", "pitome"])
+def test_where_and_how_it_pools(name: str) -> None:
     """As published: by the keys, between attention and MLP, attention in proportion to sizes."""
-    atc, options = method("atc"), tp.PoolOptions()
-    assert atc.features(options) == "keys"
-    assert atc.position(options) == "attention"
-    assert atc.proportional
-    assert atc.needs_sizes
-    assert not atc.needs_scores(options)
+    chosen, options = method(name), tp.PoolOptions()
+    assert chosen.features(options) == "keys"
+    assert chosen.position(options) == "attention"
+    assert chosen.proportional
+    assert chosen.needs_sizes
+    assert not chosen.needs_scores(options)
 
 
 def test_the_linkage_is_an_option_in_text_and_in_what_is_saved(tmp_path) -> None:

@@ -4,22 +4,12 @@ import csv
 import json
 
 import pytest
-import typer
-from typer.testing import CliRunner
+import typer_runs
 
 import tokenpool as tp
 from pipelines.commands.analyze_command import analyze
 from pipelines.commands.schedule_command import app as schedule_app
-from pipelines.data.options import PrepareOptions
-from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    out = tmp_path_factory.mktemp("data") / "digits"
-    prepare("digits", out, PrepareOptions())
-    return out
 
 
 @pytest.fixture
@@ -27,16 +17,8 @@ def saved(tmp_path):
     return tp.save(tp.build_vit(32, 4, 24, 3, 3, 10), tmp_path / "model")
 
 
-def run(command, *arguments):
-    app = command
-    if not isinstance(command, typer.Typer):
-        app = typer.Typer()
-        app.command()(command)
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
+def run(*words):
+    return typer_runs.run(*words).stdout
 
 
 def rows(path):

@@ -99,16 +99,6 @@ def test_at_most_half_is_merged_in_a_layer() -> None:
     assert torch.isfinite(model(torch.randn(2, 3, 16, 16))).all()
 
 
-def test_where_and_how_it_pools() -> None:
-    """As published: by the keys, between attention and MLP, attention in proportion to sizes."""
-    pitome, options = method("pitome"), tp.PoolOptions()
-    assert pitome.features(options) == "keys"
-    assert pitome.position(options) == "attention"
-    assert pitome.proportional
-    assert pitome.needs_sizes
-    assert not pitome.needs_scores(options)
-
-
 def test_gradients_pass_through_the_means() -> None:
     random = torch.Generator().manual_seed(3)
     tokens = torch.randn(1, 7, 3, generator=random, dtype=torch.float64, requires_grad=True)

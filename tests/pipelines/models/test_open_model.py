@@ -7,11 +7,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from small_jobs import small_job
 from timm.models import save_for_hf
 
 import tokenpool as tp
 from pipelines.data.manifest import load_manifest
-from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
 from pipelines.models.initial_weights import load_into
 from pipelines.models.normalization import adopt
@@ -34,13 +34,6 @@ def timms(name="vit_tiny_patch16_224", **changes):
 def _no_gradients():
     with torch.no_grad():
         yield
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    out = tmp_path_factory.mktemp("data") / "digits"
-    prepare("digits", out)
-    return out
 
 
 def x(side=32):
@@ -123,18 +116,7 @@ def test_plain_weights_without_a_name_ask_for_it(tmp_path):
 
 
 def job(storage, data):
-    from pipelines.config import DataConfig, TrainConfig, WorkersConfig
-    from pipelines.models.model_spec import ModelSpec
-    from pipelines.train.spec import TrainJob
-
-    return TrainJob(
-        job_id="base",
-        storage=storage,
-        data=DataConfig(path=data, image_size=32),
-        model=ModelSpec(width=24, heads=2, depth=2, patch_size=8, image_size=32, num_classes=10),
-        train=TrainConfig(epochs=10),
-        workers=WorkersConfig(),
-    )
+    return small_job(storage, data, "base", width=24, depth=2)
 
 
 def test_a_checkpoint_of_other_colours_and_order_becomes_one_of_this_data(tmp_path, digits):

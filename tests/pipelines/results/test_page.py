@@ -124,7 +124,7 @@ def test_the_page_in_a_browser(state: SearchState, tmp_path: Path) -> None:
         assert page.evaluate("document.getElementById('cheaper').disabled") is True
 
         # Hovering shows, leaving shows the chosen again, clicking chooses.
-        x, y = point_at(page, "t001")
+        x, y = page.evaluate(chromium.place_of("t001"))
         page.mouse("mouseMoved", x, y)
         page.wait("document.getElementById('model-name').innerText === 't001'")
         page.mouse("mouseMoved", 5, 5)
@@ -172,20 +172,4 @@ def drawn(page: chromium.Page) -> set[str]:
     """Ids of the points in the chart."""
     return set(
         page.evaluate("document.getElementById('chart').data.flatMap(t => t.customdata || [])")
-    )
-
-
-def point_at(page: chromium.Page, point_id: str) -> tuple[float, float]:
-    """Where a point stands in the window."""
-    return tuple(
-        page.evaluate(
-            f"""(() => {{
-            const chart = document.getElementById('chart'), layout = chart._fullLayout;
-            const box = chart.getBoundingClientRect();
-            const trace = chart.data.find(t => (t.customdata || []).includes({point_id!r}));
-            const at = trace.customdata.indexOf({point_id!r});
-            return [box.left + layout.xaxis._offset + layout.xaxis.d2p(trace.x[at]),
-                    box.top + layout.yaxis._offset + layout.yaxis.d2p(trace.y[at])];
-            }})()"""
-        )
     )

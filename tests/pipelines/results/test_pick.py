@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from typer.testing import CliRunner
+import typer_runs
 
 from pipelines.commands.front_command import front as front_command
 from pipelines.commands.pick_command import pick as pick_command
@@ -103,15 +103,7 @@ def run(storage: Path) -> Callable[..., str]:
     app = typer.Typer()
     app.command("front")(front_command)
     app.command("pick")(pick_command)
-
-    def invoke(*arguments: str) -> str:
-        result = CliRunner().invoke(
-            app, [*arguments, "--storage", str(storage)], catch_exceptions=False
-        )
-        assert result.exit_code == 0, result.output
-        return result.output
-
-    return invoke
+    return lambda *words: typer_runs.run(app, *words, "--storage", storage).output
 
 
 def test_front_command(run: Callable[..., str]) -> None:

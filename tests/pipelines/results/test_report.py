@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
-from typer.testing import CliRunner
+import typer_runs
 
 from pipelines.commands import report_command as commands
 from pipelines.errors import UserError
@@ -97,15 +97,7 @@ def run(storage: Path) -> Callable[..., str]:
     for command in (commands.report, commands.explain):
         app.command()(command)
     app.command("import")(commands.import_results)
-
-    def invoke(*arguments: str) -> str:
-        result = CliRunner().invoke(
-            app, [*arguments, "--storage", str(storage)], catch_exceptions=False
-        )
-        assert result.exit_code == 0, result.output
-        return result.output
-
-    return invoke
+    return lambda *words: typer_runs.run(app, *words, "--storage", storage).output
 
 
 def test_the_commands(run: Callable[..., str], storage: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import ledgers
 import pytest
 import typer
-from typer.testing import CliRunner
+import typer_runs
 
 from pipelines.commands.status_command import status as status_command
 from pipelines.errors import UserError
@@ -25,14 +25,7 @@ def run(storage: Path) -> Callable[..., str]:
     app = typer.Typer()
     app.command("status")(status_command)
     app.callback()(lambda: None)
-
-    def invoke(*arguments: str) -> str:
-        words = ["status", *arguments, "--storage", str(storage)]
-        result = CliRunner().invoke(app, words, catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return result.output
-
-    return invoke
+    return lambda *words: typer_runs.run(app, "status", *words, "--storage", storage).output
 
 
 def half_way(storage: Path) -> Path:

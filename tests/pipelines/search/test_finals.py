@@ -1,4 +1,5 @@
 import pytest
+from ledgers import CREATED
 
 from pipelines.config import SearchConfig
 from pipelines.console import Bar, Screen
@@ -18,15 +19,7 @@ def recorder(tmp_path):
     with Ledger(tmp_path / "s") as ledger:
         recorder = Recorder(ledger, SearchState("s"))
         for trial_id in ("t000", "t001"):
-            recorder.add(
-                "trial_created",
-                trial_id=trial_id,
-                width=8,
-                num_heads=2,
-                schedule=[4],
-                method="kmedoids",
-                gmacs=0.01,
-            )
+            recorder.add("trial_created", trial_id=trial_id, **CREATED)
         yield recorder
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from ledgers import CREATED
 
 from pipelines.errors import UserError
 from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
@@ -159,15 +160,7 @@ def test_a_search_that_was_moved_finds_its_checkpoints(tmp_path):
             ("t000", f"{before}/jobs/t000/epoch-0002/model"),
             ("t001", "/other/disk/t001/model"),
         ):
-            recorder.add(
-                "trial_created",
-                trial_id=trial_id,
-                width=8,
-                num_heads=2,
-                schedule=[4],
-                method="kmedoids",
-                gmacs=0.01,
-            )
+            recorder.add("trial_created", trial_id=trial_id, **CREATED)
             recorder.add("trial_done", trial_id=trial_id, checkpoint=checkpoint, top1_minival=0.5)
         assert recorder.state.trials["t000"].checkpoint == f"{before}/jobs/t000/epoch-0002/model"
     before.parents[1].rename(after.parents[1])

@@ -6,32 +6,24 @@ import shutil
 import pytest
 import timm
 import torch
+from small_jobs import small_job
 from timm.models.vision_transformer import VisionTransformer
 
 import tokenpool as tp
-from pipelines.config import DataConfig, SearchConfig, TrainConfig, WorkersConfig
+from pipelines.config import SearchConfig
 from pipelines.data.augment import normalize
 from pipelines.errors import UserError
-from pipelines.models.model_spec import ModelSpec
 from pipelines.models.normalization import renormalize
 from pipelines.models.outline import outline
 from pipelines.search.job_specs import base_job
 from pipelines.search.loaded_base import save_loaded, save_loaded_noted
 from pipelines.search.search_space import count_parameters, dense_gmacs, is_plain, vit_spec
-from pipelines.train.spec import TrainJob
 
 
 def make_job(storage, num_classes=5, width=16):
-    return TrainJob(
-        job_id="base-w16",
-        storage=storage,
-        data=DataConfig(path=storage / "none", image_size=16),
-        model=ModelSpec(
-            width=width, heads=2, depth=2, patch_size=4, image_size=16, num_classes=num_classes
-        ),
-        train=TrainConfig(epochs=10),
-        workers=WorkersConfig(),
-    )
+    data = storage / "none"
+    shape = {"depth": 2, "patch_size": 4, "image_size": 16, "num_classes": num_classes}
+    return small_job(storage, data, "base-w16", width=width, **shape)
 
 
 def vit() -> VisionTransformer:

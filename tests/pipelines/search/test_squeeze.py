@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
+import typer_runs
 
 import tokenpool as tp
 from pipelines.commands.squeeze_command import squeeze
@@ -17,13 +16,7 @@ from pipelines.search.scorer import _spread
 
 
 def run(*words):
-    app = typer.Typer()
-    app.command()(squeeze)
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return typer_runs.run(squeeze, *words).stdout
 
 
 def predictions(model, digits):

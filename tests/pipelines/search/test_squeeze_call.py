@@ -7,8 +7,7 @@ import sys
 import pytest
 import timm
 import torch
-import typer
-from typer.testing import CliRunner
+import typer_runs
 
 import tokenpool as tp
 from pipelines.commands.squeeze_command import squeeze as command
@@ -33,10 +32,8 @@ def kl(model, dense, images):
 
 
 def test_without_labels_it_finds_what_the_command_finds(trained, digits, minival, tmp_path):
-    app = typer.Typer()
-    app.command()(command)
     words = [trained, digits, "--rate", 0.5, "--schedules", 20, "--json", "--out", tmp_path / "o"]
-    by_command = json.loads(CliRunner().invoke(app, [str(w) for w in words]).stdout)
+    by_command = json.loads(typer_runs.run(command, *words).stdout)
     model = tp.load(trained)
     images, _ = minival
     again, found = squeeze(

@@ -9,10 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-import typer
+import typer_runs
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
-from typer.testing import CliRunner
 
 import tokenpool as tp
 from pipelines.commands.squeeze_command import squeeze
@@ -90,12 +89,7 @@ def top1(vit, pictures, **changed):
 
 
 def run(*words):
-    app = typer.Typer()
-    app.command()(squeeze)
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return json.loads(result.stdout)
+    return json.loads(typer_runs.invoke(squeeze, *words).stdout)
 
 
 def test_dense_top1_is_timms_own_to_one_image_in_500(pictures, model, tmp_path):

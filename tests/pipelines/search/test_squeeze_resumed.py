@@ -4,11 +4,11 @@ import io
 import itertools
 import json
 import os
+from functools import partial
 
 import pytest
-import typer
+import typer_runs
 from rich.console import Console
-from typer.testing import CliRunner
 
 import pipelines.console
 import tokenpool as tp
@@ -21,14 +21,7 @@ from pipelines.squeeze.forecast import in_words
 
 WORDS = ("--rate", "0.6", "--schedules", "24", "--images", "150", "--json")
 
-
-def run(*words):
-    app = typer.Typer()
-    app.command()(squeeze)
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+run = partial(typer_runs.invoke, squeeze)
 
 
 def stopped_after(monkeypatch, parts, error=KeyboardInterrupt):

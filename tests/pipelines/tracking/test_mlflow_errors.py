@@ -5,18 +5,17 @@ The field's script has a folder as the store, an old schema and a server that is
 address, and the other places that meet it: `ui`, `track rebuild`, the driver's own thread.
 """
 
-import http.server
 import logging
 import shutil
 import socket
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ledgers
 import pytest
+from servers import QuietHandler, address_of, serving
 from test_mirror import dump, send, write
 
 from pipelines.errors import UserError
@@ -120,7 +119,7 @@ def test_a_database_that_is_none(search: SearchState, folder: Path, harm, says: 
 
 @contextmanager
 def answering(code: int, body: bytes) -> Iterator[str]:
-    class Page(http.server.BaseHTTPRequestHandler):
+    class Page(QuietHandler):
         def do_GET(self) -> None:
             self.send_response(code)
             self.end_headers()
@@ -128,18 +127,8 @@ def answering(code: int, body: bytes) -> Iterator[str]:
 
         do_POST = do_GET
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Page) as server:
+        yield address_of(server)
 
 
 @pytest.mark.parametrize(

@@ -131,17 +131,8 @@ def test_a_colleague_browses_the_front(folder: Path) -> None:
 
 def hover_and_click(page: chromium.Page, frame: Callable[[str], Any], point_id: str) -> None:
     """Moves the mouse to a point inside the frame, sees it shown, leaves, comes back, clicks."""
-    inside = frame(
-        f"""(() => {{
-        const chart = document.getElementById('chart'), layout = chart._fullLayout;
-        chart.scrollIntoView();
-        const box = chart.getBoundingClientRect();
-        const trace = chart.data.find(t => (t.customdata || []).includes({point_id!r}));
-        const at = trace.customdata.indexOf({point_id!r});
-        return [box.left + layout.xaxis._offset + layout.xaxis.d2p(trace.x[at]),
-                box.top + layout.yaxis._offset + layout.yaxis.d2p(trace.y[at])];
-        }})()"""
-    )
+    frame("document.getElementById('chart').scrollIntoView()")
+    inside = frame(chromium.place_of(point_id))
     corner = page.evaluate(
         "(() => { const b = document.querySelector('iframe').getBoundingClientRect();"
         " return [b.left, b.top]; })()"

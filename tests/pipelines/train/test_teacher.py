@@ -3,14 +3,13 @@
 import pytest
 import timm
 import torch
+from small_jobs import small_job
 
 import tokenpool as tp
-from pipelines.config import DataConfig, DistillConfig, TrainConfig, WorkersConfig
+from pipelines.config import DistillConfig, TrainConfig
 from pipelines.data.augment import normalize
 from pipelines.errors import UserError
-from pipelines.models.model_spec import ModelSpec
 from pipelines.train.model import build_teacher
-from pipelines.train.spec import TrainJob
 
 OURS = ((0.2, 0.3, 0.4), (0.5, 0.4, 0.3))
 
@@ -22,14 +21,8 @@ def pixels():
 
 
 def job(teacher, tmp_path):
-    return TrainJob(
-        job_id="job",
-        storage=tmp_path,
-        data=DataConfig(path=tmp_path, image_size=32),
-        model=ModelSpec(width=16, heads=2, depth=1, patch_size=8, image_size=32, num_classes=10),
-        train=TrainConfig(distill=DistillConfig(teacher=teacher)),
-        workers=WorkersConfig(),
-    )
+    train = TrainConfig(distill=DistillConfig(teacher=teacher))
+    return small_job(tmp_path, tmp_path, train=train)
 
 
 def teach(teacher, tmp_path, pixels):

@@ -5,12 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from small_jobs import small_job
 
 from cluster.interfaces import interface_of, use_interface_of
 from pipelines.config import TrainConfig, WorkersConfig
-from pipelines.models.model_spec import ModelSpec
 from pipelines.train.imports import without_collector
-from pipelines.train.spec import DataConfig, TrainJob
 
 
 def fresh(code, *arguments):
@@ -22,14 +21,8 @@ def fresh(code, *arguments):
 
 
 def test_the_driver_of_a_trial_does_not_import_torch(tmp_path):
-    job = TrainJob(
-        job_id="j",
-        storage=tmp_path,
-        data=DataConfig(path=tmp_path, image_size=32),
-        model=ModelSpec(width=32, heads=2, depth=2, patch_size=8, image_size=32, num_classes=10),
-        train=TrainConfig(),
-        workers=WorkersConfig(num_workers=2),
-    )
+    workers = WorkersConfig(num_workers=2)
+    job = small_job(tmp_path, tmp_path, "j", workers, TrainConfig(), width=32, depth=2)
     code = """
 import sys
 import ray.tune.integration.ray_train as integration
