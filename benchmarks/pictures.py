@@ -17,9 +17,9 @@ from torch import Tensor, nn
 import tokenpool as tp
 from pipelines.config import DataConfig, ModelConfig, TrainConfig, WidthConfig
 from pipelines.data.augment import DeviceAugment, normalize, step_generator
-from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
 from pipelines.data.preprocessing import Preprocessing, data_preprocessing
+from pipelines.data.split_batches import split_batches
 from pipelines.train.engine import make_optimizer, plain_step, rate_at, set_learning_rate
 from pipelines.train.evaluate import evaluate
 from pipelines.train.model import init_from_scratch
@@ -61,22 +61,12 @@ class Pictures:
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """A split's images (uint8) and labels, all of them on the device."""
         if name not in self._splits:
-            loader = make_loader(
-                self._data.path,
-                name,
-                batch_size=self.batch_size,
-                train=False,
-                image_size=self._data.image_size,
-                implementation=self._data.loader,
-                geometry=self._wanted.cut or "auto",
+            data, loader = self._data, self._data.loader
+            batches = split_batches(
+                data.path, name, self._wanted, self.batch_size, implementation=loader
             )
-            try:
-                batches = [(images.clone(), labels.clone()) for images, labels in loader]
-            finally:
-                loader.close()
-            images = torch.cat([images for images, _ in batches]).to(self.device)
-            labels = torch.cat([labels for _, labels in batches]).to(self.device)
-            self._splits[name] = images, labels
+            images, labels = map(torch.cat, zip(*batches, strict=True))
+            self._splits[name] = images.to(self.device), labels.to(self.device)
         return self._splits[name]
 
     def order(self, seed: int, start: int, count: int) -> Tensor:

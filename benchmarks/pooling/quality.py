@@ -63,10 +63,13 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def validation(data: Path) -> tuple[Tensor, Tensor]:
     """The validation images of a prepared data set, normalised, and labels."""
     # Here: what trains its own models needs torch and timm alone.
-    from pipelines.commands.analyze_command import open_batches
+    from pipelines.data.manifest import load_manifest
+    from pipelines.data.preprocessing import data_preprocessing
+    from pipelines.data.split_batches import split_batches
 
-    batches = list(open_batches(data, "val", 32, 100, 2**62))
-    return torch.cat([x for x, _ in batches]).contiguous(), torch.cat([y for _, y in batches])
+    view = data_preprocessing(load_manifest(data), 32)
+    images, labels = zip(*split_batches(data, "val", view, 100), strict=True)
+    return view(torch.cat(images)).contiguous(), torch.cat(labels)
 
 
 def train(width: int, epochs: int, images: Tensor, labels: Tensor) -> Any:

@@ -14,9 +14,9 @@ import tokenpool as tp
 from benchmarks.real.cliparts import make_folder
 from benchmarks.real.dinov2 import backbone, dense_features, fit_head, state_from_onnx
 from benchmarks.real.downloads import fetch_pictures, fetch_weights
-from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
 from pipelines.data.preprocessing import Preprocessing, preprocessing_of
+from pipelines.data.split_batches import split_batches
 from pipelines.errors import UserError
 
 __all__ = ["SIZES", "model_for", "open_split", "prepared_set"]
@@ -89,17 +89,6 @@ def open_split(
     prepared: Path, split: str, wanted: Preprocessing
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pictures as a model wants them, and labels, in batches, in stored order."""
-    loader = make_loader(
-        prepared,
-        split,
-        batch_size=_BATCH,
-        train=False,
-        image_size=wanted.size[0],
-        num_threads=len(os.sched_getaffinity(0)),
-        geometry=wanted.cut or "auto",
-    )
-    try:
-        for images, labels in loader:
-            yield wanted(images), labels
-    finally:
-        loader.close()
+    threads = len(os.sched_getaffinity(0))
+    for images, labels in split_batches(prepared, split, wanted, _BATCH, num_threads=threads):
+        yield wanted(images), labels

@@ -61,23 +61,15 @@ def _score(job: TrainJob, model_folder: Path) -> dict[str, Any]:
     import torch
 
     import tokenpool as tp
-    from pipelines.data.augment import normalize
-    from pipelines.data.loader import make_loader
+    from pipelines.data.preprocessing import data_preprocessing
+    from pipelines.data.split_batches import split_batches
+    from pipelines.train.evaluate import evaluate
 
-    model, manifest = tp.load(model_folder).eval(), load_manifest(job.data.path)
-    loader = make_loader(
-        job.data.path, "val", batch_size=256, train=False, image_size=job.data.image_size
-    )
-    right = seen = 0
-    try:
-        with torch.inference_mode():
-            for images, labels in loader:
-                logits = model(normalize(images, manifest.mean, manifest.std))
-                right += int((logits.argmax(1) == labels).sum())
-                seen += len(labels)
-    finally:
-        loader.close()
-    return {"top1_val": right / seen, "val_images": seen}
+    manifest = load_manifest(job.data.path)
+    view = data_preprocessing(manifest, job.data.image_size)
+    batches = split_batches(job.data.path, "val", view, 256)
+    scores = evaluate(tp.load(model_folder), batches, view, torch.device("cpu"))
+    return {"top1_val": scores["top1"], "val_images": manifest.splits["val"].samples}
 
 
 def main(

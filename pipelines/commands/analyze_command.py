@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,6 +51,7 @@ def analyze(
     import tokenpool as tp  # here, as torch takes seconds
     from pipelines.data.manifest import load_manifest
     from pipelines.data.preprocessing import preprocessing_of
+    from pipelines.data.split_batches import split_batches
     from pipelines.models.open_model import open_model
     from tokenpool.patches import patches_of
     from tokenpool.study import analysis, plots
@@ -79,8 +80,7 @@ def analyze(
     except ValueError as error:
         raise UserError(str(error)) from None
     pooled = tp.macs(vit)
-    batches = list(open_batches(data, split, view, batch_size, images))
-    pixels = [x for x, _ in batches]
+    pixels = list(_first(split_batches(data, split, view, batch_size), view, images))
     low_pass = analysis.low_pass(vit, pixels)
     grid = patches_of(vit).grid_size or (0, 0)
     ks = sorted({max(1, round(patches * share)) for share in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)})
@@ -123,48 +123,15 @@ def analyze(
     _print(dense, pooled, chosen, own, low_pass, out)
 
 
-def open_batches(
-    data: Path,
-    split: str,
-    view: Preprocessing | int,
-    batch_size: int,
-    images: int,
-    *,
-    train: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised batches and labels of the first `images` images of a prepared split.
-
-    Args:
-        data: a prepared folder.
-        split: of it.
-        view: what the model's images look like; a side in pixels takes them as the data's own.
-        batch_size: images of a batch.
-        images: how many in all.
-        train: shuffled and cropped as in training.
-    """
-    from pipelines.data.loader import make_loader
-    from pipelines.data.manifest import load_manifest
-    from pipelines.data.preprocessing import data_preprocessing
-
-    if isinstance(view, int):
-        view = data_preprocessing(load_manifest(data), view)
-    loader = make_loader(
-        data,
-        split,
-        batch_size=batch_size,
-        train=train,
-        image_size=view.size[0],
-        geometry="auto" if train or view.cut is None else view.cut,
-    )
-    left = images
-    try:
-        for pixels, labels in loader:
-            if left <= 0:
-                break
-            yield view(pixels[:left]), labels[:left]
-            left -= len(labels)
-    finally:
-        loader.close()
+def _first(
+    batches: Iterable[tuple[Tensor, Tensor]], view: Preprocessing, count: int
+) -> Iterator[Tensor]:
+    """The first so many images, normalised, in batches."""
+    for images, _ in batches:
+        yield view(images[:count])
+        count -= len(images)
+        if count <= 0:
+            return
 
 
 def _print(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.commands.benchmarks_room import benchmarks_room
+from pipelines.commands.benchmarks_room import benchmarks_room, check_device
 
 
 def bench_quality(
@@ -49,12 +49,8 @@ def bench_quality(
     with benchmarks_room():
         from benchmarks.quality.comparison import compare
         from benchmarks.quality.presets import load_config
-    from pipelines.errors import UserError
 
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"--device {device}: use cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device here")
+    check_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     console = Console(stderr=True, highlight=False)

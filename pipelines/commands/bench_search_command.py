@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.benchmarks_room import benchmarks_room
+from pipelines.commands.benchmarks_room import benchmarks_room, check_device
 
 
 def bench_search(
@@ -41,7 +41,6 @@ def bench_search(
     each is charged the device-seconds of all it runs, ours its calibration and screening too.
     `real` searches schedules of a trained ViT on real pictures without training.
     """
-    import torch
     from rich.console import Console
 
     with benchmarks_room():
@@ -52,12 +51,8 @@ def bench_search(
         from benchmarks.search.untrained import RealConfig
         from benchmarks.search.untrained_report import bench_real
     from pipelines.config_file import load_as
-    from pipelines.errors import UserError
 
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"--device {device}: use cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device here")
+    check_device(device)
     console = Console(stderr=True, highlight=False)
     results = []
     for world in worlds or ["digits", "glyphs"]:

@@ -15,6 +15,17 @@ from rich.table import Table
 from pipelines.errors import UserError
 
 
+def check_device(device: str) -> None:
+    """Raises UserError where there is no such device."""
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: use cpu or cuda")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: torch sees no CUDA device here")
+
+
 @contextmanager
 def benchmarks_room() -> Iterator[None]:
     """Imports from the benchmarks belong in this block.

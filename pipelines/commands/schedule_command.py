@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 
-from pipelines.commands.analyze_command import open_batches
 from pipelines.commands.shared_options import Arch, AsJson, ClassMap, Prepared
 from pipelines.console import table
 from pipelines.errors import UserError
@@ -126,11 +125,13 @@ def _batches(
     data: Path, split: str, view: Preprocessing, batch_size: int, steps: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """`steps` training batches, over as many epochs as that takes."""
+    from pipelines.data.split_batches import split_batches
+
     given = 0
     while given < steps:
         before = given
-        for batch in open_batches(data, split, view, batch_size, 2**62, train=True):
-            yield batch
+        for pixels, labels in split_batches(data, split, view, batch_size, train=True):
+            yield view(pixels), labels
             given += 1
             if given == steps:
                 return

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import tokenpool as tp
-from pipelines.data.loader import make_loader
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.data.preprocessing import Preprocessing, preprocessing_of
+from pipelines.data.split_batches import split_batches
 from pipelines.errors import UserError
 from pipelines.export.export_formats import (
     FORMATS,
@@ -267,19 +267,8 @@ def validation_batches(
     source: Path, view: Preprocessing, implementation: Any, most: int
 ) -> list[tuple[Tensor, Tensor]]:
     """The first `most` batches of validation images as the model sees them, and labels."""
-    loader = make_loader(
-        source,
-        "val",
-        batch_size=_IMAGES,
-        train=False,
-        image_size=view.size[0],
-        implementation=implementation,
-        geometry="auto" if view.cut is None else view.cut,
-    )
-    try:
-        return [(view(x).contiguous(), y) for x, y in itertools.islice(loader, most)]
-    finally:
-        loader.close()
+    batches = split_batches(source, "val", view, _IMAGES, implementation=implementation)
+    return [(view(x).contiguous(), y) for x, y in itertools.islice(batches, most)]
 
 
 def compare(model: nn.Module, exported: Run, images: Tensor) -> Check:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 import tokenpool as tp
 from pipelines.config import DataConfig
 from pipelines.data.fetch import fetch
-from pipelines.data.loader import make_loader
 from pipelines.data.preprocessing import Preprocessing, data_preprocessing
+from pipelines.data.split_batches import split_batches
 from pipelines.search.shared_prefixes import run_schedules
 from pipelines.search.state_records import Measure
 from pipelines.storage.copies import local_path
@@ -149,8 +149,7 @@ class Scorer:
         model = self._models[width]
         losses = np.empty((len(schedules), stop - start), np.float32)
         right = np.empty(losses.shape, np.bool_)
-        for begin in range(start, stop, self._batch_size):
-            part = slice(begin, min(begin + self._batch_size, stop))
+        for part in self._parts(start, stop):
             column = slice(part.start - start, part.stop - start)
             for place, logits in run_schedules(model, images[part], schedules, method):
                 logits = logits.float()
@@ -172,21 +171,11 @@ class Scorer:
         stop: int,
         told: Told | None = None,
     ) -> list[Comparison]:
-        """Each schedule beside the dense model on a part of minival, in its random order.
-
-        Args:
-            width: which model.
-            schedules: how to pool it.
-            method: of `tp.METHODS`.
-            start: the first image in that order.
-            stop: the one after the last.
-            told: called with the number of images after every schedule of a batch.
-        """
+        """Each schedule beside the dense model on a part of minival; see `image_scores`."""
         images, labels = self._shuffled()
         stop = min(stop, len(labels))
         found: list[list[Comparison]] = [[] for _ in schedules]
-        for begin in range(start, stop, self._batch_size):
-            part = slice(begin, min(begin + self._batch_size, stop))
+        for part in self._parts(start, stop):
             dense = self._dense_until(width, part.stop)[part]
             pooled = run_schedules(self._models[width], images[part], schedules, method)
             for place, logits in pooled:
@@ -195,6 +184,11 @@ class Scorer:
                 if told is not None:
                     told(len(logits))
         return [_whole(parts) for parts in found]
+
+    def _parts(self, start: int, stop: int) -> Iterator[slice]:
+        """The batches from one image to another."""
+        for begin in range(start, stop, self._batch_size):
+            yield slice(begin, min(begin + self._batch_size, stop))
 
     def divergence(
         self, width: int, schedules: Sequence[tuple[int, ...]], method: str, images: int
@@ -249,25 +243,16 @@ class Scorer:
         if split not in self._splits:
             if self._data is None or self._preprocessing is None:
                 raise ValueError(f"there is no {split}: this scorer was given minival alone")
-            preprocessing = self._preprocessing
-            loader = make_loader(
-                self._data.path,
-                split,
-                batch_size=self._batch_size,
-                train=False,
-                image_size=self._data.image_size,
-                implementation=self._data.loader,
-                geometry=preprocessing.cut or "auto",
+            view, loader = self._preprocessing, self._data.loader
+            batches = split_batches(
+                self._data.path, split, view, self._batch_size, implementation=loader
             )
-            try:
-                raw = list(_with_signs(loader))
-                if self._most_images is not None:
-                    raw = _spread(raw, self._most_images)
-                self._splits[split] = [
-                    (preprocessing(images.to(self._device)), labels) for images, labels in raw
-                ]
-            finally:
-                loader.close()
+            raw = list(_with_signs(batches))
+            if self._most_images is not None:
+                raw = _spread(raw, self._most_images)
+            self._splits[split] = [
+                (view(images.to(self._device)), labels) for images, labels in raw
+            ]
         return self._splits[split]
 
     def _dense_until(self, width: int, stop: int) -> torch.Tensor:
