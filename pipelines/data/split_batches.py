@@ -33,14 +33,13 @@ def split_batches(
         train: shuffled and cropped as in training.
         options: for `make_loader`.
     """
-    geometry = "auto" if train or view.cut is None else view.cut
     loader = make_loader(
         data,
         split,
         batch_size=batch_size,
         train=train,
         image_size=view.size[0],
-        geometry=geometry,
+        geometry="auto" if train or view.cut is None else view.cut,
         **options,
     )
     with closing(loader):
