@@ -88,7 +88,7 @@ def test_gradients_pass_through_the_means(text: str) -> None:
     assert torch.autograd.gradcheck(lambda t: reduce(text, t, keys, sizes, 4).tokens, (tokens,))
 
 
-@pytest.mark.parametrize("text", ["atc", "agglomerative(position=attention)"])
+@pytest.mark.parametrize("text", ["atc", "agglomerative(position=attention)", "pitome"])
 def test_one_graph_and_under_autocast(text: str) -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=3).eval()
     tp.pool(model, (12, 9, 5), text)
