@@ -6,10 +6,7 @@ is made of what the store says of each object, so a folder that was written anew
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from filelock import FileLock
@@ -17,6 +14,8 @@ from filelock import FileLock
 from pipelines.errors import UserError
 from pipelines.storage.address import parent as parent_of
 from pipelines.storage.address import parse_storage, without_options
+from pipelines.storage.durable import made_aside
+from pipelines.storage.hashes import text_hash
 from pipelines.storage.store import Entry, ObjectStore
 from pipelines.storage.working import cache_root
 
@@ -49,7 +48,7 @@ def local_copy(store: ObjectStore, kind: str, *, only: bool = False) -> Path:
     """
     entries = store.entries(recursive=True)
     name = without_options(store.address).rpartition("/")[2]
-    parent = hashlib.sha256(store.path.rpartition("/")[0].encode()).hexdigest()[:16]
+    parent = text_hash(store.path.rpartition("/")[0], 16)
     if not entries:
         return _one_file(store, kind)
     folder = cache_root() / kind / parent / _key(store, entries)
@@ -57,12 +56,8 @@ def local_copy(store: ObjectStore, kind: str, *, only: bool = False) -> Path:
     _make(folder.parent)
     with FileLock(folder.parent / ".lock"):
         if not target.exists():
-            aside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
-            try:
+            with made_aside(folder) as aside:
                 _fetch(store, entries, aside / name)
-                os.replace(aside, folder)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
         if only:
             for other in folder.parent.iterdir():
                 if other.is_dir() and other != folder:
@@ -91,15 +86,14 @@ def _one_file(store: ObjectStore, kind: str) -> Path:
     _make(target.parent)
     with FileLock(target.parent / ".lock"):
         if not target.exists():
-            aside = target.with_name(f".{name}.new")
-            beside.download(name, aside)
-            aside.replace(target)
+            with made_aside(target) as aside:
+                beside.download(name, aside)
     return target
 
 
 def _key(store: ObjectStore, entries: list[Entry]) -> str:
     said = "\n".join(f"{entry.name} {entry.size} {entry.mtime}" for entry in entries)
-    return hashlib.sha256(f"{store.address}\n{said}".encode()).hexdigest()[:16]
+    return text_hash(f"{store.address}\n{said}", 16)
 
 
 def _make(folder: Path) -> None:

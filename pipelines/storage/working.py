@@ -6,7 +6,6 @@ in it says which address it stands for, so that whoever is given a search's fold
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from platformdirs import user_cache_path
 
 from pipelines.errors import UserError
 from pipelines.storage.address import is_address, parse_storage, without_options
+from pipelines.storage.hashes import text_hash
 from pipelines.storage.store import ObjectStore
 
 MARKER_NAME = "store.json"
@@ -39,7 +39,7 @@ def local_root(storage: str | Path) -> Path:
     address = str(storage)
     # The same name at another endpoint is another bucket.
     endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
-    key = hashlib.sha256(f"{address} {endpoint}".encode()).hexdigest()[:12]
+    key = text_hash(f"{address} {endpoint}", 12)
     readable = re.sub(r"[^A-Za-z0-9.-]+", "-", without_options(address)).strip("-")[:60]
     return cache_root() / "searches-at" / f"{readable}-{key}"
 

@@ -74,3 +74,6 @@ def test_it_goes_on_from_what_ray_has_and_who_was_replaced_writes_no_more(
     assert [checkpoint.path.rpartition("/")[2] for checkpoint in committed] == ["epoch-0001"]
     new.report(reported(2), part(2), 2)
     assert read_progress(new.newest_checkpoint()).epoch == 2
+    folder = StoreFolder(store.child("job"))
+    assert folder.reports() == [reported(1), reported(2)]
+    assert folder.bests() == ["best-epoch-0002"] and folder.score("best-epoch-0002") == 0.7

@@ -12,6 +12,24 @@ def report(epoch, top1=0.5):
     return Report(epoch=epoch, top1_minival=top1, loss=1.0)
 
 
+# What a ledger's reports hold, in their order; those of searches begun before are read again.
+KEYS = [
+    *("epoch", "loss", "lr", "images_per_s", "top1_minival", "loss_minival", "device_seconds"),
+    *("top5_minival", "top1_minival_raw", "top5_minival_raw", "loss_minival_raw"),
+    *("top1_minival_pooled", "loss_minival_pooled"),
+    *("share_data", "share_forward", "share_backward", "share_communication", "share_step"),
+    *("skipped_steps", "rollbacks", "micro_batch", "gpu_memory_peak_gib", "gpu_utilisation"),
+]
+
+
+def test_a_report_is_in_the_ledger_as_it_always_was():
+    whole = Report.of({key: number for number, key in enumerate(KEYS, 1)})
+    assert list(whole.to_json()) == KEYS and Report.of(whole.to_json()) == whole
+    assert report(2).to_json() == {"epoch": 2, "loss": 1.0, "top1_minival": 0.5}
+    with pytest.raises(ValueError, match="top1_minival"):
+        Report.of({"epoch": 1})
+
+
 def test_reports_are_kept_by_epoch_and_an_epoch_done_again_forgets_what_followed(tmp_path):
     folder = PathFolder(tmp_path)
     assert folder.reports() == []
