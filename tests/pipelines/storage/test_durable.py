@@ -21,7 +21,7 @@ def fill(path, text):
 def test_a_file_that_is_not_finished_changes_nothing(tmp_path):
     path = tmp_path / "x.json"
     write_durably(path, [b"first", b" of all"])
-    with pytest.raises(UserError, match="cannot write .* No space"):
+    with pytest.raises(UserError, match=r"cannot write .* No space"):
         write_atomic(path, lambda aside: fill(aside, "half"))
     assert path.read_text() == "first of all" and [*tmp_path.iterdir()] == [path]
     write_text(path, "second")
