@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
 from pipelines.commands.benchmarks_room import benchmarks_room
+from pipelines.errors import UserError
 
 
 def bench_quality(
@@ -44,12 +46,10 @@ def bench_quality(
     over images and seeds.
     """
     import torch
-    from rich.console import Console
 
     with benchmarks_room():
         from benchmarks.quality.comparison import compare
         from benchmarks.quality.presets import load_config
-    from pipelines.errors import UserError
 
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: use cpu or cuda")

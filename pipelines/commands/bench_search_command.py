@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from pipelines.commands.benchmarks_room import benchmarks_room
+from pipelines.errors import UserError
 
 
 def bench_search(
@@ -42,7 +44,6 @@ def bench_search(
     `real` searches schedules of a trained ViT on real pictures without training.
     """
     import torch
-    from rich.console import Console
 
     with benchmarks_room():
         from benchmarks.search.comparison import bench
@@ -52,7 +53,6 @@ def bench_search(
         from benchmarks.search.untrained import RealConfig
         from benchmarks.search.untrained_report import bench_real
     from pipelines.config_file import load_as
-    from pipelines.errors import UserError
 
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: use cpu or cuda")
