@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 from cluster import ray_private
 from cluster.placement import Gang, Node, as_node, fit
@@ -180,8 +181,6 @@ def _ask_autoscaler(gang: Gang, jobs: int, name: str) -> None:
     try:
         coordinator = ray.get_actor(_COORDINATOR, namespace=_COORDINATOR)
     except ValueError:
-        from ray.autoscaler.sdk import request_resources
-
         request_resources(bundles=bundles)
         return
     requester = f"tokenpool-{name}"

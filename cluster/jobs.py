@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
 from cluster import ray_private
 from cluster.package import RUN
 from cluster.probe import AddressError, ClusterError, JobServer, check_ray_version, job_server
@@ -200,9 +204,6 @@ class JobApi:
 
     @contextmanager
     def _talking(self) -> Iterator[None]:
-        import requests
-        from ray.exceptions import AuthenticationError
-
         try:
             yield
         except AuthenticationError:
@@ -238,9 +239,6 @@ def without_rays_lines(text: str) -> str:
 
 
 def _connect(server: JobServer) -> Any:
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     with _only_address(server):

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 import ray
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from cluster import ray_private
 
@@ -49,8 +50,6 @@ def stale_groups() -> list[Group]:
 
 def remove(groups: list[Group]) -> int:
     """Removes placement groups and waits until they hold nothing; gives how many are gone."""
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
     for group in groups:
         remove_placement_group(
             PlacementGroup(ray_private.PlacementGroupID(bytes.fromhex(group.group_id)))

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import grpc
 import ray
+import requests
+from ray.exceptions import AuthenticationError
 
 from cluster import ray_private
 from cluster.proxies import go_direct
@@ -51,9 +54,6 @@ class JobServer:
 
 def check_gcs(address: str) -> None:
     """Raises AddressError unless a Ray cluster of this Ray's version lets us in at `host:port`."""
-    import grpc
-    from ray.exceptions import AuthenticationError
-
     _split(address)
     try:
         channel = ray_private.init_grpc_channel(address)
@@ -77,8 +77,6 @@ def _no_token(address: str) -> str:
 
 
 def _grpc_problem(address: str, error: Any) -> str:
-    import grpc
-
     code, details = error.code(), error.details() or ""
     if code == grpc.StatusCode.UNAUTHENTICATED:
         return f"the cluster at {address} refuses this token: {_TOKEN_HELP}"
@@ -111,8 +109,6 @@ def job_server(address: str) -> JobServer:
     Raises:
         AddressError: nothing does, or something that is no Ray dashboard.
     """
-    import requests
-
     url = dashboard_url(address)
     go_direct(url)  # so will Ray's own client
     try:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from cluster.security.doors import FLAG
+from cluster.security.doors import FLAG, OpenToNetworkError, refuse_open
 from pipelines.config import SearchConfig
 from pipelines.console import program
 from pipelines.errors import UserError
@@ -47,7 +47,6 @@ def refuse_open_cluster(address: str | None, allow_open: bool) -> None:
     Raises:
         UserError: it does, or this is no address; one line.
     """
-    from cluster.security.doors import OpenToNetworkError, refuse_open
 
     try:
         refuse_open(address, allow_open)

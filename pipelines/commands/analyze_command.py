@@ -16,6 +16,7 @@ from rich.console import Console
 from pipelines.commands.folders import check_writable
 from pipelines.commands.shared_options import Arch, AsJson, Prepared
 from pipelines.console import table
+from pipelines.data.manifest import load_manifest
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ def analyze(
 ) -> None:
     """Cost breakdown, low-pass and redundancy measurements, reconstruction error, token maps."""
     import tokenpool as tp  # here, as torch takes seconds
-    from pipelines.data.manifest import load_manifest
     from pipelines.data.preprocessing import preprocessing_of
     from pipelines.data.split_batches import split_batches
     from pipelines.models.open_model import open_model

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
 from pipelines.commands.benchmarks_room import benchmarks_room, check_device
 
@@ -44,7 +45,6 @@ def bench_quality(
     over images and seeds.
     """
     import torch
-    from rich.console import Console
 
     with benchmarks_room():
         from benchmarks.quality.comparison import compare

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from pipelines.commands.benchmarks_room import benchmarks_room, check_device
 
@@ -41,7 +42,6 @@ def bench_search(
     each is charged the device-seconds of all it runs, ours its calibration and screening too.
     `real` searches schedules of a trained ViT on real pictures without training.
     """
-    from rich.console import Console
 
     with benchmarks_room():
         from benchmarks.search.comparison import bench

@@ -15,9 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.doctor import Check, run_checks
-from cluster.security.doors import FLAG
+from cluster.security import door_checks
+from cluster.security.doors import FLAG, listeners
 from pipelines.commands.shared_options import AsJson, Storage
 from pipelines.errors import UserError
+from pipelines.secrecy import secret_checks
 from pipelines.secrecy.guard import redactor
 from pipelines.storage.store import StoreError
 from pipelines.storage.working import open_root, store_of
@@ -69,9 +71,6 @@ def security_checks(
         open_is_meant: What stands open is a warning and not a failure.
     """
     # Here, as no other command needs them.
-    from cluster.security import door_checks
-    from cluster.security.doors import listeners
-    from pipelines.secrecy import secret_checks
 
     environment, here = dict(os.environ), listeners()
     found = [

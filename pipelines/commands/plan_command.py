@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from pipelines.commands.shared_options import AsJson, Overrides
+from pipelines.config import SearchConfig
+from pipelines.data.manifest import load_manifest
 from pipelines.errors import UserError
+from pipelines.results.status import duration
+from pipelines.search.check_inputs import check_given
+from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.state import SearchState, fold
 
 if TYPE_CHECKING:
-    from pipelines.config import SearchConfig
     from pipelines.search.estimate import Estimate
     from pipelines.search.probe import Probe
-    from pipelines.search.state import SearchState
 
 MOST_SECONDS = 60.0
 
@@ -42,8 +49,6 @@ def plan(
 
     loaded = load_config(config, overrides)
     # Imported only now: torch takes seconds that a wrong config need not wait for.
-    from pipelines.data.manifest import load_manifest
-    from pipelines.search.check_inputs import check_given
     from pipelines.search.estimate import estimate
     from pipelines.search.search_space import check_method, make_space
 
@@ -62,8 +67,6 @@ def plan(
 
 
 def _state(config: SearchConfig) -> SearchState:
-    from pipelines.search.ledger import LEDGER_NAME, read_events
-    from pipelines.search.state import fold
 
     return fold(config.name, read_events(config.directory / LEDGER_NAME))
 
@@ -163,11 +166,6 @@ def _as_dict(costs: Estimate, found: Probe | None, config: SearchConfig) -> dict
 
 
 def _print(costs: Estimate, found: Probe | None, config: SearchConfig, where: str) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from pipelines.results.status import duration
 
     console = Console(highlight=False)
     table = Table(title=f"Plan of {costs.name}", title_justify="left", box=box.SIMPLE_HEAD)

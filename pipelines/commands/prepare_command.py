@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from pipelines.console import Screen
+from pipelines.data.names import printable
 from pipelines.errors import UserError
 from pipelines.remote import Open, refuse_open_cluster
 
@@ -156,7 +157,6 @@ def prepare(
     rejected.csv with the reason.
     """
     from pipelines.data.class_choice import read_classes
-    from pipelines.data.names import printable
     from pipelines.data.options import PrepareOptions, parse_options
     from pipelines.data.prepare import prepare as run
     from pipelines.data.prepare import rehearse

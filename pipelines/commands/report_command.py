@@ -16,6 +16,7 @@ from pipelines.search.refresh import send, send_outside
 from pipelines.search.state import load_state
 from pipelines.storage.working import open_root, search_folder
 from pipelines.tracking.tracking_store import tracking_store
+from pipelines.tracking.upkeep import rebuild
 
 track = typer.Typer(help="Keep MLflow in step with a search.", no_args_is_help=True)
 
@@ -65,7 +66,6 @@ def import_results(
 @track.command("rebuild")
 def rebuild_command(name: Name, storage: Storage = "runs") -> None:
     """Log a search to MLflow anew, from its ledger alone."""
-    from pipelines.tracking.upkeep import rebuild  # here, as MLflow takes seconds
 
     root = open_root(storage)
     load_state(root, name)

@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID, TextColumn
 
 from pipelines.commands.shared_options import Arch, AsJson, ClassMap, Prepared
 from pipelines.console import table
+from pipelines.data.manifest import load_manifest
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ def powerbert(
     import torch
 
     import tokenpool as tp
-    from pipelines.data.manifest import load_manifest
     from pipelines.data.preprocessing import preprocessing_of
     from pipelines.models.class_order import match_classes, reorder_head
     from pipelines.models.open_model import open_model

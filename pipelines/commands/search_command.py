@@ -6,18 +6,22 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pipelines.commands.shared_options import Overrides
+from pipelines.config import SearchConfig
+from pipelines.console import Screen, program
 from pipelines.remote import Open, refuse_open_cluster
-
-if TYPE_CHECKING:
-    from pipelines.config import SearchConfig
-    from pipelines.console import Screen
-    from pipelines.search.halt import SearchEnded
-    from pipelines.search.state import SearchState
+from pipelines.results.front import build_front
+from pipelines.results.result_files import RESULTS, write_results
+from pipelines.results.table import front_table
+from pipelines.search.halt import SearchEnded
+from pipelines.search.refresh import send
+from pipelines.search.state import SearchState
+from pipelines.tracking.mlflow_errors import first_line
+from pipelines.tracking.tracking_store import tracking_store
 
 INTERRUPTED = 130  # what shells give a command that Ctrl-C ended
 
@@ -32,7 +36,6 @@ def search(
 ) -> None:
     """Search widths and token schedules; resumes where an earlier run of this name stopped."""
     from pipelines.config_file import load_config
-    from pipelines.console import Screen
 
     loaded = load_config(config, overrides)
     refuse_open_cluster(address, i_know_this_is_open)
@@ -65,10 +68,8 @@ def carry_out(
         UserError: As `run_search` says.
     """
     # Imported only now: Ray and torch take seconds that a wrong config need not wait for.
-    from pipelines.results.result_files import RESULTS
     from pipelines.search.runner import how_to_go_on, run_search
     from pipelines.tracking.mlflow_tracker import MlflowTracker
-    from pipelines.tracking.tracking_store import tracking_store
 
     outcome = run_search(
         config,
@@ -91,8 +92,6 @@ def carry_out(
 
 def write_into_folder(state: SearchState, directory: Path) -> None:
     """The search's results beside its ledger, wherever that is."""
-    from pipelines.results.result_files import RESULTS, write_results
-    from pipelines.search.refresh import send
 
     write_results(state, directory, directory)
     send(directory, "config.yaml", *RESULTS)
@@ -100,10 +99,7 @@ def write_into_folder(state: SearchState, directory: Path) -> None:
 
 def _register(state: SearchState, config: SearchConfig, screen: Screen) -> None:
     """Puts the published models into MLflow's registry; a search is complete without it too."""
-    from pipelines.console import program
-    from pipelines.tracking.mlflow_errors import first_line
     from pipelines.tracking.registry import register_published
-    from pipelines.tracking.tracking_store import tracking_store
 
     try:
         found = register_published(config.root, state, tracking_store(config.root))
@@ -119,9 +115,6 @@ def _register(state: SearchState, config: SearchConfig, screen: Screen) -> None:
 
 def _show_front(state: SearchState, storage: Path | str, screen: Screen) -> None:
     """Prints the front and what to type next."""
-    from pipelines.console import program
-    from pipelines.results.front import build_front
-    from pipelines.results.table import front_table
     from pipelines.search.runner import shown_folder
 
     front = build_front(state)

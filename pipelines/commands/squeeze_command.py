@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from pipelines.commands.folders import check_new_folder
 from pipelines.commands.search_command import going_on_later
 from pipelines.commands.shared_options import Arch, AsJson, ClassMap, Prepared
+from pipelines.console import Screen
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
-    from pipelines.console import Screen
     from pipelines.squeeze import Squeezed, SqueezedSchedule
 
 
@@ -49,9 +51,7 @@ def squeeze(
     check_new_folder(out)
     # Imported only now: torch takes seconds.
     import torch
-    from rich.console import Console
 
-    from pipelines.console import Screen
     from pipelines.models.open_model import open_model
     from pipelines.squeeze import SqueezeOptions
     from pipelines.squeeze.on_prepared import squeeze_on
@@ -95,7 +95,6 @@ def _saved(model: Any, out: Path) -> Path:
 
 
 def _print(found: Squeezed, screen: Screen, max_gmacs: float, out: Path) -> None:
-    from rich.table import Table
 
     table = Table(
         title=f"Schedules within {max_gmacs:.4g} GMACs, on {found.images} images of minival"

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.search_command import going_on_later
+from pipelines.config import TrainRunConfig
+from pipelines.console import Screen
 from pipelines.remote import Open, refuse_open_cluster
 
 
@@ -25,9 +27,7 @@ def train(
     i_know_this_is_open: Open = False,
 ) -> None:
     """Train one model, dense or pooled; goes on from its newest checkpoint if there is one."""
-    from pipelines.config import TrainRunConfig
     from pipelines.config_file import load_as
-    from pipelines.console import Screen
 
     loaded = load_as(TrainRunConfig, config, overrides)
     refuse_open_cluster(address, i_know_this_is_open)

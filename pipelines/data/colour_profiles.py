@@ -9,12 +9,10 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PilImage
+from PIL import Image, ImageCms
 
 NEGLIGIBLE = 3
 """Profiles that move no colour by more levels than this are taken for sRGB: JPEG moves more."""
@@ -39,8 +37,6 @@ class Conversion:
 @lru_cache(maxsize=64)
 def conversion_for(profile: bytes, mode: str) -> Conversion:
     """What to do with pixels of `mode` (L, RGB or CMYK) that have this profile."""
-    from PIL import ImageCms
-
     try:
         opened = ImageCms.getOpenProfile(io.BytesIO(profile))
         made_for = _SPACES.get(opened.profile.xcolor_space, "")
@@ -58,8 +54,6 @@ def conversion_for(profile: bytes, mode: str) -> Conversion:
 
 
 def _is_negligible(transform: Any, mode: str) -> bool:
-    from PIL import Image, ImageCms
-
     levels = np.arange(0, 256, 15, dtype=np.uint8)
     if mode == "L":
         before = np.arange(256, dtype=np.uint8)[None]
@@ -77,13 +71,11 @@ def _name(opened: Any) -> str:
     return "".join(c for c in name if c.isprintable() and c not in ",;")[:_SHOWN]
 
 
-def to_srgb(image: PilImage, profile: bytes) -> tuple[PilImage, str, str]:
+def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str, str]:
     """Convert an image's colours from its embedded profile: L, RGB or CMYK, with alpha LA or RGBA.
 
     Gives (the image, "profile NAME to sRGB" or "", a warning or "").
     """
-    from PIL import Image, ImageCms
-
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     mode = {"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode)
     found = conversion_for(profile, mode)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from pipelines.data import turbojpeg
 from pipelines.data.beton import MODE_JPG, MODE_RAW
@@ -21,9 +21,6 @@ from pipelines.data.images import (
 )
 from pipelines.data.jpeg_ends import CutJpegError, WholeJpeg, check_whole
 from pipelines.data.options import PrepareOptions
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PilImage
 
 NEARLY_BLACK = "nearly black, its values should be scaled to the full range"
 # Levels of 255 below which a picture is black to people: all of it, or of one that had more than
@@ -65,8 +62,6 @@ def encode(data: bytes | np.ndarray, options: PrepareOptions, *, as_jpg: bool) -
     Raises:
         RejectedImageError: the reason in words.
     """
-    from PIL import Image
-
     notes = Notes()
     if isinstance(data, np.ndarray):
         image, kind = Image.fromarray(data), ""
@@ -94,7 +89,7 @@ def encode(data: bytes | np.ndarray, options: PrepareOptions, *, as_jpg: bool) -
     return _encoded(blob, MODE_JPG if as_jpg else MODE_RAW, pixels, notes)
 
 
-def _is_plain(image: PilImage, notes: Notes) -> bool:
+def _is_plain(image: Image.Image, notes: Notes) -> bool:
     """Whether a JPEG's own pixels are what a viewer shows: upright, and sRGB or near it."""
     if image.mode not in ("RGB", "L") or orientation(image) != 1:
         return False
@@ -123,11 +118,11 @@ def _is_black(counts: np.ndarray, deep: bool) -> bool:
     return not counts[:, _BLACK:].any()
 
 
-def _target(image: PilImage, options: PrepareOptions) -> tuple[int, int] | None:
+def _target(image: Image.Image, options: PrepareOptions) -> tuple[int, int] | None:
     return target_size(image.size, options.resolution, options.resolution_side)
 
 
-def _check_jpeg(data: bytes, image: PilImage) -> WholeJpeg:
+def _check_jpeg(data: bytes, image: Image.Image) -> WholeJpeg:
     try:
         cmyk, several = image.mode == "CMYK", image.format == "MPO"
         return check_whole(data, image.width, image.height, cmyk=cmyk, several=several)
@@ -137,7 +132,7 @@ def _check_jpeg(data: bytes, image: PilImage) -> WholeJpeg:
         raise RejectedImageError(f"cannot be decoded: {error}") from None
 
 
-def _jpeg(image: PilImage, quality: int) -> bytes:
+def _jpeg(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
@@ -145,7 +140,5 @@ def _jpeg(image: PilImage, quality: int) -> bytes:
 
 def _level_counts(pixels: np.ndarray) -> np.ndarray:
     """[3, 256]: how many pixels of each channel have each level."""
-    from PIL import Image
-
     # Pillow counts levels several times faster than NumPy sums bytes in a wider type.
     return np.array(Image.fromarray(pixels).histogram(), np.float64).reshape(3, 256)

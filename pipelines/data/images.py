@@ -13,19 +13,22 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image
+from PIL.Image import Transpose
 
 from pipelines.data.colour_profiles import to_srgb
 from pipelines.data.file_kinds import READ, jpeg_frame, why_not_read
 from pipelines.data.jpeg_ends import CUT
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as PilImage
-    from PIL.Image import Transpose
-
 _EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}  # fmt: skip
 _LARGEST_SIDE = 65_535  # a beton has 16 bits for it
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
@@ -48,14 +51,12 @@ class Notes:
     deep: bool = False  # it had more than 8 bits per sample
 
 
-def open_image(data: bytes, max_pixels: int) -> PilImage:
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
     """Read an image's header and check its size, before any pixel is decoded.
 
     Raises:
         RejectedImageError: empty, not an image, of no size, or too large to be decoded safely.
     """
-    from PIL import Image
-
     if not data:
         raise RejectedImageError("empty file")
     Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and held to before anything is decoded
@@ -94,7 +95,7 @@ def _says_no_size(data: bytes) -> bool:
     return bytes(2) in (frame[1:3], frame[3:5])
 
 
-def orientation(image: PilImage) -> int:
+def orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 (upright) to 8."""
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
@@ -103,7 +104,7 @@ def orientation(image: PilImage) -> int:
         return 1  # broken EXIF is no reason to refuse the pixels, and says nothing to obey
 
 
-def to_rgb(image: PilImage, notes: Notes) -> PilImage:
+def to_rgb(image: Image.Image, notes: Notes) -> Image.Image:
     """Decode, convert to 8-bit sRGB on white and turn upright; `notes` are told what was done.
 
     Raises:
@@ -136,7 +137,7 @@ def to_rgb(image: PilImage, notes: Notes) -> PilImage:
         image = _to_rgb_on_white(image, notes)
         if turn != 1:
             notes.conversions.append("turned upright")
-            image = image.transpose(_upright(turn))
+            image = image.transpose(_UPRIGHT[turn])
         return image
 
 
@@ -153,21 +154,7 @@ def _no_words_from_libtiff() -> Iterator[None]:
         os.close(nothing)
 
 
-def _upright(turn: int) -> Transpose:
-    from PIL.Image import Transpose
-
-    return {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }[turn]
-
-
-def _bits(image: PilImage) -> int:
+def _bits(image: Image.Image) -> int:
     """Bits per sample in the file, before it is decoded."""
     tiles: Any = getattr(image, "tile", ())
     if image.format == "PNG" and tiles:
@@ -178,11 +165,11 @@ def _bits(image: PilImage) -> int:
     return 16 if image.mode.startswith("I") else 8
 
 
-def _tags(image: PilImage) -> Any:
+def _tags(image: Image.Image) -> Any:
     return image.tag_v2  # type: ignore[attr-defined]
 
 
-def _refuse_strange_tiff(image: PilImage) -> None:
+def _refuse_strange_tiff(image: Image.Image) -> None:
     if image.format != "TIFF":
         return
     tags = _tags(image)
@@ -195,7 +182,7 @@ def _refuse_strange_tiff(image: PilImage) -> None:
         raise RejectedImageError("signed 8-bit pixels: shift them to 0..255 before")
 
 
-def _refuse_damaged_png(image: PilImage) -> None:
+def _refuse_damaged_png(image: Image.Image) -> None:
     """Check the checksums that Pillow passes over: a flipped bit changes pixels in silence."""
     if image.format != "PNG":
         return
@@ -209,15 +196,13 @@ def _refuse_damaged_png(image: PilImage) -> None:
         at = end + 4
 
 
-def _has_odd_gamma(image: PilImage) -> bool:
+def _has_odd_gamma(image: Image.Image) -> bool:
     gamma = image.info.get("gamma")
     return gamma is not None and "srgb" not in image.info and abs(gamma - 1 / 2.2) > 0.05
 
 
-def _to_8_bits(image: PilImage, bits: int, notes: Notes) -> PilImage:
+def _to_8_bits(image: Image.Image, bits: int, notes: Notes) -> Image.Image:
     """L, LA, RGB, RGBA or CMYK of 8 bits from any mode; colours and alpha as they were."""
-    from PIL import Image
-
     mode, key = image.mode, image.info.get("transparency")
     if mode == "F":
         raise RejectedImageError(
@@ -250,9 +235,7 @@ def _to_8_bits(image: PilImage, bits: int, notes: Notes) -> PilImage:
     return image if target == mode else image.convert(target)
 
 
-def _to_rgb_on_white(image: PilImage, notes: Notes) -> PilImage:
-    from PIL import Image
-
+def _to_rgb_on_white(image: Image.Image, notes: Notes) -> Image.Image:
     if image.mode in ("LA", "RGBA"):
         lowest, highest = image.getchannel("A").getextrema()
         if lowest == 255:

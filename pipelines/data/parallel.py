@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 
 Task = tuple[int, Unit]
 # What making a shard needs, imported while the source is still being listed.
-_MODULES = [__name__, "PIL.JpegImagePlugin", "pyarrow.parquet", "pipelines.data.sources.folder"]
+_MODULES = [__name__, "PIL.JpegImagePlugin", "pipelines.data.sources.folder"]
 
 
 @contextmanager

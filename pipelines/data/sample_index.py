@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.data.manifest import INDEX_NAME, SPLITS
 from pipelines.data.names import storable
@@ -16,9 +17,6 @@ from pipelines.data.shards import DIGEST_BYTES
 from pipelines.data.sources.source import Source
 from pipelines.data.splits import NO_SPLIT
 from pipelines.storage.durable import made_aside
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _ROWS = 1 << 15  # of a row group, at least
 _SUMS = [f"{kind}_{channel}" for kind in ("sum", "square") for channel in "rgb"]
@@ -34,9 +32,6 @@ def write_index(
     its image lies in its beton. Gives (the number of training pixels, [6] the sums of their R, G, B
     and of the squares of these).
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     classes = pa.array([storable(name) for name in source.classes], pa.string())
     written = np.zeros(len(SPLITS), np.int64)
     pixels, sums = 0, np.zeros(len(_SUMS))
@@ -88,8 +83,6 @@ def _read_texts(
     rows: Rows, splits: np.ndarray, shards: range, sums: np.ndarray
 ) -> tuple[pa.Array, pa.Array]:
     """(names, digests) of the good rows of some shards; adds to `sums` of the training pixels."""
-    import pyarrow as pa
-
     names: list[pa.Array] = []
     digests: list[pa.Array] = []
     for shard in shards:

@@ -10,14 +10,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.data.shards import DIGEST_BYTES, shard_paths
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _NUMBERS: dict[str, type[np.generic]] = {
     "label": np.int32,
@@ -81,8 +79,6 @@ class Rows:
 
 def read_shard(folder: Path, number: int, columns: list[str]) -> pa.Table:
     """Some columns of a shard's table, each in one piece."""
-    import pyarrow.parquet as pq
-
     with shard_paths(folder, number)[1].open("rb") as file:  # pyarrow wants paths to be UTF-8
         return pq.ParquetFile(file).read(columns, use_threads=False).combine_chunks()
 
@@ -144,8 +140,6 @@ def in_chunks(*columns: np.ndarray) -> Iterator[tuple[int, ...]]:
 
 def hexadecimal(digests: pa.Array) -> pa.Array:
     """The digests [N] as text."""
-    import pyarrow as pa
-
     text = bytes(_digests(digests)).hex().encode()
     ends = np.arange(len(digests) + 1, dtype=np.int32) * (2 * DIGEST_BYTES)
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(text)]
@@ -154,6 +148,4 @@ def hexadecimal(digests: pa.Array) -> pa.Array:
 
 def coded(codes: np.ndarray, texts: pa.Array) -> pa.Array:
     """Texts by their positions [N] among all of them."""
-    import pyarrow as pa
-
     return pa.DictionaryArray.from_arrays(codes.astype(np.int32), texts)

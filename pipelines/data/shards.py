@@ -10,7 +10,10 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.data.encode import encode
 from pipelines.data.images import RejectedImageError
@@ -18,9 +21,6 @@ from pipelines.data.names import storable
 from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.source import Mode, Sample, Unit
 from pipelines.storage.durable import write_durably
-
-if TYPE_CHECKING:
-    import pyarrow
 
 DIGEST_BYTES = hashlib.sha1(usedforsecurity=False).digest_size
 
@@ -31,10 +31,8 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def schema() -> pyarrow.Schema:
+def schema() -> pa.Schema:
     """The columns of a shard's table; `error` is empty for good rows, other columns count then."""
-    import pyarrow as pa
-
     kinds = dict.fromkeys(COLUMNS, pa.int64()) | {
         "split": pa.string(),
         "name": pa.string(),
@@ -58,9 +56,6 @@ class Recipe:
 
 def make_shard(unit: Unit, recipe: Recipe) -> tuple[bytes, bytes]:
     """Read, check and encode one unit: (the images' bytes in a row, the table as Parquet)."""
-    import pyarrow as pa
-    import pyarrow.parquet
-
     rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     blobs: list[bytes] = []
     offset = 0
@@ -73,7 +68,7 @@ def make_shard(unit: Unit, recipe: Recipe) -> tuple[bytes, bytes]:
         for name in COLUMNS:
             rows[name].append(row[name])
     sink = io.BytesIO()
-    pa.parquet.write_table(pa.table(rows, schema=schema()), sink)
+    pq.write_table(pa.table(rows, schema=schema()), sink)
     return b"".join(blobs), sink.getvalue()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from pipelines.errors import UserError
@@ -42,8 +43,6 @@ def known_names(model: nn.Module, classes: Sequence[str]) -> list[list[str]]:
         if isinstance(described, dict) and all(name in described for name in names):
             found.append([str(described[name]) for name in names])
     elif config.get("architecture") and all(map(_SYNSET.fullmatch, classes)):
-        from timm.data import ImageNetInfo, infer_imagenet_subset
-
         subset = infer_imagenet_subset(model)
         if subset:
             found.append(list(ImageNetInfo(subset).label_names()))

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import timm
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from pipelines.errors import UserError
 
@@ -39,8 +41,6 @@ def pretrained(name: str) -> Any:
             f"{name} holds its weights in shards, of which timm would take one: give the folder "
             "itself, without local-dir:"
         )
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-
     unreachable = None
     try:
         if name.startswith("local-dir:"):
@@ -65,8 +65,6 @@ def _cached_if_unreachable() -> Iterator[str | None]:
     By itself it asks six times over half a minute, for each file, with a warning each time. Gives
     the host that does not answer, if so.
     """
-    from huggingface_hub import constants
-
     host = None if constants.is_offline_mode() else _unreachable(constants.ENDPOINT)
     if host is None:
         yield None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -76,8 +77,6 @@ def start_server(
 
 def stop_server(process: subprocess.Popen[bytes]) -> None:
     """Ends the server and the workers it started."""
-    import signal
-
     if process.poll() is not None:
         return
     os.killpg(process.pid, signal.SIGTERM)

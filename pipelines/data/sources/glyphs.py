@@ -11,16 +11,12 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.data.options import PrepareOptions
 from pipelines.data.sources.source import Sample, Source
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PilImage
-    from PIL.ImageFont import FreeTypeFont
 
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 FONTS = (
@@ -101,8 +97,6 @@ def glyph_source(options: PrepareOptions) -> Source:
 
 def draw(label: int, parameters: GlyphParameters, rng: np.random.Generator) -> np.ndarray:
     """One image of the character `CHARACTERS[label]`, [size, size, 3] uint8."""
-    from PIL import Image
-
     size, clutter, variation = parameters.size, parameters.clutter, parameters.variation
     background, level = _background(size, clutter, rng)
     image = Image.fromarray(background)
@@ -130,8 +124,6 @@ def draw(label: int, parameters: GlyphParameters, rng: np.random.Generator) -> n
 
 def _background(size: int, clutter: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Coloured noise at several scales over a slope; returns pixels and their mean lightness."""
-    from PIL import Image
-
     level = float(rng.uniform(0.05, 0.35) if rng.random() < 0.5 else rng.uniform(0.65, 0.95))
     tint = 0.15 * rng.uniform(-1, 1, 3)
     field = np.broadcast_to(level + tint - tint.mean(), (size, size, 3)).astype(np.float32)
@@ -146,11 +138,9 @@ def _background(size: int, clutter: float, rng: np.random.Generator) -> tuple[np
 
 
 def _scatter(
-    image: PilImage, label: int, parameters: GlyphParameters, rng: np.random.Generator
+    image: Image.Image, label: int, parameters: GlyphParameters, rng: np.random.Generator
 ) -> None:
     """Stray strokes, and characters too small to be meant, in colours near the background's."""
-    from PIL import ImageDraw
-
     size, clutter = parameters.size, parameters.clutter
     pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(0, 1 + round(10 * clutter)))):
@@ -164,7 +154,7 @@ def _scatter(
         image.paste(_near(image, x, y, rng), (x - mask.width // 2, y - mask.height // 2), mask)
 
 
-def _near(image: PilImage, x: int, y: int, rng: np.random.Generator) -> tuple[int, int, int]:
+def _near(image: Image.Image, x: int, y: int, rng: np.random.Generator) -> tuple[int, int, int]:
     pixel = np.asarray(image.getpixel((x, y)), np.float64)
     shifted = np.clip(pixel + rng.uniform(-70, 70) + rng.uniform(-25, 25, 3), 0, 255)
     red, green, blue = (int(value) for value in shifted)
@@ -172,9 +162,7 @@ def _near(image: PilImage, x: int, y: int, rng: np.random.Generator) -> tuple[in
 
 
 @lru_cache(maxsize=256)
-def _font(name: str, pixels: int) -> FreeTypeFont:
-    from PIL import ImageFont
-
+def _font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
     # The basic engine: Raqm's presence differs between machines, and so would the bytes.
     return ImageFont.truetype(
         f"{_font_folder()}/{name}", pixels, layout_engine=ImageFont.Layout.BASIC
@@ -192,10 +180,8 @@ def _font_folder() -> str:
     return f"{next(iter(spec.submodule_search_locations))}/mpl-data/fonts/ttf"
 
 
-def _glyph_mask(character: str, font: str, height: float, angle: float) -> PilImage:
+def _glyph_mask(character: str, font: str, height: float, angle: float) -> Image.Image:
     """A cropped [h, w] coverage mask of one character, its em `height` pixels, rotated."""
-    from PIL import Image, ImageDraw
-
     loaded = _font(font, max(4, round(height * _OVERSAMPLE * 1.3)))
     left, top, right, bottom = loaded.getbbox(character)
     margin = 2

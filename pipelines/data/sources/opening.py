@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipelines.data.names import printable
 from pipelines.data.options import PrepareOptions
+from pipelines.data.sources.digits import digits_source
+from pipelines.data.sources.folder import folder_source
+from pipelines.data.sources.folder_tree import Tree, scan
+from pipelines.data.sources.glyphs import glyph_source
 from pipelines.data.sources.imagenet import is_ilsvrc_tar
+from pipelines.data.sources.labelled import labelled_source
+from pipelines.data.sources.parquet import list_parquet, parquet_source
 from pipelines.data.sources.source import LeftOut, Source
 from pipelines.data.sources.tar import refuse_compressed, tar_source
 from pipelines.data.sources.tar_members import COMPRESSED_ENDINGS
 from pipelines.errors import UserError
-
-if TYPE_CHECKING:
-    from pipelines.data.sources.folder_tree import Tree
 
 _ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
 
@@ -38,12 +40,8 @@ def open_source(source: str, options: PrepareOptions) -> Source:
     if source in ("digits", "glyphs"):
         _refuse_layout_options(source, options)
     if source == "digits":
-        from pipelines.data.sources.digits import digits_source
-
         return digits_source()
     if source == "glyphs":
-        from pipelines.data.sources.glyphs import glyph_source
-
         return glyph_source(options)
     if "://" in source:
         return _parquet(source, options)
@@ -80,10 +78,6 @@ def _refuse_layout_options(source: str, options: PrepareOptions) -> None:
 
 def _directory(root: Path, options: PrepareOptions) -> Source:
     """A local directory: what kind it is of is told by what lies in it, not by its name."""
-    from pipelines.data.sources.folder import folder_source
-    from pipelines.data.sources.folder_tree import scan
-    from pipelines.data.sources.labelled import labelled_source
-
     tree = scan(root)
     if options.labels is not None:
         return labelled_source(root, options, tree)
@@ -134,8 +128,6 @@ def _kind(tree: Tree, root: Path, options: PrepareOptions) -> str:
 
 
 def _parquet(address: str, options: PrepareOptions, tree: Tree | None = None) -> Source:
-    from pipelines.data.sources.parquet import list_parquet, parquet_source
-
     listing = list_parquet(address, tree)
     if not listing.files:
         where = (

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipelines.data.class_choice import order_notes
 from pipelines.data.layout import Split
@@ -14,10 +18,10 @@ from pipelines.data.sources.parquet_columns import Columns, find_columns
 from pipelines.data.sources.parquet_files import ParquetListing, list_parquet, open_file, stamp_of
 from pipelines.data.sources.parquet_labels import FileLabels, LabelTable, join_labels, whole
 from pipelines.data.sources.parquet_rows import (
+    READ_ERRORS,
     ParquetUnit,
     open_reader,
     plain,
-    read_errors,
     refuse_texts,
     unread,
     value_of,
@@ -26,10 +30,6 @@ from pipelines.data.sources.parquet_splits import column_splits, splits_of
 from pipelines.data.sources.shard_names import missing_shards, origin_of
 from pipelines.data.sources.source import LeftOut, Source
 from pipelines.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
 _PIECE_BYTES = 256 << 20  # a larger row group is divided among units
 _MOST_PIECES = 16  # each reads past the rows before its own
@@ -77,7 +77,7 @@ def parquet_source(
     for name in splits.taken:
         try:
             file = _inspect(address, listing, name, splits.taken[name], options)
-        except read_errors() as error:
+        except READ_ERRORS as error:
             problems.append((name or address, unread(error)))
             continue
         if file is None:
@@ -149,7 +149,7 @@ def _inspect(
 
     Raises:
         UserError: it lacks a column.
-        read_errors(): it cannot be read.
+        READ_ERRORS: it cannot be read.
     """
     path = listing.path(name)
     shown = name or path
@@ -240,9 +240,6 @@ def _cells(reader: pq.ParquetFile, name: str) -> Iterator[Any]:
 
 def _values(reader: pq.ParquetFile, name: str) -> Iterator[Any]:
     """The different values of a column, some of them more than once."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     for column in _columns_in_parts(reader, name):
         if pa.types.is_string_view(column.type):
             column = column.cast(pa.large_string())
@@ -252,9 +249,6 @@ def _values(reader: pq.ParquetFile, name: str) -> Iterator[Any]:
 
 def _largest(reader: pq.ParquetFile, name: str) -> int:
     """The largest whole number in a column, -1 if there is none above."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     largest = -1
     for column in _columns_in_parts(reader, name):
         if pa.types.is_integer(column.type):

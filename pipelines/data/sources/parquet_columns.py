@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import pyarrow as pa
 
 from pipelines.data.layout import split_of_folder
 from pipelines.data.options import PrepareOptions
 from pipelines.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "picture", "photo")
 """Names by which an image column is known where no metadata tells it; the first has precedence."""
@@ -104,8 +103,6 @@ def class_names(feature: dict[str, Any], file: str) -> dict[int, str] | None:
 
 def storage_type(kind: pa.DataType) -> pa.DataType:
     """A type without what is wrapped around it: extension types and dictionaries."""
-    import pyarrow as pa
-
     while True:
         if isinstance(kind, pa.BaseExtensionType):
             kind = kind.storage_type
@@ -117,8 +114,6 @@ def storage_type(kind: pa.DataType) -> pa.DataType:
 
 def label_kind(kind: pa.DataType) -> LabelKind | None:
     """How a type can say a class, or None."""
-    import pyarrow as pa
-
     kind = storage_type(kind)
     if pa.types.is_boolean(kind):
         return "bool"
@@ -129,8 +124,6 @@ def label_kind(kind: pa.DataType) -> LabelKind | None:
 
 def image_kind(kind: pa.DataType) -> Literal["bytes", "list", "path"] | None:
     """How a type can hold an image, looking into a struct, or None."""
-    import pyarrow as pa
-
     kind = storage_type(kind)
     if pa.types.is_struct(kind):
         held = _field_kind(kind, "bytes")
@@ -161,14 +154,10 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _is_any(kind: pa.DataType, *names: str) -> bool:
-    import pyarrow as pa
-
     return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
 def _field_kind(struct: pa.StructType, name: str) -> Literal["bytes", "list", "path"] | None:
-    import pyarrow as pa
-
     at = struct.get_field_index(name)
     if at < 0:
         return None
@@ -242,8 +231,6 @@ def _is_sure(role: str, name: str, schema: pa.Schema) -> bool:
 
 def _by_name(role: str, fit: Sequence[str], schema: pa.Schema) -> list[str]:
     """Columns that their names speak for, where neither metadata nor the usual name is there."""
-    import pyarrow as pa
-
     if role == "label":
         return [name for name in fit if name.lower() in LABEL_NAMES]
     held = [name for name in fit if image_kind(_type_of(schema, name)) != "path"]

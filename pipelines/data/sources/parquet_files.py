@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.fs
 
 from pipelines.data.layout import foreign_path
 from pipelines.data.sources.folder_tree import Tree, scan
 from pipelines.data.sources.source import LeftOut, Tally
 from pipelines.errors import UserError
 from pipelines.storage.address import is_address, open_filesystem
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SUFFIX = ".parquet"
 """How the names of Parquet files end, in any case."""
@@ -48,9 +47,6 @@ def list_parquet(address: str, tree: Tree | None = None) -> ParquetListing:
     """
     if not is_address(address):
         return _list_local(address, tree)
-    import pyarrow as pa
-    import pyarrow.fs
-
     try:
         filesystem, path = open_filesystem(address)
         if isinstance(filesystem, pa.fs.LocalFileSystem):
@@ -89,9 +85,6 @@ def open_file(address: str, path: str) -> pa.NativeFile:
     Raises:
         OSError: it cannot be opened.
     """
-    import pyarrow as pa
-    import pyarrow.fs
-
     filesystem, _ = open_filesystem(address)
     if isinstance(filesystem, pa.fs.LocalFileSystem):
         return pa.OSFile(os.fsencode(path))
@@ -104,9 +97,6 @@ def stamp_of(address: str, path: str) -> str:
     Raises:
         OSError: it is not there.
     """
-    import pyarrow as pa
-    import pyarrow.fs
-
     filesystem, _ = open_filesystem(address)
     if isinstance(filesystem, pa.fs.LocalFileSystem):
         status = os.stat(path)

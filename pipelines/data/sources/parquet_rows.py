@@ -8,7 +8,10 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipelines.data.sources.parquet_columns import is_binary, is_list
 from pipelines.data.sources.parquet_files import open_file, reason_of
@@ -17,13 +20,12 @@ from pipelines.data.sources.source import Sample
 from pipelines.errors import UserError
 from pipelines.storage.address import is_address
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
 _BATCH = 64  # rows decoded from Parquet at a time: a row group may be gigabytes
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{256,}={0,2}\s*")  # no name of a file is so long
 _BUFFER = 1 << 20  # bytes read at a time, else Parquet takes a row group's whole column at once
+
+READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
+"""What pyarrow raises on files that are damaged, encrypted or no Parquet."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class ParquetUnit:
                         if image is None and path is not None:
                             data, error = self._picture(path)
                         yield Sample(name, told, number, data, error)
-        except read_errors() as error:
+        except READ_ERRORS as error:
             name = f"{self.path}:{self.row_group}:{row}"
             yield Sample(name, self.split or "train", 0, b"", f"{end - row} rows {unread(error)}")
 
@@ -143,16 +145,7 @@ class ParquetUnit:
 
 def open_reader(file: pa.NativeFile) -> pq.ParquetFile:
     """A reader that holds little of the file in memory."""
-    import pyarrow.parquet as pq
-
     return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)
-
-
-def read_errors() -> tuple[type[BaseException], ...]:
-    """What pyarrow raises on files that are damaged, encrypted or no Parquet."""
-    import pyarrow as pa
-
-    return (pa.ArrowException, OSError, ValueError, OverflowError)
 
 
 def unread(error: BaseException) -> str:
@@ -165,8 +158,6 @@ def unread(error: BaseException) -> str:
 
 def plain(column: pa.Array) -> pa.Array:
     """A column without extension types and dictionaries around its values."""
-    import pyarrow as pa
-
     while True:
         if isinstance(column, pa.ExtensionArray):
             column = column.storage
@@ -210,9 +201,6 @@ def refuse_texts(reader: pq.ParquetFile, name: str, file: str) -> None:
 
 def _pictures(column: pa.Array) -> tuple[pa.Array | None, pa.Array | None]:
     """(bytes or lists of bytes, paths) of an image column."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     column = plain(column)
     if not pa.types.is_struct(column.type):
         holds = is_binary(column.type) or is_list(column.type)
@@ -231,8 +219,6 @@ def _pictures(column: pa.Array) -> tuple[pa.Array | None, pa.Array | None]:
 
 
 def _bytes_of(cell: pa.Scalar) -> bytes | None:
-    import pyarrow as pa
-
     if not cell.is_valid:
         return None
     if not is_list(cell.type):
