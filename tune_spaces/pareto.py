@@ -103,10 +103,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike, maximise: Maximise = No
 
 
 def normalised_hypervolume(
-    points: ArrayLike,
-    reference_cost: float,
-    reference_top1: float = 0.0,
-    best_top1: float = 1.0,
+    points: ArrayLike, reference_cost: float, reference_top1: float = 0.0, best_top1: float = 1.0
 ) -> float:
     """Hypervolume of `(cost, top1)` points as a share of the whole box, in 0..1.
 

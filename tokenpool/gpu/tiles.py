@@ -105,15 +105,7 @@ def write_scaled(weights, scaled, tokens, HAS_WEIGHTS: tl.constexpr, COLUMNS: tl
 
 
 @triton.jit
-def own_sums(
-    matrix,
-    labels,
-    weights,
-    sums,
-    tokens,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+def own_sums(matrix, labels, weights, sums, tokens, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """For each token i the sum of w_j·matrix_ij over the tokens j of its own cluster."""
     for top in range(0, tokens, ROWS):
         rows = top + tl.arange(0, ROWS)
