@@ -34,10 +34,11 @@ import numpy as np
 import psutil
 
 from benchmarks.machine import hardware
+from benchmarks.packing import place
 from benchmarks.scale_plot import plot
 from benchmarks.scale_world import Assumptions, make_policy, trained, untrained
 from cluster.capacity import Room
-from cluster.placement import Gang, Node, place
+from cluster.placement import Gang, Node
 from tune_spaces.policy import Score, Train
 from tune_spaces.space import Candidate
 

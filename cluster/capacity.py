@@ -76,10 +76,13 @@ def nodes_on_their_way() -> bool:
 def jobs_that_fit(nodes: Sequence[Node], gang: Gang, *, grows: bool = False) -> int:
     """How many jobs of a gang run side by side without waiting for each other.
 
-    At least one, where the cluster `grows` until it is large enough.
+    Args:
+        nodes: the nodes of the cluster.
+        gang: the workers of each job.
+        grows: whether the cluster grows until at least one fits.
 
     Raises:
-        ClusterError: not even one fits.
+        ClusterError: if not even one fits.
     """
     jobs = fit(nodes, gang).jobs
     if jobs or grows:
@@ -104,13 +107,15 @@ class Room:
     left are not counted on. Where there is an autoscaler it is told how many jobs wait.
 
     Attributes:
-        wanted: jobs at a time at most; None for as many as fit.
-        name: of the work, for the autoscaler.
-        look_every: seconds.
-        patience: seconds with no room for anybody that are waited for.
-        say: told once that it waits, and once that it goes on.
+        gang: the workers of each job.
+        wanted: how many jobs may run at a time; None: as many as fit.
+        name: what the work is called, for the autoscaler and for people.
+        look_every: after how many seconds the cluster is looked at again.
+        patience: how many seconds without room for anybody are waited for.
+        say: is told once that it waits, and once that it goes on.
         nodes: looks at the cluster.
-        most_drivers: jobs that this node can look after.
+        clock: tells the time in seconds.
+        most_drivers: how many jobs this node can look after.
     """
 
     gang: Gang
@@ -134,7 +139,7 @@ class Room:
         """How many jobs may run at once now, where so many run and so many wait.
 
         Raises:
-            ClusterError: there has been no room for any for longer than `patience`.
+            ClusterError: if there has been no room for any for longer than `patience`.
         """
         now = self.clock()
         if now - self._looked >= self.look_every:

@@ -158,7 +158,13 @@ def check_shared_memory() -> Check:
 
 
 def check_port(what: str, port: int, remedy: str) -> Check:
-    """Whether something listens on a port of loopback."""
+    """Whether something listens on a port of loopback.
+
+    Args:
+        what: what wants to listen there.
+        port: the port.
+        remedy: what to do where it is in use.
+    """
     with socket.socket() as probe:
         probe.settimeout(1.0)
         if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -117,13 +117,13 @@ class JobApi:
 
         Args:
             words: the arguments.
-            working_dir: what `cluster.package.pack` made.
-            job_id: of the job.
-            metadata: kept with the job.
-            variables: of the driver's shell.
+            working_dir: the folder that `cluster.package.pack` made.
+            job_id: the job's id.
+            metadata: notes that are kept with the job.
+            variables: variables of the driver's shell.
 
         Raises:
-            JobExistsError: there is a job of this id.
+            JobExistsError: if there is a job of this id.
         """
         before = [f"{name}={value}" for name, value in (variables or {}).items()]
         entrypoint = shlex.join([*(["env", *before] if before else []), "sh", RUN, *words])
@@ -143,8 +143,14 @@ class JobApi:
     def run(self, words: list[str], working_dir: Path, *, seconds: float, **options: Any) -> Job:
         """Submits a short command and waits for its end.
 
+        Args:
+            words: the arguments.
+            working_dir: the folder that `cluster.package.pack` made.
+            seconds: how long it may take.
+            **options: further arguments of `submit`.
+
         Raises:
-            ClusterError: it takes longer than so many seconds; it is stopped then.
+            ClusterError: if it takes longer; it is stopped then.
         """
         job_id = self.submit(words, working_dir, **options)
         if not self.wait(job_id, seconds):

@@ -89,14 +89,15 @@ class Report:
     """What one node answers.
 
     Attributes:
-        node: its address.
+        node: the node's address.
+        python: the version of Python.
         versions: package → version; only those that are there.
         code: fingerprint of this program's own code.
         clock: seconds since 1970.
         files: path → fingerprint, or in brackets what is wrong with it.
         storage: what is wrong with the storage; empty if nothing is.
         free_gb: folder → gigabytes.
-        gpus: that the driver shows; None without a driver.
+        gpus: how many GPUs the driver shows; None without a driver.
     """
 
     node: str
@@ -253,6 +254,7 @@ def problems(
 
 
 def _differs(node: str, what: str, here: str, there: str) -> str:
+    """Says that a node has another version of something than the driver's node."""
     return f"{node}: {what} {there}, the driver's node has {here}: install the same on every node"
 
 
@@ -268,6 +270,7 @@ def unwritten(request: Request, nodes: Sequence[str]) -> list[str]:
 
 
 def _holds(storage: Storage, name: str, word: str) -> bool:
+    """Whether a file of the storage is there and holds just this word."""
     try:
         return storage.read(name) == word
     except OSError:

@@ -42,9 +42,12 @@ def pack(folder: Path, files: dict[str, str] | None = None, *, code: bool = True
     """Fills a folder with what a job needs, and gives it back.
 
     Args:
-        folder: does not exist yet, or is empty.
-        files: name → text of what else goes in.
-        code: whether the program itself does; without it the cluster's installed one runs.
+        folder: a folder that does not exist yet, or is empty.
+        files: what else goes in: name → text.
+        code: whether the program itself goes in; without it the cluster's installed one runs.
+
+    Raises:
+        RuntimeError: if the program's own code is not to be found.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RUN).write_text(_RUN, encoding="utf-8")

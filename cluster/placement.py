@@ -7,7 +7,7 @@ one always finds room, counted node by node as no worker spans two, and on how f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,13 +32,13 @@ class Gang:
     """The workers of one job, all alike.
 
     Attributes:
-        num_workers: at least 1.
-        cpus: of each.
-        gpus: of each: a share of one device, or whole devices.
+        num_workers: how many there are, at least 1.
+        cpus: how many CPUs each has.
+        gpus: how many GPUs each has: a share of one, or whole ones.
         accelerator: type of GPU they must run on; None for any.
 
     Raises:
-        ValueError: a number makes no sense.
+        ValueError: if a number makes no sense.
     """
 
     num_workers: int
@@ -69,15 +69,13 @@ class Fit:
     """How jobs of one kind go onto a cluster.
 
     Attributes:
-        jobs: so many run side by side, and as long as fewer do the next one finds room at once,
-            in whatever order they come and go.
-        strategy: to be asked of Ray for each: all workers on one node, or on as few as have room.
-        nodes_per_job: as few as hold one job on the empty cluster; 0 where none does.
+        jobs: how many run side by side; as long as fewer do the next one finds room at once, in
+            whatever order they come and go.
+        strategy: what to ask of Ray for each: all workers on one node, or on as few as have room.
     """
 
     jobs: int
     strategy: Strategy
-    nodes_per_job: int
 
 
 def slots(node: Node, gang: Gang) -> int:
@@ -109,37 +107,7 @@ def fit(nodes: Iterable[Node], gang: Gang) -> Fit:
     room = [count for node in nodes if (count := slots(node, gang))]
     within = sum(count // gang.num_workers for count in room)
     split = sum(room) // gang.num_workers
-    placed = place(room, gang.num_workers)
-    return Fit(
-        jobs=split,
-        strategy="STRICT_PACK" if within == split > 0 else "PACK",
-        nodes_per_job=len(placed) if placed is not None else 0,
-    )
-
-
-def place(free: Sequence[int], num_workers: int) -> dict[int, int] | None:
-    """The nodes a job's workers go to: as few as possible, and of those the fullest.
-
-    Of the workers that each node still has room for: index of the node → workers there; None where
-    there is no room.
-    """
-    if sum(free) < num_workers:
-        return None
-    chosen: dict[int, int] = {}
-    left = num_workers
-    # The roomiest first needs the fewest; what is left then goes where it fits most tightly.
-    for index in sorted(range(len(free)), key=lambda index: (-free[index], index)):
-        if free[index] >= left:
-            break
-        chosen[index] = free[index]
-        left -= free[index]
-    if left:
-        last = min(
-            (index for index, room in enumerate(free) if room >= left and index not in chosen),
-            key=lambda index: (free[index], index),
-        )
-        chosen[last] = left
-    return chosen
+    return Fit(jobs=split, strategy="STRICT_PACK" if within == split > 0 else "PACK")
 
 
 def accelerators(nodes: Iterable[Node]) -> list[str]:

@@ -48,11 +48,13 @@ def check_nodes(
 ) -> Findings:
     """Looks at all nodes of the cluster that this process is connected to.
 
-    Storage and data must be the same everywhere; where workers have GPUs the nodes must reach each
-    other over NCCL, else over gloo.
+    Args:
+        storage: where searches are kept, a folder or what stands for one; the same on every node.
+        files: the files of the data, alike on every node.
+        gpus_per_worker: above 0 the nodes must reach each other over NCCL, else over gloo.
 
     Raises:
-        AddressError: something is not right; one line that names the node and the remedy.
+        AddressError: if something is not right; one line that names the node and the remedy.
     """
     started = time.monotonic()
     nodes = [record for record in ray.nodes() if record["Alive"]]
@@ -84,6 +86,7 @@ def check_nodes(
 
 
 def _judge(here: Report, answer: _Answer, storage: Storage) -> list[str]:
+    """What is wrong with one node, by its answer."""
     if isinstance(answer.report, str):
         return [f"node {answer.node}: {answer.report}"]
     return problems(

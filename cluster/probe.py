@@ -139,7 +139,7 @@ def dashboard_url(address: str) -> str:
     """An address as the URL of a dashboard: `HOST`, `HOST:PORT` or with http:// or https://.
 
     Raises:
-        AddressError: it is none, or holds a name and password.
+        AddressError: if it is none, or holds a name or password.
     """
     text = address if "://" in address else f"http://{address}"
     parts = urlsplit(text)
@@ -180,7 +180,7 @@ def resolve(address: str) -> str:
     """`auto` as the address of the cluster this machine is a node of, or this job runs in.
 
     Raises:
-        AddressError: it is in none.
+        AddressError: if this machine is in none.
     """
     if address != "auto":
         return address

@@ -54,7 +54,7 @@ def session_folder(folder: Path) -> Iterator[None]:
     killed. The next instance deletes what is older.
 
     Args:
-        folder: of the instance, within the private one.
+        folder: the folder of the instance, within the private one.
     """
     _delete_old(folder.parent)
     handle = os.open(folder, os.O_RDONLY)

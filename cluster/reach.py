@@ -42,7 +42,18 @@ class Peer:
             return self.address, int(probe.getsockname()[1])
 
     def meet(self, address: str, port: int, rank: int, world_size: int, backend: str) -> bool:
-        """Joins a process group of one process on each node, and adds up one from each."""
+        """Joins a process group of one process on each node, and adds up one from each.
+
+        Args:
+            address: the address of the meeting point.
+            port: the port of the meeting point.
+            rank: the number of this process in the group.
+            world_size: how many processes the group has.
+            backend: "gloo" or "nccl".
+
+        Returns:
+            Whether the sum was right.
+        """
         use_interface_of(self.address)
         import torch
         import torch.distributed as dist
@@ -114,6 +125,7 @@ def _others(ends: list[tuple[str, int]], number: int) -> list[tuple[str, int]]:
 
 
 def _apart(peers: list[Any], names: list[str], backend: str) -> list[str]:
+    """What keeps all nodes together from forming a process group, in one line, if anything does."""
     address, port = ray.get(peers[0].meeting_point.remote())
     met = [
         peer.meet.remote(address, port, rank, len(peers), backend)

@@ -76,10 +76,16 @@ class Cluster:
         gpus_per_worker: float,
         accelerator: str | None = None,
     ) -> int:
-        """How many jobs of so many workers fit side by side (cluster.placement).
+        """How many jobs fit side by side (cluster.placement).
+
+        Args:
+            num_workers: how many workers a job has.
+            cpus_per_worker: how many CPUs each worker has.
+            gpus_per_worker: how many GPUs each worker has.
+            accelerator: the type of GPU they must run on; None: any.
 
         Raises:
-            ClusterError: not even one does, and no autoscaler may bring what it needs.
+            ClusterError: if not even one does, and no autoscaler may bring what it needs.
         """
         gang = Gang(num_workers, cpus_per_worker, gpus_per_worker, accelerator)
         if self.nodes is not None:
@@ -95,6 +101,9 @@ def free_port() -> int:
 
     Drawn at random, so that two sessions that start at the same moment do not both find the same
     one free; below the range from which Ray's own processes are given theirs.
+
+    Raises:
+        ClusterError: if no port is free.
     """
     for port in random.SystemRandom().sample(DASHBOARD_PORTS, len(DASHBOARD_PORTS)):
         with socket.socket() as probe:
@@ -268,7 +277,7 @@ def _dashboard_of(address: str) -> str:
     """Where Ray itself says that the cluster's dashboard is.
 
     Raises:
-        AddressError: it has none.
+        AddressError: if it has none.
     """
     try:
         return str(ray_private.ray_address_to_api_server_url(address))

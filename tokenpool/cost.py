@@ -141,10 +141,7 @@ def macs(
 
 
 def vit_macs(
-    spec: VitSpec,
-    schedule: Schedule,
-    method: str = "wkmedoids",
-    options: PoolOptions | None = None,
+    spec: VitSpec, schedule: Schedule, method: str = "wkmedoids", options: PoolOptions | None = None
 ) -> MacReport:
     """`macs` as a pure function of shapes, cheap enough to call for every candidate of a search.
 

@@ -155,10 +155,7 @@ class Outlook:
         )
 
     def at_end(
-        self,
-        candidates: Sequence[Candidate],
-        firsts: Sequence[float],
-        trained: Iterable[Trained],
+        self, candidates: Sequence[Candidate], firsts: Sequence[float], trained: Iterable[Trained]
     ) -> list[float]:
         """Top-1 at the end of trainings that come to so much at the rung.
 

@@ -103,10 +103,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike, maximise: Maximise = No
 
 
 def normalised_hypervolume(
-    points: ArrayLike,
-    reference_cost: float,
-    reference_top1: float = 0.0,
-    best_top1: float = 1.0,
+    points: ArrayLike, reference_cost: float, reference_top1: float = 0.0, best_top1: float = 1.0
 ) -> float:
     """Hypervolume of `(cost, top1)` points as a share of the whole box, in 0..1.
 
@@ -131,21 +128,6 @@ def normalised_hypervolume(
     return hypervolume(points, (reference_cost, reference_top1)) / box
 
 
-def front_top1(costs: ArrayLike, front: ArrayLike) -> float:
-    """The best quality on `front` that costs no more than `costs`; -inf where there is none.
-
-    Args:
-        costs: the cost, or several costs `[m - 1]`.
-        front: costs and then quality `[n, m]`; dominated points in it do no harm.
-    """
-    array = _as_points(front, name="front")
-    bound = np.atleast_1d(np.asarray(costs, dtype=np.float64))
-    if len(array) == 0:
-        return float("-inf")
-    affordable = (array[:, :-1] <= bound).all(axis=1)
-    return float(array[affordable, -1].max(initial=-np.inf))
-
-
 def distance_to_front(point: ArrayLike, front: ArrayLike) -> float:
     """How much quality a point lacks against a front *at its own cost*.
 
@@ -162,8 +144,9 @@ def distance_to_front(point: ArrayLike, front: ArrayLike) -> float:
         ValueError: if something is not finite, or the shapes do not fit.
     """
     row = _as_points([np.asarray(point, dtype=np.float64)], name="point")[0]
-    best = front_top1(row[:-1], front)
-    return 0.0 if best == float("-inf") else best - float(row[-1])
+    array = _as_points(front, name="front")
+    affordable = (array[:, :-1] <= row[:-1]).all(axis=1)
+    return float(array[affordable, -1].max() - row[-1]) if affordable.any() else 0.0
 
 
 def spread(points: ArrayLike) -> NDArray[np.float64]:
@@ -177,23 +160,10 @@ def spread(points: ArrayLike) -> NDArray[np.float64]:
         return np.full(len(array), np.inf)
     extent = np.ptp(array, axis=0)
     scaled = (array - array.min(axis=0)) / np.where(extent > 0, extent, 1.0)
-    order = np.argsort(scaled[:, 0], kind="stable")
-    placed = scaled[order]
-    nearest = np.full(len(array), np.inf)
-    # Neighbours along the first axis come first; no pair further apart on it than both have found
-    # already can be nearer. On a front two rounds do, where all pairs would cost O(n²).
-    for shift in range(1, len(array)):
-        left, right = nearest[:-shift], nearest[shift:]
-        gaps = placed[shift:, 0] - placed[:-shift, 0]
-        if not (gaps < np.maximum(left, right)).any():
-            break
-        distances = np.linalg.norm(placed[shift:] - placed[:-shift], axis=1)
-        # `left` and `right` overlap in memory, so one after the other.
-        np.minimum(left, distances, out=left)
-        np.minimum(right, distances, out=right)
-    alone = np.empty_like(nearest)
-    alone[order] = nearest
-    return alone
+    from scipy.spatial import KDTree  # here: the command line starts without scipy
+
+    distances: NDArray[np.float64] = KDTree(scaled).query(scaled, k=2)[0][:, 1]
+    return distances
 
 
 def knee(points: ArrayLike) -> int:

@@ -29,7 +29,7 @@ def read_secret(settings: Mapping[str, str], name: str) -> str:
     """The secret in the file that NAME_FILE names, or in /run/secrets.
 
     Raises:
-        Refused: there is none, or it can be guessed.
+        Refused: if there is none, or it can be guessed.
     """
     path = Path(settings.get(f"{name.upper()}_FILE") or f"/run/secrets/{name}")
     try:
@@ -99,8 +99,13 @@ def prepare(settings: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
 def make_databases(host: str, port: str, deadline: float) -> None:
     """Waits for PostgreSQL and makes the databases of runs and of users where they are missing.
 
+    Args:
+        host: where PostgreSQL is.
+        port: the port it listens on.
+        deadline: until when it is waited for, by the monotonic clock.
+
     Raises:
-        Refused: it does not answer in time, or not to this password.
+        Refused: if it does not answer in time, or not to this password.
     """
     psycopg: Any = import_module("psycopg")
     while True:

@@ -77,7 +77,7 @@ def parse_address(address: str) -> RayAddress:
     """`http(s)://host:port`, `ray://host:port` or `host:port`, without a name and password in it.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: if it is none of these.
     """
     try:
         parts = urlsplit(address if "://" in address else f"gcs://{address}")
@@ -179,7 +179,10 @@ def try_door(address: RayAddress, timeout: float = _PATIENCE) -> Door:
 def try_http(url: str, timeout: float = _PATIENCE, content: str = "json") -> Door:
     """Reads a page without credentials, proxies or redirects.
 
-    A page whose type does not hold `content` is somebody else's.
+    Args:
+        url: the address of the page.
+        timeout: how many seconds to wait.
+        content: what the type of the page must hold; one of another type is somebody else's.
     """
     try:
         with plain_opener().open(url, timeout=timeout) as answer:
@@ -196,7 +199,13 @@ def try_http(url: str, timeout: float = _PATIENCE, content: str = "json") -> Doo
 def try_ray_port(host: str, port: int, timeout: float = _PATIENCE) -> Door | Literal["metrics"]:
     """Knocks at a port of some process of Ray's, whichever that is.
 
-    `metrics` is one that shows its figures to everybody and can do no more.
+    Args:
+        host: the machine.
+        port: the port.
+        timeout: how many seconds to wait for each answer.
+
+    Returns:
+        "metrics" for one that shows its figures to everybody and can do no more.
     """
     url = f"http://{_bracketed(host)}:{port}"
     doors = {try_http(url + _JOBS, timeout)}
@@ -221,7 +230,14 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def try_grpc(host: str, port: int, method: str, timeout: float = _PATIENCE) -> Door:
-    """Calls a method of Ray with an empty request and no token."""
+    """Calls a method of Ray with an empty request and no token.
+
+    Args:
+        host: the machine.
+        port: the port.
+        method: the full name of the method.
+        timeout: how many seconds to wait for each answer.
+    """
     # Here, as it takes a while; it comes with Ray.
     import grpc
 
@@ -247,8 +263,8 @@ def refuse_open(address: str | None, allowed: bool = False) -> None:
     answer is left for the connection to report; `local`, and `auto` without a cluster, are fine.
 
     Raises:
-        OpenToNetworkError: It is open; one line with the remedy.
-        ValueError: It is no address.
+        OpenToNetworkError: if it is open; one line with the remedy.
+        ValueError: if it is no address.
     """
     if allowed:
         return
@@ -274,8 +290,14 @@ def refuse_open(address: str | None, allowed: bool = False) -> None:
 def refuse_open_host(host: str, what: str, remedy: str, allowed: bool = False) -> None:
     """Refuses to listen beyond loopback without authentication.
 
+    Args:
+        host: the address to listen on.
+        what: what would listen there.
+        remedy: what to do instead.
+        allowed: whether the user has said that this is meant.
+
     Raises:
-        OpenToNetworkError: `host` is not loopback and nobody said that this is meant.
+        OpenToNetworkError: if `host` is not loopback and it is not allowed.
     """
     if allowed or is_loopback(host):
         return

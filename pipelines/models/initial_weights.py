@@ -218,7 +218,7 @@ def _of_head(name: str) -> bool:
 
 
 def described(model: Any, source: str) -> dict[str, Any]:
-    """The architecture of a source's model, as `tokenpool.architecture.describe` gives it.
+    """The architecture of a source's model, as `tokenpool.models.architecture.describe` gives it.
 
     Raises:
         UserError: it is of no kind that can be pooled and saved.

@@ -13,32 +13,12 @@ from tokenpool.gpu.tiles import own_sums, write_gram, write_means, write_scaled
 # Compiled once for all counts, not once a layer.
 @triton.jit(do_not_specialize=["tokens", "kept", "iterations"])
 def kmeans_kernel(
-    x,
-    features,
-    start,
-    weights,
-    means,
-    labels,
-    members,
-    shares,
-    gram,
-    floats,
-    order,
-    tokens,
-    kept,
-    width,
-    size,
-    iterations,
-    HAS_WEIGHTS: tl.constexpr,
-    NOTHING: tl.constexpr,
-    SIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    WIDE: tl.constexpr,
+    x, features, start, weights, means, labels, members, shares, gram, floats, order, tokens, kept,
+    width, size, iterations,
+    HAS_WEIGHTS: tl.constexpr, NOTHING: tl.constexpr, SIDE: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """See `tokenpool.kernels.kmeans_reference`: no centre is formed until the means at the end.
 
     Args:
@@ -115,21 +95,10 @@ def kmeans_kernel(
 
 @triton.jit
 def nearest_means(
-    gram,
-    weights,
-    start,
-    members,
-    labels,
-    inverses,
-    squares,
-    tokens,
-    kept,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    MOVED: tl.constexpr,
+    gram, weights, start, members, labels, inverses, squares, tokens, kept,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, MOVED: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """Each token's nearest centre by ‖c‖² − 2·x·c, the lowest index first.
 
     A centre of no mass is the token it started at; all are unless MOVED. The sums of rows of the

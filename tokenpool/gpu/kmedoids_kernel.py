@@ -13,24 +13,10 @@ from tokenpool.gpu.tiles import goes_before, own_sums, write_gram, write_scaled
 # Compiled once for all counts, not once a layer.
 @triton.jit(do_not_specialize=["tokens", "kept", "iterations"])
 def kmedoids_kernel(
-    features,
-    start,
-    weights,
-    labels,
-    medoids,
-    distances,
-    floats,
-    tokens,
-    kept,
-    size,
-    iterations,
-    HAS_WEIGHTS: tl.constexpr,
-    SIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    features, start, weights, labels, medoids, distances, floats, tokens, kept, size, iterations,
+    HAS_WEIGHTS: tl.constexpr, SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """See `tokenpool.kernels.kmedoids_reference`.
 
     Args:

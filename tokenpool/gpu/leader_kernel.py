@@ -13,29 +13,11 @@ from tokenpool.gpu.tiles import goes_before, products, write_means
 # Compiled once for all counts, not once a layer.
 @triton.jit(do_not_specialize=["tokens", "kept"])
 def leader_kernel(
-    x,
-    features,
-    scores,
-    weights,
-    means,
-    labels,
-    shares,
-    floats,
-    whole,
-    tokens,
-    kept,
-    width,
-    size,
-    HAS_SCORES: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr,
-    LEAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    WIDE: tl.constexpr,
+    x, features, scores, weights, means, labels, shares, floats, whole, tokens, kept, width, size,
+    HAS_SCORES: tl.constexpr, HAS_WEIGHTS: tl.constexpr, LEAST: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """See `tokenpool.methods.leader`. Ranks are counted, not sorted: N² comparisons.
 
     Similarities are computed twice, which costs a tensor core less than to store them.
@@ -147,20 +129,6 @@ def leader_kernel(
     tl.debug_barrier()
 
     write_means(
-        x,
-        labels,
-        mass,
-        labels,
-        means,
-        shares,
-        order,
-        tokens,
-        kept,
-        width,
-        False,
-        0.0,
-        ROWS,
-        COLUMNS,
-        GROUP,
-        WIDE,
-    )
+        x, labels, mass, labels, means, shares, order, tokens, kept, width, False, 0.0, ROWS,
+        COLUMNS, GROUP, WIDE,
+    )  # fmt: skip

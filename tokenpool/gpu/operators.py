@@ -17,11 +17,11 @@ from tokenpool.gpu.kmeans_kernel import kmeans_kernel
 from tokenpool.gpu.kmedoids_kernel import kmedoids_kernel
 from tokenpool.gpu.leader_kernel import leader_kernel
 from tokenpool.gpu.received_kernel import received_kernel
+from tokenpool.kernels import NOTHING
 
 __all__ = ["kmeans", "kmedoids", "leader", "received"]
 
-# As `tokenpool.kernels.NOTHING` and the least weight in `tokenpool.methods.leader`.
-_NOTHING = 1e-12
+# The least weight in `tokenpool.methods.leader`.
 _LEAST = 1e-30
 _ROWS = 32
 
@@ -38,26 +38,11 @@ def leader(
     whole = labels.new_empty(batch, 2, tokens, dtype=torch.int32)
     with _on(x):
         leader_kernel[(batch,)](
-            x,
-            features,
-            _or(scores, x),
-            _or(weights, x),
-            means,
-            labels,
-            shares,
-            floats,
-            whole,
-            tokens,
-            k,
-            width,
-            features.shape[2],
-            HAS_SCORES=scores is not None,
-            HAS_WEIGHTS=weights is not None,
-            LEAST=_LEAST,
-            GROUP=_ROWS,
-            WIDE=_wide(width),
-            **_tiles(features),
-        )
+            x, features, _or(scores, x), _or(weights, x), means, labels, shares, floats, whole,
+            tokens, k, width, features.shape[2],
+            HAS_SCORES=scores is not None, HAS_WEIGHTS=weights is not None, LEAST=_LEAST,
+            GROUP=_ROWS, WIDE=_wide(width), **_tiles(features),
+        )  # fmt: skip
     return means, labels, shares
 
 
@@ -73,29 +58,14 @@ def kmeans(
     members = torch.empty_like(labels)
     with _on(x):
         kmeans_kernel[(batch,)](
-            x,
-            features,
-            start.contiguous(),
-            _or(weights, x),
-            means,
-            labels,
-            members,
-            shares,
+            x, features, start.contiguous(), _or(weights, x), means, labels, members, shares,
             x.new_empty(batch, tokens, tokens, dtype=torch.float32),
             x.new_empty(batch, 4, tokens, dtype=torch.float32),
-            x.new_empty(batch, tokens, dtype=torch.int32),
-            tokens,
-            k,
-            width,
-            features.shape[2],
+            x.new_empty(batch, tokens, dtype=torch.int32), tokens, k, width, features.shape[2],
             iterations,
-            HAS_WEIGHTS=weights is not None,
-            NOTHING=_NOTHING,
-            SIDE=64,
-            GROUP=_ROWS,
-            WIDE=_wide(width),
-            **_tiles(features),
-        )
+            HAS_WEIGHTS=weights is not None, NOTHING=NOTHING, SIDE=64, GROUP=_ROWS,
+            WIDE=_wide(width), **_tiles(features),
+        )  # fmt: skip
     return means, labels, members, shares
 
 
@@ -110,21 +80,12 @@ def kmedoids(
     medoids = torch.empty_like(start, memory_format=torch.contiguous_format)
     with _on(features):
         kmedoids_kernel[(batch,)](
-            features,
-            start.contiguous(),
-            _or(weights, features),
-            labels,
-            medoids,
+            features, start.contiguous(), _or(weights, features), labels, medoids,
             features.new_empty(batch, tokens, tokens, dtype=torch.float32),
-            features.new_empty(batch, 2, tokens, dtype=torch.float32),
-            tokens,
-            start.shape[1],
-            size,
-            iterations,
-            HAS_WEIGHTS=weights is not None,
-            SIDE=64,
-            **_tiles(features),
-        )
+            features.new_empty(batch, 2, tokens, dtype=torch.float32), tokens, start.shape[1],
+            size, iterations,
+            HAS_WEIGHTS=weights is not None, SIDE=64, **_tiles(features),
+        )  # fmt: skip
     return labels, medoids
 
 
@@ -147,25 +108,11 @@ def received(
     normalisers = summed if one else summed.new_empty(batch, heads, queries)
     with _on(query):
         received_kernel[(batch, heads)](
-            query,
-            key,
-            _or(bias, query),
-            _or(sizes, query),
-            summed,
-            normalisers,
-            queries,
-            tokens,
-            heads,
-            head,
-            scale,
-            *query.stride()[:3],
-            *key.stride()[:3],
-            HAS_BIAS=bias is not None,
-            HAS_SIZES=sizes is not None,
-            ONE_TILE=one,
-            WIDTH=max(16, triton.next_power_of_2(head)),
-            **tiles,
-        )
+            query, key, _or(bias, query), _or(sizes, query), summed, normalisers, queries, tokens,
+            heads, head, scale, *query.stride()[:3], *key.stride()[:3],
+            HAS_BIAS=bias is not None, HAS_SIZES=sizes is not None, ONE_TILE=one,
+            WIDTH=max(16, triton.next_power_of_2(head)), **tiles,
+        )  # fmt: skip
     return summed
 
 

@@ -34,31 +34,11 @@ def attention_logits(
 # Compiled once for all counts, not once a layer.
 @triton.jit(do_not_specialize=["tokens", "queries"])
 def received_kernel(
-    query,
-    key,
-    bias,
-    sizes,
-    received,
-    normalisers,
-    queries,
-    tokens,
-    heads,
-    head,
-    scale,
-    query_image,
-    query_head,
-    query_stride,
-    key_image,
-    key_head,
-    key_stride,
-    HAS_BIAS: tl.constexpr,
-    HAS_SIZES: tl.constexpr,
-    ONE_TILE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    query, key, bias, sizes, received, normalisers, queries, tokens, heads, head, scale,
+    query_image, query_head, query_stride, key_image, key_head, key_stride,
+    HAS_BIAS: tl.constexpr, HAS_SIZES: tl.constexpr, ONE_TILE: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """What one head's queries give to each token: `received [B, H, N]`, one program a head.
 
     Where all keys are one tile, each row of the softmax is had at once. Else the log-sum-exp of

@@ -21,16 +21,9 @@ def goes_before(score, index, than_score, than_index):
 
 @triton.jit
 def products(
-    features,
-    rows,
-    columns,
-    tokens,
-    size,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    features, rows, columns, tokens, size,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Inner products `[ROWS, COLUMNS]` of the tokens `rows` and `columns` of `[N, size]`."""
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in range(0, size, DEPTH):
@@ -51,16 +44,9 @@ def products(
 
 @triton.jit
 def write_gram(
-    features,
-    matrix,
-    squares,
-    tokens,
-    size,
-    DISTANCES: tl.constexpr,
-    SIDE: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    features, matrix, squares, tokens, size,
+    DISTANCES: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Inner products `matrix [N, N]`, or squared distances, symmetric to the last bit.
 
     Half of the tiles are computed, each is written twice. Distances are ≥ 0 with a diagonal of
@@ -119,15 +105,7 @@ def write_scaled(weights, scaled, tokens, HAS_WEIGHTS: tl.constexpr, COLUMNS: tl
 
 
 @triton.jit
-def own_sums(
-    matrix,
-    labels,
-    weights,
-    sums,
-    tokens,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+def own_sums(matrix, labels, weights, sums, tokens, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """For each token i the sum of w_j·matrix_ij over the tokens j of its own cluster."""
     for top in range(0, tokens, ROWS):
         rows = top + tl.arange(0, ROWS)
@@ -146,23 +124,10 @@ def own_sums(
 
 @triton.jit
 def write_means(
-    x,
-    labels,
-    weights,
-    start,
-    means,
-    shares,
-    order,
-    tokens,
-    kept,
-    width,
-    STANDS_IN: tl.constexpr,
-    NOTHING: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    GROUP: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    x, labels, weights, start, means, shares, order, tokens, kept, width,
+    STANDS_IN: tl.constexpr, NOTHING: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """The weighted mean `means [k, width]` of each cluster, and each token's share in its own.
 
     The members of a cluster are added in the order of their indices: no atomic addition, the same

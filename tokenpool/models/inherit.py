@@ -141,8 +141,7 @@ def _cut_block(
     rows = torch.cat([inner + part * heads * head for part in range(3)])
     fc1, fc2 = wide.mlp.fc1.weight.detach().double(), wide.mlp.fc2.weight.detach().double()
     units = _best(
-        fc1[:, channels].square().sum(1) * fc2[channels].square().sum(0),
-        slim.mlp.fc1.out_features,
+        fc1[:, channels].square().sum(1) * fc2[channels].square().sum(0), slim.mlp.fc1.out_features
     )
     # (rows, columns) of every matrix or vector; None takes all.
     cuts: dict[str, tuple[Tensor | None, Tensor | None]] = {

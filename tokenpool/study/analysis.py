@@ -24,14 +24,7 @@ from tokenpool.pooling import check_model, pool, unpooled
 from tokenpool.schedule import Schedule
 from tokenpool.vit import PooledBlock
 
-__all__ = [
-    "ErrorPoint",
-    "LowPass",
-    "error_by_k",
-    "high_frequency_share",
-    "low_pass",
-    "mean_cosine",
-]
+__all__ = ["ErrorPoint", "LowPass", "error_by_k", "high_frequency_share", "low_pass", "mean_cosine"]
 
 
 @dataclass(frozen=True)
