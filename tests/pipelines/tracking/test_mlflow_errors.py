@@ -119,7 +119,7 @@ def test_a_database_that_is_none(search: SearchState, folder: Path, harm, says: 
 
 
 @contextmanager
-def answering(code: int, body: bytes) -> Iterator[str]:
+def answering(code: int, body: bytes, port: int = 0) -> Iterator[str]:
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(code)
@@ -131,7 +131,7 @@ def answering(code: int, body: bytes) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Page)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
