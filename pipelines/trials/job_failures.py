@@ -109,7 +109,7 @@ def _died_of(error: ActorDiedError, address: str | None) -> Exception | None:
 
 def out_of_memory(error: OutOfMemoryError) -> str:
     """What Ray's monitor says of a machine whose memory ran out, in one line."""
-    found = re.search(r"IP: ([^,)\s]+).*?([\d.]+ ?GB) ?/ ?([\d.]+ ?GB)", str(error), re.DOTALL)
+    found = re.search(r"IP: ([^,)\s]+).*?([\d.]+GB) used / ([\d.]+GB)", str(error), re.DOTALL)
     where = f" on {found[1]}: {found[2]} of {found[3]} in use" if found else ""
     return f"out of memory on the host, so that Ray ended one of its processes{where}"
 
