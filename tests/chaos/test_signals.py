@@ -1,9 +1,11 @@
 """Ctrl-C once and twice, SIGTERM: a search ends, leaves nothing behind, and goes on."""
 
 import os
+import re
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -47,6 +49,17 @@ def temporary():
     shutil.rmtree(folder)
 
 
+def check_status(place):
+    """Another terminal is told how long ago the job's last step was."""
+    deadline = time.monotonic() + 60
+    while True:
+        status = Command("status", "s", cwd=place)
+        assert status.end() == 0, status.text
+        if re.search(r"base-w32: last step \d+ \d+ s ago", " ".join(status.text.split())):
+            return
+        assert time.monotonic() < deadline, status.text
+
+
 def shared_memory():
     return {path.name for path in Path("/dev/shm").glob("plasma*")}
 
@@ -64,6 +77,8 @@ def test_a_search_that_is_told_to_end(place, temporary, told, name, signals, cod
     command = Command("search", "search.yaml", cwd=place, env={"TMPDIR": str(temporary)})
     try:
         command.wait_for("base models, epochs: ")
+        if name == "Ctrl-C":
+            check_status(place)
         family = command.family()
         assert len(family) > 8
         for number in signals:

@@ -164,6 +164,22 @@ def test_a_job_without_room_waits_and_no_restart_is_counted(
     assert len(errors) == left
 
 
+def test_the_place_of_a_bug_is_that_of_the_rank_that_has_it():
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    def wrapped(error, path):
+        text = f'Traceback:\n  File "{path}", line 3, in f\n{error!r}'
+        return UserExceptionWithTraceback(error, text)
+
+    failures = {
+        0: wrapped(ValueError("k is 0"), "/my/model.py"),
+        1: wrapped(RuntimeError("connection closed by peer"), "/torch/distributed.py"),
+    }
+    error = WorkerGroupError("\n".join(map(str, failures.values())), failures)
+    assert failure_of(error).text == "ValueError: k is 0 (/my/model.py, line 3)"
+
+
 def test_a_store_that_goes_away_late_in_a_training_is_waited_for_as_early_on(monkeypatch):
     """What counts is how long it is away, and not for how long the job had trained before."""
     from ray.train.v2.api.exceptions import WorkerGroupError
