@@ -5,7 +5,7 @@ PRESET := tune_spaces/presets/digits.yaml
 # Two files of tests at a time, as many wait for processes they have started; the longest come early.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install search test test-fast test-slow chaos bench lint types audit clean
+.PHONY: help install search test test-fast test-slow chaos soak bench lint types audit clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -26,8 +26,11 @@ test-fast: install ## tests without processes and Ray, in two minutes
 test-slow: install ## the tests that take minutes each
 	@$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
 
-chaos: install ## all faults that tests inject, and a table of what came of them; two hours
-	@$(BIN)/python -m pytest -m "chaos or fault" --timeout 7200 tests
+chaos: install ## all faults that tests inject, and a table of what came of them; three hours
+	@TOKENPOOL_OUTAGE_SECONDS=600 $(BIN)/python -m pytest -m "chaos or fault" --timeout 7200 tests
+
+soak: install ## a search of 200 trials in which something breaks every half minute; two hours
+	@$(BIN)/python tests/chaos/soak.py runs/soak --out runs/soak.json
 
 # Speed of pooling, of the loader and of training, and what searches find for their compute, each
 # against its peers in one run; hours on two cores that do nothing else. What it writes is

@@ -192,7 +192,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
             _read_auth_mode_again()
         try:
             with _imports_of_ours():
-                made = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+                made: Any = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
             raise _no_connection(options["address"], error) from None
         except Exception as error:

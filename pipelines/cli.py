@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from pipelines.console import use_own_scripts
 from pipelines.data.names import printable
 from pipelines.errors import UserError
 from pipelines.secrecy.guard import guard_process, redactor, show_traceback
+from pipelines.storage.room import cannot_be_written, in_words, lacks_room
 from pipelines.streams import drop_output, is_closed_pipe, take_any_text
 
 app = typer.Typer(
@@ -108,9 +108,12 @@ def main() -> None:
         sys.stderr.write(f"tokenpool: {printable(redactor().text(str(error)))}\n")
         sys.exit(error.exit_code)
     except Exception as error:  # typer would print it as it is
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            where = error.filename or "what the output is written to"
+        if lacks_room(error):
+            where = getattr(error, "filename", None) or "what the output is written to"
             sys.stderr.write(f"tokenpool: the disk of {printable(str(where))} is full\n")
+        elif cannot_be_written(error):
+            said = f"{in_words(error)}: let it be written, or name another place"
+            sys.stderr.write(f"tokenpool: {printable(said)}\n")
         elif not is_closed_pipe(error):
             show_traceback(error)
         sys.exit(1)

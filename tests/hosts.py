@@ -7,6 +7,7 @@ there may be one that is none of Ray's: a person's own machine.
 """
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -18,10 +19,19 @@ import time
 from pathlib import Path
 
 import pytest
+from resources import MARK
 
 RAY = str(Path(sys.executable).parent / "ray")
 PORT, DASHBOARD, CLIENT_PORT = 6379, 8265, 10001
 
+# The placement groups that there are.
+_HELD = f"""
+import json
+import ray
+ray.init("10.87.0.1:{PORT}", logging_level="ERROR", log_to_driver=False)
+groups = ray.util.placement_group_table().items()
+print(json.dumps([key for key, group in groups if group["state"] != "REMOVED"]))
+"""
 # Has Ray drain the node at an address, with so many seconds of grace, once a line comes in. So
 # do the agents of clouds; Ray's own command for it takes ten seconds to start.
 _DRAIN = f"""
@@ -76,15 +86,17 @@ def address(number):
 class Hosts:
     """Hosts 0 (the head) to `count`, and one more without Ray where `outside` is set."""
 
-    def __init__(self, count, cpus, folder, outside=False):
+    def __init__(self, count, cpus, folder, outside=False, environment=None):
         self.count, self.cpus, self.folder = count, cpus, folder
         self.last = count + outside
         self.tag = f"tp{os.getpid()}"
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
+        # Ray on the hosts outlives single tests: it is no process that they have left behind.
+        own = {n: v for n, v in os.environ.items() if not n.startswith("RAY_") and n != MARK}
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            **own,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -95,6 +107,7 @@ class Hosts:
             "RAY_health_check_failure_threshold": "3",
             # A drained host is heard of after a second, not after five.
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+            **(environment or {}),
         }
 
     def name(self, number):
@@ -159,6 +172,13 @@ class Hosts:
 
         return now
 
+    def held(self):
+        """Names of the placement groups on the cluster: of room that is reserved."""
+        process = self.exec(0, sys.executable, "-c", _HELD, stdout=subprocess.PIPE, text=True)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        return json.loads(said.splitlines()[-1])
+
     def pids(self, number):
         listed = subprocess.run(
             ["ip", "netns", "pids", self.name(number)], capture_output=True, text=True, check=False
@@ -201,14 +221,14 @@ def _ip(*words):
 
 
 @contextlib.contextmanager
-def ray_hosts(count, cpus, *, outside=False, before=None):
+def ray_hosts(count, cpus, *, outside=False, before=None, environment=None):
     """So many hosts with CPUs, and a head without; all removed at the end.
 
-    `before`: host → what its shell does before Ray starts.
+    `before`: host → what its shell does before Ray starts; `environment`: of all of them.
     """
     # A short path: Ray's sockets lie in it, and their names may have 107 letters.
     with tempfile.TemporaryDirectory(prefix="tp-ray-", ignore_cleanup_errors=True) as folder:
-        hosts = Hosts(count, cpus, Path(folder), outside)
+        hosts = Hosts(count, cpus, Path(folder), outside, environment)
         try:
             hosts.make()
             for number in range(count + 1):

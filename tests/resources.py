@@ -1,6 +1,7 @@
 """What a test must give back: processes, threads, files, shared memory, placement groups."""
 
 import contextlib
+import os
 import sys
 import tempfile
 import threading
@@ -14,6 +15,9 @@ import pytest
 # Made once for all tests of a run, by Python itself.
 _HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
 _PATIENCE = 90.0  # seconds; Ray's agents take a minute to end
+# Inherited by whatever a test starts, also by what outlives its parent and is nobody's child then.
+MARK = "TOKENPOOL_TESTS_OF"
+os.environ[MARK] = str(os.getpid())
 
 
 @dataclass
@@ -35,7 +39,7 @@ class Held:
 def held(folder: Path) -> Held:
     """What is held; of open files those in the tests' folder."""
     now = Held()
-    for child in psutil.Process().children(recursive=True):
+    for child in {*psutil.Process().children(recursive=True), *orphans()}:
         with contextlib.suppress(psutil.NoSuchProcess):
             line = " ".join(child.cmdline())
             if child.status() != psutil.STATUS_ZOMBIE and not any(h in line for h in _HELPERS):
@@ -54,6 +58,17 @@ def held(folder: Path) -> Held:
         groups = ray.util.placement_group_table().items()
         now.placement_groups = {key for key, row in groups if row["state"] != "REMOVED"}
     return now
+
+
+def orphans() -> list[psutil.Process]:
+    """Processes of this machine that were started by tests of this process, whoever's they are."""
+    mark, found = f"{MARK}={os.getpid()}\0".encode(), []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            with contextlib.suppress(OSError, psutil.NoSuchProcess):
+                if mark in (process / "environ").read_bytes():
+                    found.append(psutil.Process(int(process.name)))
+    return found
 
 
 def used(name: str) -> bool:

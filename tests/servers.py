@@ -18,10 +18,10 @@ class _Server6(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(handler, host="127.0.0.1", **facts):
+def serving(handler, host="127.0.0.1", port=0, **facts):
     """The server; `facts` are attributes that its handlers find at `self.server`."""
     kind = _Server6 if ":" in host else http.server.ThreadingHTTPServer
-    server = kind((host, 0), handler)
+    server = kind((host, port), handler)
     for name, value in facts.items():
         setattr(server, name, value)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

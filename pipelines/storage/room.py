@@ -46,7 +46,8 @@ def in_words(error: BaseException) -> str:
     number = None if isinstance(error, DiskFull) else _number(error)
     if number is None:
         return str(error)
-    place = getattr(error, "filename", None)
+    quoted = re.search("'(/[^']*)'", str(error))  # pyarrow's errors have no file's name
+    place = getattr(error, "filename", None) or (quoted and quoted[1])
     if isinstance(error, shutil.Error):
         place = error.args[0][0][1]
     return os.strerror(number) + (f": {place}" if place else "")

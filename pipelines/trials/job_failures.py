@@ -58,8 +58,9 @@ def failure_of(error: Exception, address: str | None = None) -> Failure:
         controller = error
     if isinstance(controller, ray_private.WorkerGroupStartupTimeoutError):
         return Failure("room")
-    wrapped = [*getattr(error, "worker_failures", {}).values(), controller]
-    causes = [_root(cause) for cause in wrapped if cause is not None]
+    found = [*getattr(error, "worker_failures", {}).values(), controller]
+    wrapped = [each for each in found if each is not None]
+    causes = [_root(each) for each in wrapped]
     for cause in causes:
         if isinstance(cause, NodeDrained):
             return Failure("drained", str(cause))
@@ -81,10 +82,13 @@ def failure_of(error: Exception, address: str | None = None) -> Failure:
     stalled = [str(cause) for cause in causes if isinstance(cause, WorkerStalled)]
     if stalled:
         return Failure("stall", "; ".join(stalled))
-    bugs = [cause for cause in causes if isinstance(cause, _BUGS)]
+    bugs = [n for n, cause in enumerate(causes) if isinstance(cause, _BUGS)]
     # What a rank raises because another's process died is none.
     if bugs and not any(isinstance(cause, ray_private.RayTrainError) for cause in causes):
-        return Failure("bug", f"{type(bugs[0]).__name__}: {bugs[0]}{_place(error)}")
+        bug = causes[bugs[0]]
+        # Its own traceback: another rank's is in Ray's text as well.
+        place = _place(wrapped[bugs[0]]) or _place(error)
+        return Failure("bug", f"{type(bug).__name__}: {bug}{place}")
     return Failure("machine")
 
 
@@ -109,7 +113,7 @@ def _died_of(error: ActorDiedError, address: str | None) -> Exception | None:
 
 def out_of_memory(error: OutOfMemoryError) -> str:
     """What Ray's monitor says of a machine whose memory ran out, in one line."""
-    found = re.search(r"IP: ([^,)\s]+).*?([\d.]+ ?GB) ?/ ?([\d.]+ ?GB)", str(error), re.DOTALL)
+    found = re.search(r"IP: ([^,)\s]+).*?([\d.]+GB) used / ([\d.]+GB)", str(error), re.DOTALL)
     where = f" on {found[1]}: {found[2]} of {found[3]} in use" if found else ""
     return f"out of memory on the host, so that Ray ended one of its processes{where}"
 
@@ -123,7 +127,7 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """The file and line that a worker's error was raised in, by the traceback that Ray kept."""
     found = re.findall(r'File "(.+)", line (\d+)', str(error))
     return f" ({found[-1][0]}, line {found[-1][1]})" if found else ""

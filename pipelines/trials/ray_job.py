@@ -120,7 +120,7 @@ def run_trainer(job: TrainJob) -> None:
                 continue
             if failure.kind in ("disk", "no disk"):
                 _tell(NO_ROOM, f"{job.job_id}: {failure.text}")
-                raise
+                raise RuntimeError(failure.text) from None
             if failure.kind == "bug":
                 raise RuntimeError(failure.text) from None
             most = job.workers.max_failures

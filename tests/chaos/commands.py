@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -21,14 +22,18 @@ class Command:
 
     Args:
         words: after `tokenpool`.
+        cwd: where it is typed.
         env: variables beside those of this process.
+        before: the command that runs it, if one does.
     """
 
-    def __init__(self, *words: str, cwd: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *words: str, cwd: Path, env: dict[str, str] | None = None, before: Sequence[str] = ()
+    ) -> None:
         self.lines: list[tuple[float, str]] = []
         self.begun = time.monotonic()
         self.process = subprocess.Popen(
-            [*TOKENPOOL, *words],
+            [*before, *TOKENPOOL, *words],
             cwd=cwd,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
             stdout=subprocess.PIPE,

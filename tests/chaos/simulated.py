@@ -43,6 +43,8 @@ from pipelines.train.reports import Report
 from pipelines.trials.run_trials import _List
 from tune_spaces.policy import Score, Train
 
+# Trials that fail for good, and what of.
+FAILS: dict[str, str] = {}
 SUPERNET = {
     "enabled": True,
     "schedules": 12,
@@ -133,6 +135,10 @@ def run_trials(jobs: Any, *, listener: Any, watch: Any, **_: Any) -> None:
         job = request.job
         watch.started(job.job_id)
         job.directory.mkdir(parents=True, exist_ok=True)
+        if reason := FAILS.get(job.job_id):
+            watch.over(job.job_id)
+            listener.failed(job.job_id, reason)
+            continue
         done = len(job.folder.reports())
         # A job that had finished unheard tells its last report again.
         for epoch in range(min(done + 1, job.train.epochs), job.train.epochs + 1):

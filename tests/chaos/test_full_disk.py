@@ -2,6 +2,8 @@
 
 import pickle
 import resource
+import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 from functools import partial
@@ -205,3 +207,24 @@ def test_a_disk_that_takes_no_writes_is_named_before_and_after_a_search_has_begu
             Ledger(disk.folder / "s")
         assert "\n" not in str(raised.value) and str(disk.folder) in str(raised.value)
         assert [e["event"] for e in read_events(disk.folder / "s" / LEDGER_NAME)] == ["began"]
+
+
+@pytest.mark.fault("read-only disk")
+@pytest.mark.parametrize("how", ["prepare", "what a library raises"])
+def test_a_command_on_a_disk_that_takes_no_writes_ends_in_one_line(how):
+    """Ray Train marks its folder before anything else, through pyarrow."""
+    library = (
+        "import sys\nfrom pathlib import Path\nfrom pipelines import cli\n"
+        "from cluster.ray_private import StorageContext\n"
+        "cli.app = lambda: StorageContext(Path(sys.argv[1]), 'job')\ncli.main()"
+    )
+    with small_disk("64k") as disk:
+        disk.remount("ro")
+        words = (
+            ["-m", "pipelines.cli", "prepare", "digits"] if how == "prepare" else ["-c", library]
+        )
+        words = [sys.executable, *words, str(disk.folder / "there")]
+        ended = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert ended.returncode != 0
+        (line,) = ended.stderr.splitlines()
+        assert str(disk.folder) in line and "Read-only file system" in line and "Errno" not in line

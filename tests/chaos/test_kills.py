@@ -159,7 +159,8 @@ def test_killed_at_random_moments_the_search_ends_as_if_undisturbed(place, told)
         place.run(storage)
         check(place, storage)
     assert outlived(families) == [], "processes outlived their driver"
-    told("driver killed (SIGKILL) at a random moment", len(notes["kills"]))
+    recovered = max((kill.get("recovered", 0.0) for kill in notes["kills"]), default=0.0)
+    told("driver killed (SIGKILL) at a random moment", len(notes["kills"]), seconds=recovered)
     for what in ("stage", "amid"):
         counts = dict(Counter(kill[what] for kill in notes["kills"]))
         sys.stdout.write(f"\nkilled {len(notes['kills'])} times: {counts}\n")
@@ -185,6 +186,9 @@ def kill_once(place, storage):
     begun, family = time.monotonic(), []
     while driver.poll() is None and time.monotonic() - begun < moment:
         time.sleep(min(0.05, moment))
+        if before and ledger.stat().st_size > len(before):
+            # From the command that was typed again to its first new record.
+            notes["kills"][-1].setdefault("recovered", round(time.monotonic() - begun, 1))
     writes, looked = WRITES[amid](place.root / storage), 0.0
     while driver.poll() is None and not writes():
         if amid == "checkpoint" and time.monotonic() - looked > 1:

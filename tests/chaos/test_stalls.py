@@ -1,4 +1,4 @@
-"""What hangs is noticed, named in one line and done again: real commands, real processes.
+"""What hangs or dies is noticed, named in one line and done again: real commands and processes.
 
 Each job's outcome is compared with that of the same job undisturbed, to the bit of every weight.
 """
@@ -21,6 +21,7 @@ from commands import Command
 from pipelines.search.ledger import LEDGER_NAME, read_events
 from pipelines.search.state import load_state
 from pipelines.train.job_folder import PathFolder
+from pipelines.trials.last_signs import read_last_signs
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3000)]
 
@@ -149,6 +150,27 @@ def test_a_controller_that_is_killed(place, calm, begin, told):
     told("a job's controller killed", seconds=first - at)
 
 
+def test_all_workers_of_a_job_killed_at_once(place, calm, begin, told):
+    command = begin("train", "train.yaml", "--set", "name=bereft")
+    command.wait_for("epoch 4/")
+    victims = command.named("RayTrainWorker")
+    assert len(victims) == 2
+    signs = read_last_signs(place / "runs" / "trains" / "bereft")
+    for victim in victims:
+        victim.suspend()  # so that none is there to see another die
+    lost = max(sign.step or 0 for sign in signs) - newest_step(place, "bereft")
+    at = time.monotonic()
+    for victim in victims:
+        victim.kill()
+    command.wait_for(r"^bereft: .*: goes on from its last checkpoint \(restart 1 of 3\)$")
+    assert command.end() == 0, command.text
+    assert command.text.count("(restart") == 1 and "Traceback" not in command.text
+    assert not [victim for victim in victims if victim.is_running()]
+    assert lost <= 5 and outcome(place, "bereft") == calm
+    first = next(when for when, text in command.lines if when > at and text.startswith("epoch"))
+    told("all workers of a job killed at once", steps_lost=max(0, lost), seconds=first - at)
+
+
 def test_a_worker_that_is_stopped(place, calm, begin, told):
     command = begin("train", "train.yaml", "--set", "name=stopped")
     command.wait_for("epoch 4/")
@@ -176,6 +198,59 @@ def test_a_data_thread_that_is_stuck(place, calm, begin, told):
     finish(command)
     assert outcome(place, "stuck") == calm
     told("data thread of one rank stuck", steps_lost=lost, seconds=SECONDS + recovered(command))
+
+
+def test_a_collective_that_hangs(place, calm, begin, told):
+    """One rank waits in it for what nobody sends, and the other, which is as far, for that rank."""
+    stick = place / "stick"
+    settings = {"TOKENPOOL_STICK": str(stick), "TOKENPOOL_STICK_AT": "collective"}
+    command = begin("train", "train.yaml", "--set", "name=hung", **settings)
+    command.wait_for("epoch 4/")
+    stick.touch()
+    rank = r"hung rank {} on (\S+) \(pid (\d+)\): no sign of life for \d+ s "
+    rank += r"\(last step (\d+), computing a step\)"
+    again = r": goes on from its last checkpoint \(restart 1 of 3\)"
+    line = command.wait_for(f"^{rank.format(0)}; {rank.format(1)}{again}$")
+    assert not stick.exists() and line[3] == line[6]
+    assert not psutil.pid_exists(int(line[2])) and not psutil.pid_exists(int(line[5]))
+    lost = int(line[3]) - newest_step(place, "hung")
+    assert 0 <= lost <= 5 and command.end() == 0, command.text
+    assert command.text.count("(restart") == 1 and "Traceback" not in command.text
+    assert outcome(place, "hung") == calm
+    told("collective that hangs", steps_lost=lost, seconds=SECONDS + recovered(command))
+
+
+def test_a_bug_amid_a_training_is_said_at_once_with_its_place(place, begin, told):
+    stick = place / "stick"
+    settings = {"TOKENPOOL_STICK": str(stick), "TOKENPOOL_STICK_AT": "bug"}
+    command = begin("train", "train.yaml", "--set", "name=buggy", **settings)
+    command.wait_for("epoch 2/")
+    stick.touch()
+    assert command.end() == 1 and not stick.exists()
+    said = re.findall(r"ValueError: k is 0 \((\S+), line (\d+)\)", command.text)
+    assert said and Path(said[0][0]) == place / "hooks" / "sitecustomize.py"
+    assert "raise ValueError" in Path(said[0][0]).read_text().splitlines()[int(said[0][1]) - 1]
+    assert "restart" not in command.text and "Traceback" not in command.text, command.text
+    told("bug in what a worker runs")
+
+
+def test_a_host_whose_memory_runs_out(place, calm, begin, told):
+    """Ray's own monitor ends the worker that has it; the job goes on from its last checkpoint."""
+    stick, memory = place / "stick", psutil.virtual_memory()
+    # What all else on this machine has, and room for the job itself.
+    limit = (memory.total - memory.available + 7e9) / memory.total
+    if limit > 0.9:
+        pytest.skip("others have this machine's memory")
+    settings = {"TOKENPOOL_STICK": str(stick), "TOKENPOOL_STICK_AT": "memory"}
+    settings["RAY_memory_usage_threshold"] = f"{limit:.3f}"
+    command = begin("train", "train.yaml", "--set", "name=greedy", **settings)
+    command.wait_for("epoch 4/")
+    stick.touch()
+    again = r"goes on from its last checkpoint \(restart 1 of 3\)$"
+    command.wait_for(rf"^greedy: out of memory on the host.*: {again}")
+    assert not stick.exists() and command.end() == 0, command.text
+    assert "Traceback" not in command.text and outcome(place, "greedy") == calm
+    told("out of memory on the host")
 
 
 def test_a_machine_that_is_suspended(place, calm, begin, told):
@@ -208,7 +283,10 @@ def test_scorers_that_hang_or_die(place, begin, told):
     scorers = command.named("WatchedScorer")
     assert len(scorers) == 2
     scorers[0].suspend()
+    scorers[1].kill()
+    dead = command.wait_for(r"^calibrate scorer \d.*: it died: .*: it is replaced, .*$")
     line = command.wait_for(r"^calibrate scorer \d on (\S+) \(pid (\d+)\): no sign of life .*$")
+    assert dead[0] != line[0]
     assert int(line[2]) == scorers[0].pid and "does not answer" in line[0]
     assert line[0].endswith("it is replaced, and its work done again")
     command.wait_for("schedules scored: ")
@@ -222,7 +300,8 @@ def test_scorers_that_hang_or_die(place, begin, told):
     scored = [(row.candidate.width, row.candidate.schedule) for row in state.screened]
     assert state.calibrations and 12 <= len(scored) == len(set(scored))
     events = list(read_events(place / "runs" / "searches" / "s" / LEDGER_NAME))
-    assert [e["id"].split("-")[0] for e in events if e["event"] == "restarted"] == ["scorer"] * 2
+    assert [e["id"].split("-")[0] for e in events if e["event"] == "restarted"] == ["scorer"] * 3
     assert not psutil.pid_exists(scorers[0].pid)
     told("calibration actor stopped (SIGSTOP)", seconds=SECONDS)
+    told("scorer killed, or ended where memory ran out", seconds=0)
     told("scorer stuck in its work", seconds=SECONDS)

@@ -54,6 +54,7 @@ def why_not():
 
 @pytest.mark.slow  # five jobs of four processes each start, and machines come and go: two minutes
 @pytest.mark.parametrize("kind", ["v1", "v2"])
+@pytest.mark.fault("machine of a trial lost: the other trials are not touched")
 def test_trials_use_what_an_autoscaler_brings_and_outlive_what_it_loses(kind):
     need(why_not())
     done = run_apart(kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ class LabelTable:
     """
 
     count: int | None
-    classes: dict[int | str, int] | None = None
+    classes: Mapping[Any, int] | None = None
 
     def of(self, value: Any) -> tuple[int | None, str]:
         """(class, why there is none) of a label; (None, "") if its class was not chosen."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ FUZZ = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-MORE = settings(FUZZ, max_examples=2_000, derandomize=False)
+# A minute for one of them is a hang.
+MORE = settings(FUZZ, max_examples=2_000, derandomize=False, deadline=timedelta(minutes=1))
 
 NAMES = ("cat", "dog", "0", "1", "tench, Tinca tinca", "ü", "Dog", "train", " x")
 WORDS = {
@@ -385,14 +387,18 @@ def test_any_schema_ends_in_samples_or_one_line(data):
 
 
 @pytest.mark.slow  # the same, 2,000 of them, others each time
+@pytest.mark.fault("fuzzing: Parquet inputs")
 @MORE
-@given(st.data())
-def test_many_more_samples_are_what_they_truly_are(data):
+@given(data=st.data())
+def test_many_more_samples_are_what_they_truly_are(told, data):
     try_data_set(data)
+    told("fuzzing: Parquet inputs")
 
 
 @pytest.mark.slow
+@pytest.mark.fault("fuzzing: Parquet inputs")
 @MORE
-@given(st.data())
-def test_many_more_schemas_end_in_samples_or_one_line(data):
+@given(data=st.data())
+def test_many_more_schemas_end_in_samples_or_one_line(told, data):
     try_wild(data)
+    told("fuzzing: Parquet inputs")

@@ -9,7 +9,7 @@ from pipelines.errors import UserError
 from pipelines.search.stages import scorer_pool
 from pipelines.search.stages.scorer_pool import ScorerPool
 
-MEMORY = "Memory on the node (IP: 10.0.0.7, ID: 3f) was 30.4GB / 32.0GB (0.95), which exceeds"
+MEMORY = "Memory on the node (IP: 10.0.0.7, ID: 3f) was 30.4GB used / 32.0GB limit (0.95)"
 DIED = RayActorError(error_msg="The actor died: its worker process has died.")
 TAKEN = RayActorError(error_msg="its node died", preempted=True)
 

@@ -118,7 +118,7 @@ def test_a_database_that_is_none(search: SearchState, folder: Path, harm, says: 
 
 
 @contextmanager
-def answering(code: int, body: bytes) -> Iterator[str]:
+def answering(code: int, body: bytes, port: int = 0) -> Iterator[str]:
     class Page(QuietHandler):
         def do_GET(self) -> None:
             self.send_response(code)
@@ -127,7 +127,7 @@ def answering(code: int, body: bytes) -> Iterator[str]:
 
         do_POST = do_GET
 
-    with serving(Page) as server:
+    with serving(Page, port=port) as server:
         yield address_of(server)
 
 

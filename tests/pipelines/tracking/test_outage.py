@@ -1,13 +1,15 @@
-"""An MLflow server that goes away in mid-search and comes back."""
+"""An MLflow server that goes away in mid-search, or is in trouble, and comes back."""
 
 import os
 import socket
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import ledgers
 import pytest
 from mlflow import MlflowClient
+from test_mlflow_errors import answering
 
 from pipelines.search.ledger import Ledger
 from pipelines.tracking.mlflow_server import start_server, stop_server
@@ -18,10 +20,9 @@ OUTAGE_SECONDS = float(os.environ.get("TOKENPOOL_OUTAGE_SECONDS", "15"))
 
 
 @pytest.mark.slow  # starts MLflow's server twice and waits while it is away
-@pytest.mark.fault("MLflow's server away")
-def test_what_happened_while_it_was_away_appears_once_in_order(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.fault("MLflow's server away, or answering 500")
+@pytest.mark.parametrize("answers", [None, 500])
+def test_what_happened_meanwhile_appears_once_in_order(folder: Path, answers, told, caplog) -> None:
     local = tracking_store(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -54,9 +55,13 @@ def test_what_happened_while_it_was_away_appears_once_in_order(
             before = reported(remote)
             assert before
             stop_server(server)
-            run(rows[third : 2 * third], OUTAGE_SECONDS / third)
+            with answering(answers, b"in trouble", port) if answers else nullcontext():
+                seconds = min(OUTAGE_SECONDS, 60) if answers else OUTAGE_SECONDS
+                run(rows[third : 2 * third], seconds / third)
+            begun = time.monotonic()
             server = start_server(local, port, folder / "server.log")
             run(rows[2 * third :], 0.1)
+        seconds = time.monotonic() - begun  # until all is there
         # Appending an event is one fsync, and no slower for the server being away.
         assert sorted(appends)[len(appends) // 2] < 0.1
         for point, losses in reported(remote).items():
@@ -64,6 +69,10 @@ def test_what_happened_while_it_was_away_appears_once_in_order(
             assert [value for _, value in losses] == expected
             assert [step for step, _ in losses] == list(range(1, len(expected) + 1))
         assert len(reported(remote)) == len(ledgers.BASES) + len(ledgers.TRIALS)
+        # It was noticed and told, in a line or two and in no library's words.
+        lines = [line for line in caplog.messages if "MLflow" in line]
+        assert 1 <= len(lines) <= 3 and "Traceback" not in caplog.text, caplog.text
+        told("MLflow's server away, or answering 500", 0, seconds=seconds)
     finally:
         stop_server(server)
 

@@ -152,6 +152,15 @@ def goes_on(run, before, straight):
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 class TestTwoHosts:
+    @pytest.fixture(autouse=True)
+    def no_room_is_held_after_it(self, hosts):
+        """What a job had reserved on the cluster is given back."""
+        yield
+        deadline = time.monotonic() + 90
+        while (held := hosts.held()) != []:
+            assert time.monotonic() < deadline, f"placement groups are left: {held}"
+            time.sleep(1)
+
     @pytest.mark.fault("worker of two hosts killed")
     def test_a_killed_worker(self, hosts, folder, straight):
         run = Run(hosts, folder, "worker")
@@ -168,6 +177,20 @@ class TestTwoHosts:
         assert run.is_under_way()
         hosts.kill(2)
         hosts.start_ray(2)
+        goes_on(run, before, straight)
+
+    @pytest.mark.fault("head killed with everything")
+    def test_a_killed_head(self, hosts, folder, straight):
+        """Driver, Ray's head and all other hosts: the same command, typed on a new cluster."""
+        run = Run(hosts, folder, "head")
+        before = run.wait_for_epochs(2)
+        assert run.is_under_way()
+        for number in (0, 1, 2):
+            hosts.kill(number)
+        assert run.process.wait(60) != 0 and not run.workers(1) + run.workers(2)
+        for number in (0, 1, 2):
+            hosts.start_ray(number)
+        run.type()
         goes_on(run, before, straight)
 
     @pytest.mark.fault("host drained with notice (preemption)")

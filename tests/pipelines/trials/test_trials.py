@@ -10,7 +10,7 @@ from pipelines.config import WorkersConfig
 from pipelines.errors import UserError
 from pipelines.storage.store import StoreAway
 from pipelines.train.draining import NodeDrained
-from pipelines.train.reports import WAITS
+from pipelines.train.reports import NO_ROOM, WAITS
 from pipelines.trials import ray_job, waits
 from pipelines.trials.job_failures import failure_of
 from pipelines.trials.run_trials import TrialRequest, _List, _Queue, short_reason
@@ -164,6 +164,22 @@ def test_a_job_without_room_waits_and_no_restart_is_counted(
     assert len(errors) == left
 
 
+def test_the_place_of_a_bug_is_that_of_the_rank_that_has_it():
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    def wrapped(error, path):
+        text = f'Traceback:\n  File "{path}", line 3, in f\n{error!r}'
+        return UserExceptionWithTraceback(error, text)
+
+    failures = {
+        0: wrapped(ValueError("k is 0"), "/my/model.py"),
+        1: wrapped(RuntimeError("connection closed by peer"), "/torch/distributed.py"),
+    }
+    error = WorkerGroupError("\n".join(map(str, failures.values())), failures)
+    assert failure_of(error).text == "ValueError: k is 0 (/my/model.py, line 3)"
+
+
 def test_a_store_that_goes_away_late_in_a_training_is_waited_for_as_early_on(monkeypatch):
     """What counts is how long it is away, and not for how long the job had trained before."""
     from ray.train.v2.api.exceptions import WorkerGroupError
@@ -202,6 +218,19 @@ def test_what_a_trial_itself_cannot_write(error, kind, says):
     assert found.kind == kind and says in found.text and "Errno" not in found.text
 
 
+def test_a_disk_that_takes_no_writes_ends_a_job_in_one_line(monkeypatch):
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    told, cause = [], OSError(30, "Read-only file system", "/x/epoch-0003")
+    errors = [WorkerGroupError(f"Traceback\nOSError: {cause}", {0: cause})]
+    monkeypatch.setattr(ray_job, "_make_trainer", lambda job: Trainer(errors))
+    monkeypatch.setattr(ray_job, "_tell", lambda notice, line: told.append((notice, line)))
+    with pytest.raises(RuntimeError) as raised:
+        ray_job.run_trainer(Job("j"))
+    assert short_reason(raised.value) == "Read-only file system: /x/epoch-0003"
+    assert told == [(NO_ROOM, "j: Read-only file system: /x/epoch-0003")]
+
+
 def test_a_disk_that_fills_up_amid_a_copy_of_a_folder(tmp_path):
     """Python then raises an error without a number."""
     from ray.train.v2.api.exceptions import WorkerGroupError
@@ -217,9 +246,10 @@ def test_a_disk_that_fills_up_amid_a_copy_of_a_folder(tmp_path):
         assert found.text == f"No space left on device: {disk.folder}/job/weights"
 
 
-MEMORY = """Task was killed due to the node running low on memory.
-Memory on the node (IP: 10.0.0.7, ID: 3f) where the task (actor ID: 1) was running was 30.43GB / \
-32.00GB (0.951), which exceeds the memory usage threshold of 0.95."""
+MEMORY = (  # as Ray 2.60 words it
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
+    "10.0.0.7, ID: 3f) was 30.43GB used / 32.00GB limit (0.951)\nTop 10 memory users: ..."
+)
 
 
 @pytest.mark.parametrize("who", ["worker", "controller"])
