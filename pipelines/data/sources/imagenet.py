@@ -12,7 +12,7 @@ import csv
 import io
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -124,8 +124,12 @@ def label_flat_val(root: Path, tree: Tree) -> list[str]:
     Raises:
         UserError: it is ILSVRC's and its ground truth is not there, or cannot be read.
     """
-    val = next(_flat_vals(tree.root), None)
-    return [] if val is None else label_if_flat(root, val, tree.problems)
+    for folder in tree.root.walk():
+        sides = {split_of_folder(name): below for name, below in folder.holding.items()}
+        val, train = sides.get("val"), sides.get("train")
+        if val is not None and train is not None and train.holding and len(val.holding) < 2:
+            return label_if_flat(root, val, tree.problems)
+    return []
 
 
 def label_if_flat(root: Path, val: Folder, problems: list[tuple[str, str]]) -> list[str]:
@@ -152,14 +156,6 @@ def label_if_flat(root: Path, val: Folder, problems: list[tuple[str, str]]) -> l
     return flat.notes()
 
 
-def _flat_vals(top: Folder) -> Iterator[Folder]:
-    for folder in top.walk():
-        sides = {split_of_folder(name): below for name, below in folder.holding.items()}
-        val, train = sides.get("val"), sides.get("train")
-        if val is not None and train is not None and train.holding and len(val.holding) < 2:
-            yield val
-
-
 def find_ground_truth(near: Path) -> GroundTruth | None:
     """The classes of the val images, from a file in a folder, those above it, or a devkit in one.
 
@@ -171,7 +167,7 @@ def find_ground_truth(near: Path) -> GroundTruth | None:
             return _from_solution(folder / SOLUTION)
         for place in _DATA_FOLDERS:
             if (folder / place / NUMBERS).is_file():
-                return _from_devkit(str(folder / place), partial(_read_in, folder / place))
+                return _from_devkit(str(folder / place), partial(_read, folder / place))
         archive = folder / f"{DEVKIT}.tar.gz"
         if archive.is_file():
             files = _unpacked(archive)
@@ -179,14 +175,14 @@ def find_ground_truth(near: Path) -> GroundTruth | None:
         if (folder / TINY).is_file():
             return _from_tiny(folder / TINY)
         if (folder / WNIDS).is_file():
-            return _numbered(str(folder / WNIDS), _lines(_read(folder / WNIDS) or b""))
+            return _numbered(str(folder / WNIDS), _lines(_read(folder, WNIDS) or b""))
     return None
 
 
 def _from_solution(path: Path) -> GroundTruth:
     classes: dict[str, str] = {}
     try:
-        text = (_read(path) or b"").decode("utf-8-sig")
+        text = (_read(path.parent, path.name) or b"").decode("utf-8-sig")
         for row in csv.DictReader(io.StringIO(text)):
             told = (row["PredictionString"] or "").split()
             classes[row["ImageId"].strip()] = told[0]
@@ -199,7 +195,7 @@ def _from_solution(path: Path) -> GroundTruth:
 
 
 def _from_tiny(path: Path) -> GroundTruth:
-    rows = [line.split("\t") for line in _lines(_read(path) or b"")]
+    rows = [line.split("\t") for line in _lines(_read(path.parent, path.name) or b"")]
     wrong = next((row for row in rows if len(row) < 2 or not _WNID.fullmatch(row[1])), None)
     if wrong is not None:
         raise UserError(
@@ -281,11 +277,8 @@ def _lines(data: bytes) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _read_in(folder: Path, name: str) -> bytes | None:
-    return _read(folder / name)
-
-
-def _read(path: Path) -> bytes | None:
+def _read(folder: Path, name: str) -> bytes | None:
+    path = folder / name
     try:
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)

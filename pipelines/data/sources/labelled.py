@@ -47,15 +47,10 @@ def labelled_source(root: Path, options: PrepareOptions, tree: Tree) -> Source:
     Raises:
         UserError: no such table or column, a name that several images have, or no image at all.
     """
-    table = (
-        next((p for p in (root / options.labels, Path(options.labels)) if p.is_file()), None)
-        if options.labels
-        else None
-    )
+    named = str(options.labels)
+    table = next((p for p in (root / named, Path(named)) if p.is_file()), None)
     if table is None:
-        raise UserError(
-            f"--labels {options.labels}: no such file in {printable(root)}, nor from here"
-        )
+        raise UserError(f"--labels {named}: no such file in {printable(root)}, nor from here")
     left_out, where = Tally(), printable(table)
     trees = [tree]
     places = {

@@ -70,13 +70,13 @@ def parquet_source(
     listing = listing or list_parquet(address)
     if not listing.files and not listing.problems:
         raise UserError(f"{address} holds no Parquet files")
-    splits = splits_of(address, listing, options)
+    taken, not_taken = splits_of(address, listing, options)
     problems = list(listing.problems)
     files: list[_File] = []
     empty: list[str] = []
-    for name in splits.taken:
+    for name, split in taken.items():
         try:
-            file = _inspect(address, listing, name, splits.taken[name], options)
+            file = _inspect(address, listing, name, split, options)
         except READ_ERRORS as error:
             problems.append((name or address, unread(error)))
             continue
@@ -91,7 +91,7 @@ def parquet_source(
             "--skip-bad to go on without",
             exit_code=1,
         )
-    left_out = [*listing.left_out, *splits.left_out]
+    left_out = [*listing.left_out, *not_taken]
     if empty:
         left_out.append(LeftOut("without rows", len(empty), empty[0]))
     if not files:

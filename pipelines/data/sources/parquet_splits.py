@@ -20,14 +20,6 @@ _TEST = "of a test split"
 
 
 @dataclass(frozen=True)
-class FileSplits:
-    """The files that are taken, each with the split that its path or an option gives it."""
-
-    taken: dict[str, Split]
-    left_out: list[LeftOut] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class RowSplits:
     """What a column says of the rows: (value, split) pairs, none where no column is to be asked."""
 
@@ -37,8 +29,10 @@ class RowSplits:
     notes: list[str] = field(default_factory=list)
 
 
-def splits_of(source: str, listing: ParquetListing, options: PrepareOptions) -> FileSplits:
-    """The split of each file, by `train_from` and `val_from` or by its path below the source.
+def splits_of(
+    source: str, listing: ParquetListing, options: PrepareOptions
+) -> tuple[dict[str, Split], list[LeftOut]]:
+    """The split of each file that is taken, by the options or its path, and what is left out.
 
     Raises:
         UserError: a path speaks of two splits; some speak of train or val and others of none; no
@@ -46,7 +40,7 @@ def splits_of(source: str, listing: ParquetListing, options: PrepareOptions) -> 
     """
     if options.split_column is not None:
         refuse_two_sets(source, {file: _spoken(file) for file in listing.files})
-        return FileSplits({file: "" for file in listing.files})
+        return dict.fromkeys(listing.files, ""), []
     if options.train_from is not None or options.val_from is not None:
         return _given_splits(source, listing, options)
     splits = splits_of_paths(source, listing.files)
@@ -61,10 +55,12 @@ def splits_of(source: str, listing: ParquetListing, options: PrepareOptions) -> 
             f"{source} has files of {only} but none of train: name them with --train (and --val), "
             "or one file as SOURCE to have it divided"
         )
-    return FileSplits(taken, left_out.told())
+    return taken, left_out.told()
 
 
-def _given_splits(source: str, listing: ParquetListing, options: PrepareOptions) -> FileSplits:
+def _given_splits(
+    source: str, listing: ParquetListing, options: PrepareOptions
+) -> tuple[dict[str, Split], list[LeftOut]]:
     """The files that the user names for train, for val, or for both."""
     given: dict[Split, dict[str, str]] = {}  # file → its path below what was named
     if options.train_from is not None:
@@ -100,7 +96,7 @@ def _given_splits(source: str, listing: ParquetListing, options: PrepareOptions)
     taken |= by_name
     if "train" not in taken.values():
         raise UserError(f"{source}: --train and --val leave no file for training: name others")
-    return FileSplits(taken, left_out.told())
+    return taken, left_out.told()
 
 
 def _files_at(source: str, listing: ParquetListing, place: str, option: str) -> dict[str, str]:
