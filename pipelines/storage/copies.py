@@ -16,9 +16,9 @@ from filelock import FileLock
 
 from pipelines.errors import UserError
 from pipelines.storage.address import parent as parent_of
-from pipelines.storage.address import parse_storage, without_options
+from pipelines.storage.address import parse_place, without_options
 from pipelines.storage.store import Entry, ObjectStore
-from pipelines.storage.working import cache_root
+from pipelines.storage.working import cache_root, make_cached
 
 WEIGHTS, RESUMED = "weights", "resumed"
 
@@ -29,7 +29,7 @@ def local_path(place: str | Path) -> Path:
     Raises:
         UserError: nothing is there, or it did not arrive.
     """
-    found = parse_storage(place)  # which knows that file:// is a path as well
+    found = parse_place(place)  # which knows that file:// is a path as well
     return found if isinstance(found, Path) else local_copy(ObjectStore(found), WEIGHTS)
 
 
@@ -54,7 +54,7 @@ def local_copy(store: ObjectStore, kind: str, *, only: bool = False) -> Path:
         return _one_file(store, kind)
     folder = cache_root() / kind / parent / _key(store, entries)
     target = folder / name
-    _make(folder.parent)
+    make_cached(folder.parent)
     with FileLock(folder.parent / ".lock"):
         if not target.exists():
             aside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
@@ -88,7 +88,7 @@ def _one_file(store: ObjectStore, kind: str) -> Path:
     if not found:
         raise UserError(f"nothing is at {store.address}: it was deleted, or never there")
     target = cache_root() / kind / _key(store, found) / name
-    _make(target.parent)
+    make_cached(target.parent)
     with FileLock(target.parent / ".lock"):
         if not target.exists():
             aside = target.with_name(f".{name}.new")
@@ -100,14 +100,3 @@ def _one_file(store: ObjectStore, kind: str) -> Path:
 def _key(store: ObjectStore, entries: list[Entry]) -> str:
     said = "\n".join(f"{entry.name} {entry.size} {entry.mtime}" for entry in entries)
     return hashlib.sha256(f"{store.address}\n{said}".encode()).hexdigest()[:16]
-
-
-def _make(folder: Path) -> None:
-    try:
-        cache_root().mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror}): set TOKENPOOL_CACHE to a folder of this "
-            "machine that can be written"
-        ) from None

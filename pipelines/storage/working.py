@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 from pipelines.storage.address import is_address, parse_storage, without_options
+from pipelines.storage.durable import write_text
 from pipelines.storage.store import ObjectStore
 
 MARKER_NAME = "store.json"
@@ -27,6 +28,22 @@ def cache_root() -> Path:
         return Path(named).absolute()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache").absolute() / "tokenpool"
+
+
+def make_cached(folder: Path) -> None:
+    """Makes a folder below `cache_root`.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        cache_root().mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): set TOKENPOOL_CACHE to a folder of this "
+            "machine that can be written"
+        ) from None
 
 
 def local_root(storage: str | Path) -> Path:
@@ -60,17 +77,8 @@ def open_root(storage: str | Path) -> Path:
         return root
     marker = root / MARKER_NAME
     if not marker.exists():
-        try:
-            cache_root().mkdir(parents=True, exist_ok=True, mode=0o700)
-            root.mkdir(parents=True, exist_ok=True)
-            aside = root / f".{MARKER_NAME}.{os.getpid()}"
-            aside.write_text(json.dumps({"address": place}))
-            aside.replace(marker)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {root} ({error.strerror}): set TOKENPOOL_CACHE to a folder of "
-                "this machine that can be written"
-            ) from None
+        make_cached(root)
+        write_text(marker, json.dumps({"address": place}))
     return root
 
 
