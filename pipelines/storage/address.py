@@ -99,14 +99,16 @@ def open_filesystem(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
     try:
         filesystem, path = pa.fs.FileSystem.from_uri(_bounded(address))
         return filesystem, path
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, NotImplementedError):
-        pass  # not one of pyarrow's own
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, NotImplementedError) as error:
+        problem: Exception = error  # not one of pyarrow's own, or misspelt
     import fsspec  # type: ignore[import-untyped]
 
     try:
         inner, path = fsspec.core.url_to_fs(address)
     except (ValueError, ImportError) as error:
-        raise UserError(f"cannot open {address}: {error}") from None
+        if urlsplit(address).scheme not in _STORES:
+            problem = error
+        raise UserError(f"cannot open {address}: {problem}") from None
     return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(inner)), path
 
 

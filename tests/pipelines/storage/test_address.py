@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.config_file import load_config
 from pipelines.errors import UserError
-from pipelines.storage.address import join, parent, parse_place, parse_storage
+from pipelines.storage.address import join, open_filesystem, parent, parse_place, parse_storage
 from pipelines.storage.working import local_root, open_root, search_store
 
 PRESET = Path(__file__).parents[3] / "tune_spaces/presets/digits.yaml"
@@ -53,6 +53,17 @@ def test_where_searches_cannot_be_kept_is_one_line_that_says_where_they_can(addr
     with pytest.raises(UserError, match=r"at an address at s3://, gs:// or abfs://"):
         load_config(PRESET, [f"storage={address}"])
     assert parse_place(address) == address  # data and weights may lie there
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [("s3://bucket/my runs", "syntax error"), ("s3://bucket/runs?regoin=x", "'regoin'")],
+)
+def test_what_is_wrong_with_an_address_is_said(address, says):
+    with pytest.raises(UserError, match=says) as found:
+        open_filesystem(address)
+    assert str(found.value).startswith(f"cannot open {address}: ")
+    assert "\n" not in str(found.value)
 
 
 def test_no_bucket_is_said():

@@ -73,7 +73,7 @@ def test_a_single_file_may_be_named_too(store):
 def test_weights_at_an_address_of_fsspecs_are_fetched(tmp_path, address):
     (tmp_path / "there/model").mkdir(parents=True)
     (tmp_path / "there/model/weights").write_bytes(b"abc")
-    copy = local_path(f"local://{tmp_path}/there/model")
+    copy = local_copy(ObjectStore(f"local://{tmp_path}/there/model"), WEIGHTS)
     assert copy != tmp_path / "there/model" and (copy / "weights").read_bytes() == b"abc"
 
 
