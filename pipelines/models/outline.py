@@ -15,7 +15,7 @@ from pipelines.errors import UserError
 from pipelines.models.hub import is_named
 from pipelines.models.initial_weights import described, open_source
 from pipelines.models.model_spec import ModelSpec
-from pipelines.storage.address import parse_storage
+from pipelines.storage.address import parse_place
 from pipelines.storage.copies import local_path
 from pipelines.storage.store import ObjectStore
 from tokenpool.models.architecture import build, describe
@@ -101,7 +101,7 @@ def _architecture(source: str) -> dict[str, Any] | None:
         with torch.device("meta"):
             model = timm.create_model(source, pretrained=False)
         return described(model, source)
-    place = parse_storage(source)
+    place = parse_place(source)
     header = ObjectStore(place).read("model.json") if isinstance(place, str) else None
     if header is not None:
         # A saved model in an object store: its weights are not fetched to be counted.

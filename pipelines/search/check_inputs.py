@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pipelines.config import SearchConfig
 from pipelines.config.common import Names, StrictModel
 from pipelines.errors import UserError
-from pipelines.storage.address import parse_storage, without_options
+from pipelines.storage.address import parse_place, without_options
 from pipelines.storage.store import ObjectStore, explain
 from pipelines.train.spec import LOCAL
 
@@ -61,7 +61,7 @@ class Named:
 
     def _parsed(self) -> Path | str:
         try:
-            return parse_storage(self.place.removeprefix(LOCAL))
+            return parse_place(self.place.removeprefix(LOCAL))
         except ValueError as error:
             raise UserError(f"{self.key}: {error}") from None
 

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from pipelines.search.driver import driver_runs_here
 from pipelines.search.ledger import LEDGER_NAME
+from pipelines.storage.durable import write_atomic
 from pipelines.storage.segments import FOLDER, listed, pull
 from pipelines.storage.store import ObjectStore
 from pipelines.storage.working import search_store, store_of
@@ -55,9 +56,7 @@ def fetch_request(directory: Path, store: ObjectStore) -> None:
     if content is None:
         path.unlink(missing_ok=True)
     elif not path.exists() or path.read_bytes() != content:
-        aside = path.with_name(f".{STOP_NAME}.new")
-        aside.write_bytes(content)
-        aside.replace(path)
+        write_atomic(path, lambda aside: aside.write_bytes(content))
 
 
 def fetch_outside(directory: Path, store: ObjectStore) -> None:

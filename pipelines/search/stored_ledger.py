@@ -14,7 +14,7 @@ from pipelines.search.ledger import Ledger
 from pipelines.search.refresh import fetch_outside, fetch_request, pulling
 from pipelines.storage.claim import Claim, Times
 from pipelines.storage.room import DiskFull
-from pipelines.storage.segments import FOLDER, MANY, Segment, parse, pull, put_together
+from pipelines.storage.segments import Segment, pull
 from pipelines.storage.store import ObjectStore, StoreError
 from pipelines.storage.working import search_store
 
@@ -75,10 +75,8 @@ class StoredLedger(Ledger):
 
     def _catch_up(self) -> None:
         directory = self.path.parent
-        written = parse(entry.name for entry in self._store.entries(FOLDER))
         self._claim = Claim(
             self._store,
-            max((segment.generation for segment in written), default=0),
             say=self._say,
             look=lambda: fetch_request(directory, self._store),
             times=self._times,
@@ -87,8 +85,6 @@ class StoredLedger(Ledger):
             with pulling(directory):
                 segments = pull(self._store, self.path)
                 fetch_outside(directory, self._store)
-            if len(segments) > MANY:
-                segments = put_together(self._store, self.path, segments, self._claim.generation)
         except BaseException:
             self._claim.release()
             raise
@@ -119,7 +115,6 @@ class StoredLedger(Ledger):
         deadline, told = time.monotonic() + self._patience, False
         while True:
             try:
-                self._claim.check()
                 self._store.write(segment.name, content)
                 self._claim.check()
                 break

@@ -12,6 +12,8 @@ from pipelines.secrecy.redact import credentials_in, is_secret_name
 if TYPE_CHECKING:
     import pyarrow.fs
 
+# What searches are kept in: pyarrow's own file systems in which a write is seen at once by all.
+_STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 # Google's client tries for a quarter of an hour otherwise before it says that nothing answers.
 _GCS_SECONDS = "retry_limit_seconds=30"
 
@@ -22,7 +24,23 @@ def is_address(text: str | Path) -> bool:
 
 
 def parse_storage(given: str | Path) -> str | Path:
-    """What a user calls the place of searches: a folder as a path, an address as a text.
+    """`parse_place` of where searches are kept.
+
+    Raises:
+        ValueError: see there; or searches cannot be kept at such an address.
+    """
+    place = parse_place(given)
+    scheme = urlsplit(str(place)).scheme
+    if is_address(place) and scheme not in _STORES:
+        raise ValueError(
+            f"{place}: searches are kept in a folder that all machines see, or at an address at "
+            f"s3://, gs:// or abfs://, not at {scheme}://"
+        )
+    return place
+
+
+def parse_place(given: str | Path) -> str | Path:
+    """What a user names by a folder, as a path, or by an address, as a text.
 
     `file://` is a folder by another name.
 
@@ -81,14 +99,16 @@ def open_filesystem(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
     try:
         filesystem, path = pa.fs.FileSystem.from_uri(_bounded(address))
         return filesystem, path
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, NotImplementedError):
-        pass  # not one of pyarrow's own
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, NotImplementedError) as error:
+        problem: Exception = error  # not one of pyarrow's own, or misspelt
     import fsspec  # type: ignore[import-untyped]
 
     try:
         inner, path = fsspec.core.url_to_fs(address)
     except (ValueError, ImportError) as error:
-        raise UserError(f"cannot open {address}: {error}") from None
+        if urlsplit(address).scheme not in _STORES:
+            problem = error
+        raise UserError(f"cannot open {address}: {problem}") from None
     return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(inner)), path
 
 

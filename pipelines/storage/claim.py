@@ -1,16 +1,19 @@
 """One driver at a time for a search in an object store, as no file can be locked there.
 
-A driver puts an object of its own under `drivers/`, looks whether it is alone, and writes the
-object anew every few seconds for as long as it lives. Whoever comes later and sees that object
-change is refused; once it has not changed for a minute its driver is taken for dead, at once where
-it was a process of this machine that is gone.
+A driver puts a claim under `drivers/`, once, and looks whether it is alone there. From then on it
+writes a sign of life beside the claim every few seconds. Whoever comes later and sees that change
+is refused. Once it has not changed for a minute its driver is taken for dead, at once where it was
+a process of this machine that is gone: its claim is deleted, and only then the ledger is read.
 
-What this guarantees, with a store in which a write is seen by every later read and listing (S3,
-Google Cloud Storage, Azure): of two drivers that start together at most one goes on, and a driver
-that could not renew its claim for a minute (it hung, or was cut off) does not count a batch of
-events as written before it has made sure that nobody has taken its place. Ages are told by the
-store's clock alone, where it keeps times. What such a driver had on its way to the store does not
-count, as `segments` tells. Conditional writes are not used: pyarrow knows none.
+So a batch of events counts if the claim is still there after the batch was put: whoever deletes
+the claim later than that finds the batch. However long a driver hung, and whatever its clock says,
+it learns of a successor before it counts anything as written, also of one that is gone again. What
+it had on its way to the store then does not count, as `segments` tells. Of drivers that start
+together at most one goes on: of any two, one has put its claim before the other looks. Ages decide
+only how long a dead driver is waited for, and are told by the store's clock.
+
+This holds where a write is seen by every later read and listing (S3, Google Cloud Storage, Azure).
+Conditional writes are not used: pyarrow has none, and not every store that is otherwise fit does.
 """
 
 from __future__ import annotations
@@ -25,12 +28,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import psutil
 
 from pipelines.errors import UserError
+from pipelines.storage.segments import segments_in
 from pipelines.storage.store import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -64,9 +68,6 @@ class Driver:
         machine: names the running system and its process numbers.
         pid: the driver's.
         started: when that process did, by its machine.
-        held: whether it has found itself alone.
-        beat: counts the signs of life.
-        time: of this one, by its machine's clock.
     """
 
     token: str
@@ -75,13 +76,10 @@ class Driver:
     machine: str
     pid: int
     started: float
-    held: bool = False
-    beat: int = 0
-    time: float = 0.0
 
     @property
     def name(self) -> str:
-        """Of the object."""
+        """Of the claim."""
         return f"{FOLDER}/{self.generation:06d}-{self.token}.json"
 
     @property
@@ -93,15 +91,6 @@ class Driver:
             return psutil.Process(self.pid).create_time() != self.started
         except psutil.NoSuchProcess:
             return True
-
-
-@dataclass(frozen=True)
-class _Seen:
-    driver: Driver
-    mtime: float
-
-    def older_than(self, other: _Seen, seconds: float) -> bool:
-        return other.mtime - self.mtime > seconds
 
 
 class LostClaimError(UserError):
@@ -116,19 +105,17 @@ def live_driver(store: ObjectStore, now: float | None = None) -> Driver | None:
         now: seconds since the epoch.
     """
     at = time.time() if now is None else now
-    for seen in _claims(store):
-        alive = not seen.driver.gone and at - seen.mtime <= Times().lease
-        if seen.driver.held and alive:
-            return seen.driver
+    for driver, heard in _claims(store).items():
+        if not driver.gone and at - heard <= Times().lease:
+            return driver
     return None
 
 
 class Claim:
-    """This process's claim on a search, renewed by a thread until it is released.
+    """This process's claim on a search, with a thread for its signs of life.
 
     Args:
         store: the search's folder.
-        generation: of the last driver whose events are there; 0 for none.
         say: told what it waits for.
         look: called every few seconds, e.g. to look for a request to stop.
         times: how patient it is.
@@ -140,26 +127,14 @@ class Claim:
     def __init__(
         self,
         store: ObjectStore,
-        generation: int = 0,
         *,
         say: Callable[[str], None] = logger.warning,
         look: Callable[[], None] = lambda: None,
         times: Times = Times(),
     ) -> None:
         self._store, self._say, self._look, self._times = store, say, look, times
-        self._lock = threading.Lock()
         self._closing = threading.Event()
-        self.lost = ""
-        self._driver = Driver(
-            secrets.token_hex(8),
-            generation + 1,
-            f"{_user()}@{socket.gethostname()}",
-            _machine(),
-            os.getpid(),
-            psutil.Process().create_time(),
-        )
-        self._held_until = 0.0
-        self._take()
+        self._driver = self._take()
         self._thread = threading.Thread(target=self._keep, name="claim", daemon=True)
         self._thread.start()
 
@@ -169,138 +144,120 @@ class Claim:
         return self._driver.generation
 
     def check(self) -> None:
-        """To be called before and after each write.
+        """To be called after each write, which counts only if this returns.
 
         Raises:
-            LostClaimError: another driver may have taken over.
+            LostClaimError: another driver has taken over.
             StoreError: that cannot be told, as the store does not answer.
         """
-        if self.lost or time.monotonic() >= self._held_until:
-            self._renew()
+        if self._store.read(self._driver.name) is None:
+            successor = next((driver.who for driver in _claims(self._store)), "another driver")
+            raise LostClaimError(
+                f"{successor} has taken over this search, as nothing was heard of this driver for "
+                f"{self._times.lease:.0f} s: it ends here",
+                exit_code=1,
+            )
 
     def release(self) -> None:
         """Lets another driver in."""
         self._closing.set()
         self._thread.join()
-        self._store.delete(self._driver.name)
+        self._delete(self._driver)
 
     # ---------------------------------------------------------------- private
 
-    def _take(self) -> None:
-        watched: dict[str, int] = {}  # token → the beat it was first seen with
-        told = False
+    def _take(self) -> Driver:
+        first: dict[str, float] = {}  # token → when it was heard of as it was first seen
         while True:
-            self._driver = _with(self._driver, generation=self._next_generation(), held=False)
-            self._write()
+            driver = self._put_claim()
             try:
-                if self._alone(watched, told) and self._hold():
-                    return
+                living = self._living_beside(driver)
             except BaseException:
-                self._store.delete(self._driver.name)
+                self._delete(driver)
                 raise
-            self._store.delete(self._driver.name)
-            told = True
+            if not living:
+                return driver
+            self._delete(driver)
+            for other, heard in living.items():
+                # Each attempt of another that starts has a token of its own, so it has no signs.
+                if first.get(other.token, heard) != heard:
+                    raise UserError(
+                        f"{self._store.address} is already run by process {other.pid} of "
+                        f"{other.who}: wait for it, or stop it first",
+                        exit_code=1,
+                    )
+            if not first:
+                self._say(
+                    f"process {other.pid} of {other.who} drives this search, or did until it died: "
+                    f"waiting up to {self._times.lease:.0f} s to see which"
+                )
+            first = {other.token: heard for other, heard in living.items()} | first
             # Not in step with somebody who starts at the same moment.
             time.sleep(random.uniform(0.1, 0.3) * self._times.beat)
 
-    def _next_generation(self) -> int:
-        known = [seen.driver.generation for seen in _claims(self._store)]
-        return max([self._driver.generation - 1, *known]) + 1
+    def _put_claim(self) -> Driver:
+        taken = [driver.generation for driver in _claims(self._store)]
+        taken += [segment.generation for segment in segments_in(self._store)]
+        driver = Driver(
+            secrets.token_hex(8),
+            max(taken, default=0) + 1,
+            f"{_user()}@{socket.gethostname()}",
+            _machine(),
+            os.getpid(),
+            psutil.Process().create_time(),
+        )
+        self._store.write(driver.name, json.dumps(asdict(driver)).encode())
+        return driver
 
-    def _alone(self, watched: dict[str, int], told: bool) -> bool:
-        """Whether no other driver lives; claims of dead ones are removed.
-
-        Raises:
-            UserError: one does.
-        """
-        alone = True
-        own, others = self._seen()
-        for other in others:
-            driver = other.driver
-            if driver.gone or other.older_than(own, self._times.lease):
-                self._store.delete(driver.name)
-                continue
-            alone = False
-            if driver.held and watched.setdefault(driver.token, driver.beat) != driver.beat:
-                raise UserError(
-                    f"{self._store.address} is already run by {driver.who}: wait for it, or stop "
-                    "it first",
-                    exit_code=1,
-                )
-            if not told:
-                self._say(
-                    f"{driver.who} drives this search, or did until it died: waiting up to "
-                    f"{self._times.lease:.0f} s to see which"
-                )
-        return alone
-
-    def _hold(self) -> bool:
-        """Says that it goes on; False if somebody else has come in between."""
-        begun = time.monotonic()
-        self._driver = _with(self._driver, held=True)
-        self._write()
-        _, others = self._seen()
-        self._held_until = begun + self._times.lease
-        return not others
-
-    def _renew(self) -> None:
-        with self._lock:
-            begun = time.monotonic()
-            if not self.lost:
-                self._write()
-                _, others = self._seen()
-                successor = next((other.driver for other in others if other.driver.held), None)
-                if successor is not None:
-                    self.lost = successor.who
-                    self._store.delete(self._driver.name)
-            if self.lost:
-                raise LostClaimError(
-                    f"{self.lost} drives this search now, as nothing was heard of this driver for "
-                    f"{self._times.lease:.0f} s: it ends here",
-                    exit_code=1,
-                )
-            self._held_until = begun + self._times.lease
+    def _living_beside(self, own: Driver) -> dict[Driver, float]:
+        """The other drivers and when they were heard of; the claims of dead ones are deleted."""
+        claims = _claims(self._store)
+        now = max(claims.values(), default=0.0)  # its own claim is of this moment
+        living = {}
+        for driver, heard in claims.items():
+            if driver.gone or now - heard > self._times.lease:
+                self._delete(driver)
+            elif driver != own:
+                living[driver] = heard
+        return living
 
     def _keep(self) -> None:
-        beaten = time.monotonic()
+        beaten = 0.0
         while not self._closing.wait(self._times.look):
             try:
                 self._look()
                 if time.monotonic() - beaten >= self._times.beat:
-                    self._renew()
+                    self.check()
+                    self._store.write(_sign_of(self._driver.name), b"")
                     beaten = time.monotonic()
             except LostClaimError:
                 return  # whoever writes next is told
-            except UserError as error:  # the store is away: it may come back
+            except UserError as error:  # the store is away, or this disk full: not for ever
                 logger.warning("%s", error)
 
-    def _write(self) -> None:
-        self._driver = _with(self._driver, beat=self._driver.beat + 1, time=time.time())
-        self._store.write(self._driver.name, json.dumps(asdict(self._driver)).encode())
-
-    def _seen(self) -> tuple[_Seen, list[_Seen]]:
-        claims = _claims(self._store)
-        own = [seen for seen in claims if seen.driver.token == self._driver.token]
-        others = [seen for seen in claims if seen.driver.token != self._driver.token]
-        # Somebody has deleted it who took this driver for dead; `others` tell who.
-        return (own or [_Seen(self._driver, self._driver.time)])[0], others
+    def _delete(self, driver: Driver) -> None:
+        self._store.delete(driver.name)
+        self._store.delete(_sign_of(driver.name))
 
 
-def _claims(store: ObjectStore) -> list[_Seen]:
-    entries = store.entries(FOLDER)
-    found = []
-    contents = store.read_all([entry.name for entry in entries])
-    for entry, content in zip(entries, contents, strict=True):
+def _claims(store: ObjectStore) -> dict[Driver, float]:
+    """The drivers that have claimed a search, and when each was last heard of."""
+    times = {entry.name: entry.mtime or 0.0 for entry in store.entries(FOLDER)}
+    names = [name for name in times if name.endswith(".json")]
+    found = {}
+    for name, content in zip(names, store.read_all(names), strict=True):
         try:
-            driver = Driver(**json.loads(content or b""))
-        except (ValueError, TypeError):
+            values = json.loads(content or b"")
+            # An older version wrote its signs of life into the claim.
+            driver = Driver(**{field.name: values[field.name] for field in fields(Driver)})
+        except (ValueError, TypeError, KeyError):
             continue  # withdrawn since it was listed, or no claim
-        found.append(_Seen(driver, driver.time if entry.mtime is None else entry.mtime))
+        found[driver] = max(times[name], times.get(_sign_of(name), 0.0))
     return found
 
 
-def _with(driver: Driver, **changes: object) -> Driver:
-    return Driver(**(asdict(driver) | changes))
+def _sign_of(name: str) -> str:
+    return name.removesuffix(".json") + ".alive"
 
 
 def _machine() -> str:

@@ -13,11 +13,11 @@ from filelock import FileLock
 
 from pipelines.errors import UserError
 from pipelines.storage.address import parent as parent_of
-from pipelines.storage.address import parse_storage, without_options
+from pipelines.storage.address import parse_place, without_options
 from pipelines.storage.durable import made_aside
 from pipelines.storage.hashes import text_hash
 from pipelines.storage.store import Entry, ObjectStore
-from pipelines.storage.working import cache_root
+from pipelines.storage.working import cache_root, make_cached
 
 WEIGHTS, RESUMED = "weights", "resumed"
 
@@ -28,7 +28,7 @@ def local_path(place: str | Path) -> Path:
     Raises:
         UserError: nothing is there, or it did not arrive.
     """
-    found = parse_storage(place)  # which knows that file:// is a path as well
+    found = parse_place(place)  # which knows that file:// is a path as well
     return found if isinstance(found, Path) else local_copy(ObjectStore(found), WEIGHTS)
 
 
@@ -53,7 +53,7 @@ def local_copy(store: ObjectStore, kind: str, *, only: bool = False) -> Path:
         return _one_file(store, kind)
     folder = cache_root() / kind / parent / _key(store, entries)
     target = folder / name
-    _make(folder.parent)
+    make_cached(folder.parent)
     with FileLock(folder.parent / ".lock"):
         if not target.exists():
             with made_aside(folder) as aside:
@@ -83,7 +83,7 @@ def _one_file(store: ObjectStore, kind: str) -> Path:
     if not found:
         raise UserError(f"nothing is at {store.address}: it was deleted, or never there")
     target = cache_root() / kind / _key(store, found) / name
-    _make(target.parent)
+    make_cached(target.parent)
     with FileLock(target.parent / ".lock"):
         if not target.exists():
             with made_aside(target) as aside:
@@ -94,14 +94,3 @@ def _one_file(store: ObjectStore, kind: str) -> Path:
 def _key(store: ObjectStore, entries: list[Entry]) -> str:
     said = "\n".join(f"{entry.name} {entry.size} {entry.mtime}" for entry in entries)
     return text_hash(f"{store.address}\n{said}", 16)
-
-
-def _make(folder: Path) -> None:
-    try:
-        cache_root().mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror}): set TOKENPOOL_CACHE to a folder of this "
-            "machine that can be written"
-        ) from None

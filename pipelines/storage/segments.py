@@ -5,11 +5,11 @@ what they give one after the other. An object's name says which numbers it stand
 generation of drivers it was written:
 
     ledger/000000017-000000017-000002.jsonl     number 17, by the second driver
-    ledger/000000001-000000300-000003.jsonl     the first 300 put together by the third
+    ledger/000000001-000000300-000003.jsonl     the first 300, put together by an older version
 
 A driver begins where the ones before it ended. One that was taken for dead and is not may still
 write: what it writes from there on has the numbers of its successor's, an older generation, and
-does not count. Nothing is overwritten, so nothing that counts is lost.
+does not count. Nothing is overwritten or deleted, so nothing that counts is lost.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
+from pipelines.storage.durable import write_atomic, write_text
 from pipelines.storage.store import ObjectStore
 
 FOLDER = "ledger"
 _NAME = re.compile(rf"{FOLDER}/(\d{{9}})-(\d{{9}})-(\d{{6}})\.jsonl$")
 _INDEX_NAME = ".ledger-index.json"
-_ATTEMPTS = 5
-# With more of them than this, a driver that starts puts them together first.
-MANY = 200
 
 
 @dataclass(frozen=True, order=True)
@@ -52,16 +50,17 @@ class Segment:
         return f"{FOLDER}/{self.first:09d}-{self.last:09d}-{self.generation:06d}.jsonl"
 
 
-def parse(names: Iterable[str]) -> list[Segment]:
-    """The segments among objects."""
-    found = (_NAME.match(name) for name in names)
+def segments_in(store: ObjectStore) -> list[Segment]:
+    """All segments under a search's folder, also those that do not count."""
+    found = (_NAME.match(entry.name) for entry in store.entries(FOLDER))
     return [Segment(*map(int, match.groups())) for match in found if match]
 
 
 def chain(segments: Sequence[Segment]) -> list[Segment]:
     """The segments that make the ledger, in order.
 
-    Left out is what a driver wrote that had been replaced by then, and what was put together.
+    Left out is what a driver wrote that had been replaced by then, and what was put together, as
+    older versions did.
 
     Raises:
         ValueError: one in the middle is missing.
@@ -98,13 +97,17 @@ def listed(store: ObjectStore) -> list[Segment]:
         UserError: one is missing.
     """
     try:
-        return chain(parse(entry.name for entry in store.entries(FOLDER)))
+        return chain(segments_in(store))
     except ValueError as error:
-        raise UserError(
-            f"the ledger at {store.address} is damaged ({error}): bring the object back, or start "
-            "the search again under another name",
-            exit_code=1,
-        ) from None
+        raise _damaged(store, str(error)) from None
+
+
+def _damaged(store: ObjectStore, problem: str) -> UserError:
+    return UserError(
+        f"the ledger at {store.address} is damaged ({problem}): bring the object back, or start "
+        "the search again under another name",
+        exit_code=1,
+    )
 
 
 def pull(store: ObjectStore, path: Path) -> list[Segment]:
@@ -122,16 +125,12 @@ def pull(store: ObjectStore, path: Path) -> list[Segment]:
     Raises:
         UserError: the store does not answer, or the ledger in it is damaged.
     """
-    for _ in range(_ATTEMPTS):
-        segments = listed(store)
-        known, size = _known(path, segments)
-        new = segments[known:]
-        contents = store.read_all([segment.name for segment in new])
-        if None not in contents:
-            break
-        # Put together and deleted since they were listed.
-    else:
-        raise UserError(f"the ledger at {store.address} changes all the time", exit_code=1)
+    segments = listed(store)
+    known, size = _known(path, segments)
+    new = segments[known:]
+    contents = store.read_all([segment.name for segment in new])
+    if None in contents:
+        raise _damaged(store, f"{new[contents.index(None)].name} is gone")
     if new or not path.exists() or path.stat().st_size != size:
         _extend(path, size, b"".join(filter(None, contents)))
         _note(path, segments)
@@ -153,9 +152,7 @@ def _known(path: Path, segments: list[Segment]) -> tuple[int, int]:
 def _extend(path: Path, size: int, content: bytes) -> None:
     """Appends to a file after it is cut to a size; made anew where that is 0."""
     if not size:
-        aside = path.with_name(f".{path.name}.new")
-        aside.write_bytes(content)
-        aside.replace(path)
+        write_atomic(path, lambda aside: aside.write_bytes(content))
         return
     with path.open("r+b") as file:
         file.truncate(size)
@@ -171,30 +168,5 @@ def _note(path: Path, segments: list[Segment]) -> None:
         index.unlink(missing_ok=True)
         return
     last = segments[-1]
-    aside = index.with_suffix(".new")
-    aside.write_text(
-        json.dumps({"last": [last.first, last.last, last.generation], "size": path.stat().st_size})
-    )
-    aside.replace(index)
-
-
-def put_together(
-    store: ObjectStore, path: Path, segments: list[Segment], generation: int
-) -> list[Segment]:
-    """Makes one object of many; to be called by a driver that has just pulled.
-
-    Args:
-        store: the search's folder.
-        path: the ledger as it was pulled.
-        segments: its chain.
-        generation: of the driver.
-
-    Returns:
-        The new chain.
-    """
-    whole = Segment(1, segments[-1].last, generation)
-    store.write(whole.name, path.read_bytes())
-    for segment in segments:
-        store.delete(segment.name)
-    _note(path, [whole])
-    return [whole]
+    note = {"last": [last.first, last.last, last.generation], "size": path.stat().st_size}
+    write_text(index, json.dumps(note))

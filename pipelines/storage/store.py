@@ -1,7 +1,7 @@
 """One folder of an object store: whole objects written, read, listed and deleted by name.
 
 It promises what S3, Google Cloud Storage and Azure do: an object appears whole or not at all, and
-who reads or lists after a write sees it. Other file systems get the first by a rename.
+who reads or lists after a write sees it. At other addresses, as of weights, things are only read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pipelines.storage.address import join, open_filesystem, without_options
 if TYPE_CHECKING:
     import pyarrow.fs
 
-_WHOLE = {"s3", "gcs", "abfs"}  # a file that is closed appears as one object
 _THREADS = 16
 _NOISE = re.compile(r" \((?:Request ID|HTTP status)[^)]*\)|; Details: .*")
 
@@ -111,20 +110,10 @@ class ObjectStore:
 
     def write(self, name: str, content: bytes) -> None:
         """Puts an object there, in the place of one of this name."""
-        target = f"{self.path}/{name}"
         with self.named(name):
-            if self.filesystem.type_name in _WHOLE:
-                self._write(target, content)
-                return
-            self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-            aside = f"{target}.part"
-            self._write(aside, content)
-            self.filesystem.move(aside, target)
-
-    def _write(self, target: str, content: bytes) -> None:
-        stream = self.filesystem.open_output_stream(target)
-        stream.write(content)
-        stream.close()  # not in a `with`: what a broken write left must not be made an object
+            stream = self.filesystem.open_output_stream(f"{self.path}/{name}")
+            stream.write(content)
+            stream.close()  # not in a `with`: what a broken write left must not be made an object
 
     def read(self, name: str) -> bytes | None:
         """An object's content; None if there is none of this name."""
@@ -151,7 +140,7 @@ class ObjectStore:
                 None if info.mtime is None else info.mtime.timestamp(),
             )
             for info in self._infos(folder, recursive)
-            if info.is_file and not info.path.endswith(".part")
+            if info.is_file
         ]
 
     def folders(self, folder: str = "") -> list[str]:
@@ -188,24 +177,24 @@ class ObjectStore:
 
     def upload(self, source: Path, name: str) -> None:
         """Puts a file of this machine there."""
-        self._copy(str(source), f"{self.path}/{name}", name, up=True)
+        self._copy(name, source, up=True)
 
     def download(self, name: str, target: Path) -> None:
         """Fetches an object to a file of this machine."""
-        self._copy(f"{self.path}/{name}", str(target), name, up=False)
+        self._copy(name, target, up=False)
 
-    def _copy(self, source: str, target: str, name: str, *, up: bool) -> None:
+    def _copy(self, name: str, path: Path, *, up: bool) -> None:
         import pyarrow.fs
 
-        local = pyarrow.fs.LocalFileSystem()
+        there = (f"{self.path}/{name}", self.filesystem)
+        here = (str(path), pyarrow.fs.LocalFileSystem())
+        (source, source_fs), (target, target_fs) = (here, there) if up else (there, here)
         with self.named(name):
-            if up and self.filesystem.type_name not in _WHOLE:
-                self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
             pyarrow.fs.copy_files(
                 source,
                 target,
-                source_filesystem=local if up else self.filesystem,
-                destination_filesystem=self.filesystem if up else local,
+                source_filesystem=source_fs,
+                destination_filesystem=target_fs,
                 use_threads=False,  # of pyarrow's uploads some hang with them (its issue 32372)
             )
 

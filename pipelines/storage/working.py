@@ -15,6 +15,7 @@ from platformdirs import user_cache_path
 
 from pipelines.errors import UserError
 from pipelines.storage.address import is_address, parse_storage, without_options
+from pipelines.storage.durable import write_text
 from pipelines.storage.hashes import text_hash
 from pipelines.storage.store import ObjectStore
 
@@ -26,6 +27,22 @@ def cache_root() -> Path:
     """Where copies of what lies in object stores are kept: `TOKENPOOL_CACHE`, or the user's."""
     named = os.environ.get("TOKENPOOL_CACHE")
     return Path(named).absolute() if named else user_cache_path("tokenpool")
+
+
+def make_cached(folder: Path) -> None:
+    """Makes a folder below `cache_root`.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        cache_root().mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): set TOKENPOOL_CACHE to a folder of this "
+            "machine that can be written"
+        ) from None
 
 
 def local_root(storage: str | Path) -> Path:
@@ -59,17 +76,8 @@ def open_root(storage: str | Path) -> Path:
         return root
     marker = root / MARKER_NAME
     if not marker.exists():
-        try:
-            cache_root().mkdir(parents=True, exist_ok=True, mode=0o700)
-            root.mkdir(parents=True, exist_ok=True)
-            aside = root / f".{MARKER_NAME}.{os.getpid()}"
-            aside.write_text(json.dumps({"address": place}))
-            aside.replace(marker)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {root} ({error.strerror}): set TOKENPOOL_CACHE to a folder of "
-                "this machine that can be written"
-            ) from None
+        make_cached(root)
+        write_text(marker, json.dumps({"address": place}))
     return root
 
 

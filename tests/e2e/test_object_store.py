@@ -191,7 +191,7 @@ def look_from_a_third(machine):
             (["storage=s3://no-such-bucket/runs"], {}, "there is no such bucket"),
             ([], {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "nothing answers"),
             (["storage=s3://ID:pLaNt3dpLaNt3d@bucket/runs"], {}, "leave it out"),
-            (["storage=abc://bucket/runs"], {}, "cannot open abc://bucket/runs"),
+            (["storage=abc://bucket/runs"], {}, "at an address at s3://, gs:// or abfs://"),
         ],
     ),
 )

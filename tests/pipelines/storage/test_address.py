@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.config_file import load_config
 from pipelines.errors import UserError
-from pipelines.storage.address import join, parent, parse_storage
+from pipelines.storage.address import join, open_filesystem, parent, parse_place, parse_storage
 from pipelines.storage.working import local_root, open_root, search_store
 
 PRESET = Path(__file__).parents[3] / "tune_spaces/presets/digits.yaml"
@@ -43,6 +43,27 @@ def test_an_address_with_a_key_in_it_is_refused_without_repeating_it(address):
         text = str(found.value)
         assert "wJalrXUtnFEMI" not in text and "\n" not in text and found.value.exit_code == 2
         assert "leave it out" in text
+
+
+@pytest.mark.parametrize("address", ["hdfs://host/runs", "az://bucket/runs", "memory://x/runs"])
+def test_where_searches_cannot_be_kept_is_one_line_that_says_where_they_can(address):
+    with pytest.raises(UserError, match=r"at an address at s3://, gs:// or abfs://") as found:
+        open_root(address)
+    assert "\n" not in str(found.value) and found.value.exit_code == 2
+    with pytest.raises(UserError, match=r"at an address at s3://, gs:// or abfs://"):
+        load_config(PRESET, [f"storage={address}"])
+    assert parse_place(address) == address  # data and weights may lie there
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [("s3://bucket/my runs", "syntax error"), ("s3://bucket/runs?regoin=x", "'regoin'")],
+)
+def test_what_is_wrong_with_an_address_is_said(address, says):
+    with pytest.raises(UserError, match=says) as found:
+        open_filesystem(address)
+    assert str(found.value).startswith(f"cannot open {address}: ")
+    assert "\n" not in str(found.value)
 
 
 def test_no_bucket_is_said():

@@ -5,13 +5,15 @@ import itertools
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.storage.segments import Segment, chain, parse, pull, put_together
+from pipelines.storage.segments import Segment, chain, pull, segments_in
 
 
-def test_names_say_what_they_stand_for():
+def test_names_say_what_they_stand_for(store):
     segment = Segment(17, 17, 2)
     assert segment.name == "ledger/000000017-000000017-000002.jsonl"
-    assert parse([segment.name, "ledger/other.jsonl", f"{segment.name}.part"]) == [segment]
+    for name in (segment.name, "ledger/other.jsonl", f"{segment.name}.part"):
+        store.write(name, b"")
+    assert segments_in(store) == [segment]
 
 
 def test_in_order_whatever_they_were_listed_in():
@@ -56,12 +58,24 @@ def test_the_file_is_what_the_objects_are(store, tmp_path):
     pull(store, path)
     content = b"".join(b'{"n":%d}\n' % n for n in range(1, 6))
     assert path.read_bytes() == content
-    assert put_together(store, path, segments, 2) == [Segment(1, 5, 2)]
-    assert [entry.name for entry in store.entries("ledger")] == [Segment(1, 5, 2).name]
-    assert pull(store, path) == [Segment(1, 5, 2)] and path.read_bytes() == content
     elsewhere = tmp_path / "elsewhere.jsonl"
     pull(store, elsewhere)
     assert elsewhere.read_bytes() == content
+
+
+def test_what_an_older_version_put_together_is_read(store, tmp_path):
+    """It deleted the parts, or was killed amid that."""
+    path, lines = tmp_path / "ledger.jsonl", [b'{"n":%d}\n' % n for n in range(1, 6)]
+    for n in (1, 2, 3):
+        store.write(Segment(n, n, 1).name, lines[n - 1])
+    pull(store, path)
+    whole = Segment(1, 3, 2)
+    store.write(whole.name, b"".join(lines[:3]))
+    store.delete(Segment(1, 1, 1).name)
+    for n in (4, 5):
+        store.write(Segment(n, n, 3).name, lines[n - 1])
+    assert pull(store, path) == [whole, Segment(4, 4, 3), Segment(5, 5, 3)]
+    assert path.read_bytes() == b"".join(lines)
 
 
 def test_only_what_is_new_is_fetched(store, tmp_path, monkeypatch):
