@@ -20,6 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from thinning import pytest_collection_modifyitems  # noqa: F401 — pytest calls it
 
+# Many small programs share few cores here: one thread each, and Ray's workers, which would make way
+# for all other tests, take their share.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # An example takes long where others use the machine as well; whole tests have their limits.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")

@@ -186,7 +186,7 @@ def look_from_a_third(machine):
 @pytest.mark.parametrize(
     ("settings", "environment", "says"),
     fast(
-        2,
+        1,
         [
             (["storage=s3://no-such-bucket/runs"], {}, "there is no such bucket"),
             ([], {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "nothing answers"),
