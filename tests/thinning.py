@@ -10,7 +10,8 @@ import pytest
 __all__ = ["crossed", "fast", "pytest_collection_modifyitems"]
 
 _STARTS = re.compile(
-    r"subprocess|multiprocessing|run_gang|ray_session|ray_hosts|import ray\b|chromium|os\.fork"
+    r"subprocess|one_process|multiprocessing|run_gang|ray_session|ray_hosts|import ray\b"
+    r"|chromium|os\.fork"
 )
 # `torch.compile` and exporters take seconds for each model.
 _COMPILES = re.compile(r"compiles|compiler|one_graph|export")

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
+from one_process import assert_refused
 from thinning import fast
 
 from pipelines.search.ledger import LEDGER_NAME, read_events
@@ -228,34 +229,18 @@ def check_secrets(place):
     assert logs and found.stdout == "", found.stdout
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "says"),
-    fast(
-        2,
-        [
-            (["search", "tiny.yaml", "--set", "finals.trails=3"], 2, "did you mean trials?"),
-            (["search", "none.yaml"], 2, "no config file none.yaml"),
-            (
-                ["search", "tiny.yaml", "--set", "name=b", "--set", "data.path=nowhere"],
-                2,
-                "nowhere",
-            ),
-            (["search", "tiny.yaml", "--set", "name=b", "--set", "space.method=magic"], 2, "magic"),
-            (
-                ["search", "tiny.yaml", "--set", "name=b", "--set", "space.max_gmacs=1e-9"],
-                2,
-                "GMACs",
-            ),
-            (["front", "tinny"], 2, "no search named tinny"),
-            (["pick", "tiny"], 2, "exactly one"),
-        ],
-    ),
-)
-def test_bad_input_ends_in_one_line(place, words, code, says):
-    result = tokenpool(place, *words)
-    assert result.returncode == code
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 and says in lines[0], result.stderr
+def test_bad_input_ends_in_one_line(place):
+    search, other = ("search", "tiny.yaml", "--set"), ("--set", "name=b")
+    said = {
+        (*search, "finals.trails=3"): "did you mean trials?",
+        ("search", "none.yaml"): "no config file none.yaml",
+        (*search, "data.path=nowhere", *other): "nowhere",
+        (*search, "space.method=magic", *other): "magic",
+        (*search, "space.max_gmacs=1e-9", *other): "GMACs",
+        ("front", "tinny"): "no search named tinny",
+        ("pick", "tiny"): "exactly one",
+    }
+    assert_refused(said.keys(), *said.values(), cwd=place)
     assert not (place / "runs/searches/b" / LEDGER_NAME).exists()
 
 

@@ -10,7 +10,7 @@ import ledgers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from one_process import run_commands
+from one_process import END, run_commands
 from thinning import fast
 
 from pipelines.streams import as_utf8, readable
@@ -51,8 +51,8 @@ def test_every_command_is_written_in_the_terminals_own_encoding(place, encoding)
     ran = run_commands(COMMANDS, cwd=place, timeout=100, env={"PYTHONIOENCODING": encoding})
     shown = ran.stdout.decode(encoding)  # strictly: nothing else is in it
     assert ran.returncode == 0 and not ran.stderr
-    assert shown.count("=== exit 0") == len(COMMANDS)
-    parts = shown.split("=== exit 0\n")
+    assert shown.count(f"{END}0") == len(COMMANDS)
+    parts = shown.split(f"{END}0\n")
     assert json.loads(parts[4])["name"] == json.loads(parts[5])["name"] == "größe"
     name = "gr\u00f6\u00dfe" if encoding in ("latin-1", "cp437", "utf-16") else "gr"
     assert f"Front of {name}" in parts[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ledgers
 import pytest
-from one_process import run_commands
+from one_process import END, run_commands
 from thinning import fast
 
 from pipelines.errors import UserError
@@ -73,7 +73,7 @@ def test_ledger_mlflow_page_and_commands(folder: Path, planted: None) -> None:
     )
     ran = run_commands([[*words, *storage] for words in commands], text=True)
     said = ran.stdout + ran.stderr
-    assert said.count("=== exit 0") == len(commands), said
+    assert said.count(f"{END}0") == len(commands), said
     assert "no access with AWS_SECRET_ACCESS_KEY=***" in said and MARK not in said
     assert (folder / "mlflow.db").stat().st_size > 0
     assert list(folder.rglob("front.html")) and list(folder.rglob("report.html"))
