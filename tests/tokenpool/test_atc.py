@@ -1,7 +1,6 @@
 """`atc` and `agglomerative`: SciPy's clusters of what each compares, and their weighted means."""
 
 import pytest
-import timm
 import torch
 from scipy.cluster.hierarchy import cut_tree, linkage
 from torch import Tensor
@@ -76,24 +75,3 @@ def test_the_linkage_is_an_option_in_text_and_in_what_is_saved(tmp_path) -> None
     again = tp.load(tp.save(model, tmp_path / "model"))
     assert tp.pooling_of(again).options == tp.PoolOptions(linkage="complete")
     assert torch.equal(again(x), model(x))
-
-
-@pytest.mark.parametrize("text", ["atc", "agglomerative", "atc(linkage=single)"])
-def test_gradients_pass_through_the_means(text: str) -> None:
-    random = torch.Generator().manual_seed(3)
-    tokens = torch.randn(1, 7, 3, generator=random, dtype=torch.float64, requires_grad=True)
-    keys = torch.randn(1, 7, 4, generator=random, dtype=torch.float64)
-    sizes = torch.ones(1, 7, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda t: reduce(text, t, keys, sizes, 4).tokens, (tokens,))
-
-
-@pytest.mark.parametrize("text", ["atc", "agglomerative(position=attention)"])
-def test_one_graph_and_under_autocast(text: str) -> None:
-    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=3).eval()
-    tp.pool(model, (12, 9, 5), text)
-    x = torch.randn(2, 3, 64, 64)
-    with torch.inference_mode():
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
-        torch.testing.assert_close(compiled, model(x))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.isfinite(model(x)).all()

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -107,21 +106,3 @@ def test_where_and_how_it_pools() -> None:
     assert pitome.proportional
     assert pitome.needs_sizes
     assert not pitome.needs_scores(options)
-
-
-def test_gradients_pass_through_the_means() -> None:
-    random = torch.Generator().manual_seed(3)
-    tokens = torch.randn(1, 7, 3, generator=random, dtype=torch.float64, requires_grad=True)
-    keys = torch.randn(1, 7, 4, generator=random, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda t: reduce(t, keys, None, 4, 0.5).tokens, (tokens,))
-
-
-def test_one_graph_and_under_autocast() -> None:
-    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=3).eval()
-    tp.pool(model, (12, 9, 5), "pitome")
-    x = torch.randn(2, 3, 64, 64)
-    with torch.inference_mode():
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
-        torch.testing.assert_close(compiled, model(x))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.isfinite(model(x)).all()
