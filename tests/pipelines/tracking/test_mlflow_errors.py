@@ -17,7 +17,7 @@ from pathlib import Path
 
 import ledgers
 import pytest
-from test_mirror import dump, send, write
+from mirrored import dump, send, write
 
 from pipelines.errors import UserError
 from pipelines.search.ledger import Ledger
