@@ -30,6 +30,26 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared once, for all tests that read them and change nothing."""
+    from pipelines.data.prepare import prepare  # here: most tests do without it
+
+    out = tmp_path_factory.mktemp("data") / "digits"
+    prepare("digits", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model that knows a little of them."""
+    from small_models import train_small
+
+    import tokenpool as tp
+
+    return tp.save(train_small(digits), tmp_path_factory.mktemp("model") / "model")
+
+
 @dataclass
 class Fault:
     """One kind of fault.

@@ -21,19 +21,11 @@ from benchmarks.real.setting import open_split, prepared_set
 from benchmarks.real.variants import all_variants
 from benchmarks.real.zero_shot import Bench, Rows, judge, run_grid, time_again
 from pipelines.data.manifest import load_manifest
-from pipelines.data.prepare import prepare
 from pipelines.data.preprocessing import preprocessing_of
 from pipelines.errors import UserError
 
 SIZE, IMAGES = 32, 40
 NAMES = ("constant rate", "power -1", "planned")
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    out = tmp_path_factory.mktemp("data") / "digits"
-    prepare("digits", out)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +38,8 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def bench(prepared, saved, tmp_path):
-    return Bench(saved, prepared, SIZE, IMAGES, tmp_path / "cache")
+def bench(digits, saved, tmp_path):
+    return Bench(saved, digits, SIZE, IMAGES, tmp_path / "cache")
 
 
 def test_rows_are_what_plain_torch_says_and_are_not_measured_twice(bench, saved, tmp_path):
@@ -221,8 +213,8 @@ def test_a_command_that_fails_says_its_last_line():
         downloads._run(["sh", "-c", "echo first >&2; echo of no use >&2; exit 3"])
 
 
-def test_pictures_of_ones_own_are_prepared_once(prepared, tmp_path, capfd):
-    assert prepared_set(tmp_path, prepared, print) == prepared.resolve()
+def test_pictures_of_ones_own_are_prepared_once(digits, tmp_path, capfd):
+    assert prepared_set(tmp_path, digits, print) == digits.resolve()
     source, rng = tmp_path / "mine", np.random.default_rng(0)
     for split, name, count in [
         ("train", "a", 9),
@@ -262,15 +254,15 @@ def test_the_head_is_the_regressions(classes):
         fit_head(model, features[told > 0], told[told > 0])
 
 
-def test_help_and_bad_words_are_short(prepared, tmp_path):
+def test_help_and_bad_words_are_short(digits, tmp_path):
     runner = CliRunner()
     shown = runner.invoke(command.app, ["--help"])
     assert shown.exit_code == 0
     for name in ("fetch", "prepare", "table", "judge", "plot"):
         assert name in shown.output
-    result = runner.invoke(command.app, ["table", "--shape", "x", "--data", str(prepared)])
+    result = runner.invoke(command.app, ["table", "--shape", "x", "--data", str(digits)])
     assert isinstance(result.exception, UserError) and "--shape 'x': use" in str(result.exception)
-    result = runner.invoke(command.app, ["table", "--image-size", "100", "--data", str(prepared)])
+    result = runner.invoke(command.app, ["table", "--image-size", "100", "--data", str(digits)])
     assert "no multiple of the patch of 14" in str(result.exception)
     result = runner.invoke(command.app, ["plot", "--out", str(tmp_path / "none.jsonl")])
     assert "has no rows" in str(result.exception)

@@ -13,9 +13,9 @@ from benchmarks.search.untrained_report import bench_real
 
 
 @pytest.fixture(scope="module")
-def config(digits, trained_model):
+def config(digits, trained):
     return RealConfig(
-        data=digits, model=trained_model, image_size=32, images=96, judged_on=64,
+        data=digits, model=trained, image_size=32, images=96, judged_on=64,
         costs=(0.4, 0.6, 0.8), schedules=40, generations=4, planned=6, calibrate_counts=3,
         calibrate_images=16, seeds=2,
     )  # fmt: skip

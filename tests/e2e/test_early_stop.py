@@ -11,7 +11,6 @@ from thinning import fast
 
 from cluster.session import ray_session
 from pipelines.config import DataConfig, TrainConfig, WorkersConfig
-from pipelines.data.prepare import prepare
 from pipelines.models.model_spec import ModelSpec
 from pipelines.train.spec import TrainJob
 from pipelines.trials.run_trials import TrialRequest, run_trials
@@ -34,16 +33,15 @@ class Notes:
 
 
 @pytest.mark.parametrize("workers", fast(1, [1, 2]))
-def test_a_stopped_trial_leaves_its_cpus_to_the_next(tmp_path, workers):
+def test_a_stopped_trial_leaves_its_cpus_to_the_next(digits, tmp_path, workers):
     """Each job takes all CPUs there are, with one worker or two."""
-    prepare("digits", tmp_path / "digits")
 
     def request(name, epochs):
         return TrialRequest(
             TrainJob(
                 job_id=name,
                 storage=tmp_path / "jobs",
-                data=DataConfig(path=tmp_path / "digits", image_size=32),
+                data=DataConfig(path=digits, image_size=32),
                 model=ModelSpec(
                     width=16, heads=2, depth=1, patch_size=8, image_size=32, num_classes=10
                 ),
@@ -74,13 +72,12 @@ def test_a_stopped_trial_leaves_its_cpus_to_the_next(tmp_path, workers):
 
 
 @pytest.mark.slow
-def test_a_job_that_had_finished_unheard_is_finished_and_not_stopped(tmp_path):
+def test_a_job_that_had_finished_unheard_is_finished_and_not_stopped(digits, tmp_path):
     """The driver died between a job's last checkpoint and its own record of it."""
-    prepare("digits", tmp_path / "digits")
     job = TrainJob(
         job_id="only",
         storage=tmp_path / "jobs",
-        data=DataConfig(path=tmp_path / "digits", image_size=32),
+        data=DataConfig(path=digits, image_size=32),
         model=ModelSpec(width=16, heads=2, depth=1, patch_size=8, image_size=32, num_classes=10),
         train=TrainConfig(epochs=1, batch_size=64, lr=1e-3, warmup_epochs=0.5),
         workers=WorkersConfig(num_workers=1, cpus_per_worker=0.9),

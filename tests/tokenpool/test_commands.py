@@ -10,16 +10,7 @@ from typer.testing import CliRunner
 import tokenpool as tp
 from pipelines.commands.analyze_command import analyze
 from pipelines.commands.schedule_command import app as schedule_app
-from pipelines.data.options import PrepareOptions
-from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    out = tmp_path_factory.mktemp("data") / "digits"
-    prepare("digits", out, PrepareOptions())
-    return out
 
 
 @pytest.fixture

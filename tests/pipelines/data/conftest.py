@@ -16,13 +16,6 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("prepared") / "digits"
-    prepare("digits", out)
-    return out
-
-
 def photo(seed: int, width: int = 64, height: int = 48) -> Image.Image:
     """A smooth colourful picture, different for each seed: JPEG changes it little."""
     rng = np.random.default_rng(seed)

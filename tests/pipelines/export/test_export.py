@@ -12,18 +12,10 @@ import torch
 from thinning import fast
 
 import tokenpool as tp
-from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
 from pipelines.export import export_formats, export_model
 from pipelines.results.points import standard_error
 from pipelines.search.state import SearchState
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "digits"
-    prepare("digits", out)
-    return out
 
 
 @pytest.fixture

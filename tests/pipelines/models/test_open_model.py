@@ -11,7 +11,6 @@ from timm.models import save_for_hf
 
 import tokenpool as tp
 from pipelines.data.manifest import load_manifest
-from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
 from pipelines.models.initial_weights import load_into
 from pipelines.models.normalization import adopt
@@ -34,13 +33,6 @@ def timms(name="vit_tiny_patch16_224", **changes):
 def _no_gradients():
     with torch.no_grad():
         yield
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    out = tmp_path_factory.mktemp("data") / "digits"
-    prepare("digits", out)
-    return out
 
 
 def x(side=32):

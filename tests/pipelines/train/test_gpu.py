@@ -15,7 +15,6 @@ from gang import run_gang
 from test_equivalence import KINDS, STAGES, differences
 
 import tokenpool as tp
-from pipelines.data.prepare import prepare
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,13 +29,6 @@ def test_a_gpu_does_what_ddp_and_adamw_do():
         assert gradients < 1e-4
         assert weights < 2e-4  # sums of a GPU have no fixed order
         assert moved > 5e-3
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "digits"
-    prepare("digits", path)
-    return path
 
 
 def launch(folder, digits, name, gpus=1.0, **train):

@@ -14,7 +14,6 @@ import torch
 from thinning import fast
 
 import tokenpool as tp
-from pipelines.data.prepare import prepare
 from pipelines.train.checkpoint import read_progress
 from pipelines.train.reports import PHASES
 
@@ -22,20 +21,18 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def out(request, tmp_path_factory):
+def out(request, digits, tmp_path_factory):
     """What came of all jobs; of those of slow tests, where such are run."""
     here = [item for item in request.session.items if item.path == request.path]
     slow = any(item.get_closest_marker("slow") for item in here)
     path = tmp_path_factory.mktemp("jobs")
-    data = path / "digits"
-    prepare("digits", data)
     command = [
         str(Path(sys.executable).parent / "torchrun"),
         "--standalone",
         "--nproc-per-node=2",
         str(HERE / "jobs.py"),
         str(path),
-        str(data),
+        str(digits),
         "all" if slow else "few",
     ]
     done = subprocess.run(

@@ -30,17 +30,9 @@ from pipelines.config import (
 from pipelines.data.augment import normalize
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
-from pipelines.data.prepare import prepare
 from pipelines.train.engine import learning_rate, make_optimizer
 from pipelines.train.model import build_model
 from pipelines.train.spec import job_of
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "digits"
-    prepare("digits", path)
-    return path
 
 
 def make_job(digits, storage, num_workers, **train):
