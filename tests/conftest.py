@@ -20,9 +20,34 @@ from rich.console import Console
 from rich.table import Table
 from thinning import pytest_collection_modifyitems  # noqa: F401 — pytest calls it
 
+# Many small programs share few cores here: one thread each, and Ray's workers, which would make way
+# for all other tests, take their share.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # An example takes long where others use the machine as well; whole tests have their limits.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared once, for all tests that read them and change nothing."""
+    from pipelines.data.prepare import prepare  # here: most tests do without it
+
+    out = tmp_path_factory.mktemp("data") / "digits"
+    prepare("digits", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model that knows a little of them."""
+    from small_models import train_small
+
+    import tokenpool as tp
+
+    return tp.save(train_small(digits), tmp_path_factory.mktemp("model") / "model")
 
 
 @dataclass

@@ -101,6 +101,7 @@ class Hosts:
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
+            "RAY_worker_niceness": "0",
             # A host whose Ray is gone is dead after a second, not after several.
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "500",
@@ -140,6 +141,10 @@ class Hosts:
 
     def start_ray(self, number, before=""):
         """Ray on a host; `before` is what its shell does first, e.g. mounts that it alone sees."""
+        self.begin_ray(number, before)()
+
+    def begin_ray(self, number, before=""):
+        """The same without waiting for it, which what is returned does."""
         common = [f"--node-ip-address={address(number)}", "--object-store-memory=100000000"]
         if number == 0:
             where = ["--head", f"--port={PORT}", "--num-cpus=0", f"--temp-dir={self.folder / 'r'}"]
@@ -152,8 +157,12 @@ class Hosts:
             own = f"mount -t tmpfs none {self.folder / 'r'}" if number else ":"
             words = ["sh", "-c", f'{own} && {before or ":"} && exec "$@"', "sh"]
             words += [RAY, "start", *where, *common]
-            code = self.exec(number, *words, stdout=log, stderr=log).wait(240)
-        assert code == 0, (self.folder / f"ray-{number}.log").read_text()
+            start = self.exec(number, *words, stdout=log, stderr=log)
+
+        def wait():
+            assert start.wait(240) == 0, (self.folder / f"ray-{number}.log").read_text()
+
+        return wait
 
     def drain(self, number, seconds):
         """Makes ready to tell Ray that a host will be taken away; call what is returned to do so.
@@ -231,8 +240,11 @@ def ray_hosts(count, cpus, *, outside=False, before=None, environment=None):
         hosts = Hosts(count, cpus, Path(folder), outside, environment)
         try:
             hosts.make()
-            for number in range(count + 1):
-                hosts.start_ray(number, (before or {}).get(number, ""))
+            hosts.start_ray(0, (before or {}).get(0, ""))
+            # The others at once: most of a start is spent on imports and waiting.
+            begun = [hosts.begin_ray(n, (before or {}).get(n, "")) for n in range(1, count + 1)]
+            for wait in begun:
+                wait()
             yield hosts
         finally:
             hosts.remove()

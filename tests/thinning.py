@@ -1,15 +1,17 @@
 """Which tests are run: of many alike some by `make test`, only light ones by `make test-fast`."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import pytest
 
-__all__ = ["fast", "pytest_collection_modifyitems"]
+__all__ = ["crossed", "fast", "pytest_collection_modifyitems"]
 
 _STARTS = re.compile(
-    r"subprocess|multiprocessing|run_gang|ray_session|ray_hosts|import ray\b|chromium|os\.fork"
+    r"subprocess|one_process|multiprocessing|run_gang|ray_session|ray_hosts|import ray\b"
+    r"|chromium|os\.fork"
 )
 # `torch.compile` and exporters take seconds for each model.
 _COMPILES = re.compile(r"compiles|compiler|one_graph|export")
@@ -21,6 +23,19 @@ def fast(count: int, cases: Iterable[Any]) -> list[Any]:
         case if number < count else pytest.param(*_values(case), marks=pytest.mark.slow)
         for number, case in enumerate(cases)
     ]
+
+
+def crossed(*columns: Sequence[Any]) -> list[Any]:
+    """All combinations; those that differ in more than one place from the first are slow.
+
+    A fault of one value shows with the first of all others; one of two together is for the slow.
+    """
+    first = [column[0] for column in columns]
+    cases = sorted(
+        product(*columns),
+        key=lambda case: sum(a is not b for a, b in zip(case, first, strict=True)),
+    )
+    return fast(sum(map(len, columns)) - len(columns) + 1, cases)
 
 
 def _values(case: Any) -> tuple[Any, ...]:

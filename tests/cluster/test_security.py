@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from one_process import assert_refused
 from servers import QuietHandler, address_of, serving
 
 from cluster import ray_folder
@@ -225,19 +226,7 @@ def test_every_command_that_takes_an_address_refuses_an_open_cluster(ray_port, w
         ["front", "digits", "--address", jobs],
         ["stop", "digits", "--address", jobs],
     ]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", *words],
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-        )
-        for words in commands
-    ]
-    for process, words in zip(running, commands, strict=True):
-        said = process.communicate()[1]
-        assert process.returncode == 2, (words, said)
-        assert FLAG in said and "asks nobody for a token" in said and said.count("\n") == 1, said
+    assert_refused(commands, FLAG, "asks nobody for a token", cwd=tmp_path)
     assert not any(tmp_path.iterdir())
 
 

@@ -57,10 +57,10 @@ CONFIG = {
 class Machine:
     """Somewhere to type commands: an empty folder, and a cache that nobody shares."""
 
-    def __init__(self, root, server, data):
+    def __init__(self, root, server, digits):
         self.root = root
         root.mkdir()
-        values = CONFIG | {"data": CONFIG["data"] | {"path": str(data)}}
+        values = CONFIG | {"data": CONFIG["data"] | {"path": str(digits)}}
         (root / "tiny.yaml").write_text(yaml.safe_dump(values))
         self.environment = os.environ | server.environment | {
             "TOKENPOOL_CACHE": str(root / "cache"),
@@ -100,16 +100,6 @@ def server():
         yield server
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    place = tmp_path_factory.mktemp("data")
-    made = subprocess.run(
-        [TOKENPOOL, "prepare", "digits", "digits"], cwd=place, capture_output=True, check=False
-    )
-    assert made.returncode == 0, made.stderr
-    return place / "digits"
-
-
 def ledger(server):
     """The events that are in the store."""
     text = b"".join(server.get(name) for name in sorted(server.names(f"{SEARCH}/ledger/")))
@@ -118,8 +108,8 @@ def ledger(server):
 
 @pytest.mark.slow
 @pytest.mark.fault("driver's machine lost: an empty one goes on")
-def test_the_drivers_machine_is_lost_and_an_empty_one_goes_on(server, data, tmp_path):
-    first = Machine(tmp_path / "first", server, data)
+def test_the_drivers_machine_is_lost_and_an_empty_one_goes_on(server, digits, tmp_path):
+    first = Machine(tmp_path / "first", server, digits)
     driver, family = first.start("search", "tiny.yaml"), []
     try:
         deadline = time.monotonic() + 400
@@ -127,7 +117,7 @@ def test_the_drivers_machine_is_lost_and_an_empty_one_goes_on(server, data, tmp_
             assert driver.poll() is None and time.monotonic() < deadline, first.said()
             family = psutil.Process(driver.pid).children(recursive=True)
             time.sleep(0.1)
-        third = Machine(tmp_path / "third", server, data)
+        third = Machine(tmp_path / "third", server, digits)
         status = third.run("status", "tiny", "--storage", ADDRESS)
         assert status.returncode == 0 and "running" in status.stdout, status.stderr
     finally:
@@ -137,7 +127,7 @@ def test_the_drivers_machine_is_lost_and_an_empty_one_goes_on(server, data, tmp_
     shutil.rmtree(first.root)  # the machine is gone
     before = ledger(server)
 
-    second = Machine(tmp_path / "second", server, data)
+    second = Machine(tmp_path / "second", server, digits)
     done = second.run("search", "tiny.yaml")
     assert done.returncode == 0, done.stderr + done.stdout
     assert "Resuming search tiny" in done.stdout
@@ -157,7 +147,7 @@ def test_the_drivers_machine_is_lost_and_an_empty_one_goes_on(server, data, tmp_
     again = second.run("search", "tiny.yaml", timeout=60)
     assert again.returncode == 0 and "is complete" in again.stdout and ledger(server) == after
 
-    look_from_a_third(Machine(tmp_path / "fourth", server, data))
+    look_from_a_third(Machine(tmp_path / "fourth", server, digits))
     found = subprocess.run(
         ["grep", "-rlaF", "pLaNt3d", str(tmp_path)], capture_output=True, text=True, check=False
     )
@@ -186,7 +176,7 @@ def look_from_a_third(machine):
 @pytest.mark.parametrize(
     ("settings", "environment", "says"),
     fast(
-        2,
+        1,
         [
             (["storage=s3://no-such-bucket/runs"], {}, "there is no such bucket"),
             ([], {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "nothing answers"),
@@ -196,9 +186,9 @@ def look_from_a_third(machine):
     ),
 )
 def test_a_store_that_cannot_be_used_is_one_line_before_anything_is_started(
-    server, data, tmp_path, settings, environment, says
+    server, digits, tmp_path, settings, environment, says
 ):
-    machine = Machine(tmp_path / "machine", server, data)
+    machine = Machine(tmp_path / "machine", server, digits)
     before = server.names()
     words = [word for setting in settings for word in ("--set", setting)]
     result = machine.run("search", "tiny.yaml", *words, **environment)
@@ -208,8 +198,8 @@ def test_a_store_that_cannot_be_used_is_one_line_before_anything_is_started(
     assert "Ray" not in result.stdout and server.names() == before
 
 
-def test_a_search_that_is_not_there_and_what_is_are_named(server, data, tmp_path):
-    machine = Machine(tmp_path / "machine", server, data)
+def test_a_search_that_is_not_there_and_what_is_are_named(server, digits, tmp_path):
+    machine = Machine(tmp_path / "machine", server, digits)
     result = machine.run("front", "tinny", "--storage", f"{ADDRESS}-empty", timeout=60)
     assert result.returncode == 2
     assert f"no search named tinny under {ADDRESS}-empty" in result.stderr

@@ -5,6 +5,7 @@ import timeit
 import pytest
 import timm
 import torch
+from thinning import crossed
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenpool as tp
@@ -93,10 +94,10 @@ OPTIONS = [
     {"iterations": 2},
     {"start": "matching"},
 ]
+BY_WORTH = ["wkmedoids", *(method for method in tp.METHODS if method != "wkmedoids")]
 
 
-@pytest.mark.parametrize("method", tp.METHODS)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("method", "options"), crossed(BY_WORTH, OPTIONS), ids=str)
 def test_the_pooled_figure_agrees_with_the_counter(method, options):
     """At a small size, where clustering is a large share and an error in it would show."""
     model = tp.build_vit(16, 4, 24, 4, 3, 5).eval()

@@ -102,26 +102,6 @@ def test_with_and_without_a_class_token(head: dict) -> None:
     assert torch.isfinite(model(x)).all()
 
 
-def test_gradients_pass_through_the_means() -> None:
-    random = torch.Generator().manual_seed(3)
-    tokens = torch.randn(1, 7, 3, generator=random, dtype=torch.float64, requires_grad=True)
-    features = torch.randn(1, 7, 4, generator=random, dtype=torch.float64)
-    scores = torch.rand(1, 7, generator=random, dtype=torch.float64)
-    sizes = torch.ones(1, 7, dtype=torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda t: reduce(t, features, scores, sizes, 4).tokens, (tokens,)
-    )
-
-
-def test_one_graph() -> None:
-    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=3).eval()
-    tp.pool(model, (9, 5), "leader")
-    x = torch.randn(2, 3, 64, 64)
-    with torch.inference_mode():
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
-        torch.testing.assert_close(compiled, model(x))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_attention_tells_equals_its_definition(dtype: torch.dtype) -> None:
     random = torch.Generator().manual_seed(4)

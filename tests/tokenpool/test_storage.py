@@ -51,8 +51,7 @@ def test_a_plain_model_comes_back_plain(tmp_path):
     ],
 )
 def test_real_timm_models_come_back(tmp_path, name, options):
-    model = timm.create_model(name, num_classes=7, **options)
-    model.blocks = model.blocks[:2]
+    model = timm.create_model(name, num_classes=7, depth=2, **options)
     again = tp.load(tp.save(model.eval(), tmp_path / "model"))
     x = torch.randn(1, 3, *model.patch_embed.img_size)
     with torch.no_grad():

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import timm
 import torch
+from thinning import crossed, fast
 from timm.layers import DiffAttention, set_fused_attn
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -209,10 +210,8 @@ def test_what_a_view_would_pass_over_is_refused_before_any_work():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", tp.METHODS)
+@pytest.mark.parametrize("method", fast(3, ["wkmedoids", "tome", "grid", "powerbert", "atc"]))
 def test_a_block_compiled_after_pooling_runs_the_pooling(method):
-    if method in ("random", "importance"):
-        return
     model, x = model_and_images()
     expected = tp.pool(model, SCHEDULE, method)(x)
     torch._dynamo.reset()
@@ -223,8 +222,7 @@ def test_a_block_compiled_after_pooling_runs_the_pooling(method):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("method", tp.METHODS)
+@pytest.mark.parametrize(("method", "fused"), crossed(tp.METHODS, [True, False]))
 def test_no_images_give_no_logits(method, fused):
     """As the dense model does, also for heads that read patches and maps of features."""
     set_fused_attn(fused)

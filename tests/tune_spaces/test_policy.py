@@ -150,7 +150,7 @@ def test_a_search_scores_and_trains_what_it_may_and_no_more(calm):
 @pytest.mark.parametrize("block", [1, 5])
 def test_the_same_told_is_the_same_decided_wherever_it_was_killed(calm, block):
     calm = calm if block == 5 else drive(make_policy(), block=block)
-    for most in range(1, len(calm), 6 if block == 5 else 12):
+    for most in range(1, len(calm), 10 if block == 5 else 24):
         log = drive(make_policy(), most=most, block=block)
         again = make_policy()
         for event in log:

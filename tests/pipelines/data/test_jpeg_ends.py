@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from thinning import crossed
 
 from pipelines.data import turbojpeg
 from pipelines.data.encode import encode
@@ -46,8 +47,7 @@ TAILS = {
 }
 
 
-@pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("tail", "kind"), crossed(list(TAILS), list(KINDS)))
 @pytest.mark.parametrize("marker", [False, True], ids=["no marker", "marker"])
 def test_whole_pictures_are_taken_without_a_second_loss(kind, tail, marker):
     whole = KINDS[kind]
@@ -67,9 +67,14 @@ def test_whole_pictures_are_taken_without_a_second_loss(kind, tail, marker):
         assert encoded.conversion == (TAIL_LEFT_OFF if TAILS[tail] else MARKER_ADDED)
 
 
-@pytest.mark.parametrize("kept", [0.2, 0.5, 0.9, 0.99])
-@pytest.mark.parametrize("padding", [b"", b"\xff\xd9", bytes(6000), bytes(6000) + b"\xff\xd9"])
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"flat"}))
+@pytest.mark.parametrize(
+    ("kept", "padding", "kind"),
+    crossed(
+        [0.99, 0.2, 0.5, 0.9],
+        [b"", b"\xff\xd9", bytes(6000), bytes(6000) + b"\xff\xd9"],
+        ["baseline", *sorted(KINDS.keys() - {"flat", "baseline"})],
+    ),
+)
 def test_cut_pictures_are_refused(kind, padding, kept):
     """Cut downloads; with the end marker put on by a tool; in a block that was never filled."""
     whole = KINDS[kind]

@@ -243,7 +243,7 @@ def test_a_thread_that_vanished_is_noticed(digits, monkeypatch):
     monkeypatch.setattr(
         type(opened._pool._threads[0]), "is_alive", lambda self: "decode" not in self.name
     )
-    opened._decoder = type("Stuck", (), {"decode": lambda *_: time.sleep(3)})()
+    opened._decoder = type("Stuck", (), {"decode": lambda *_: time.sleep(1.5)})()
     start = time.monotonic()
     with pytest.raises(LoaderError, match="tokenpool-decode-0 died"):
         next(iter(opened))
@@ -254,7 +254,7 @@ def test_a_thread_that_vanished_is_noticed(digits, monkeypatch):
 
 def test_stalled_storage_raises_instead_of_hanging(digits, monkeypatch):
     opened = make_loader(digits, "train", batch_size=16, train=True, stall_seconds=1)
-    opened._decoder = type("Slow", (), {"decode": lambda *_: time.sleep(4)})()
+    opened._decoder = type("Slow", (), {"decode": lambda *_: time.sleep(2)})()
     with pytest.raises(LoaderError, match="no decoded batch within 1 s"):
         next(iter(opened))
     opened.close()

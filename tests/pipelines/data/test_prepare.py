@@ -131,14 +131,14 @@ def _slow_glyphs(out: Path) -> list[str]:
     code = (
         "from pathlib import Path; from pipelines.data.prepare import prepare;"
         "from pipelines.data.options import PrepareOptions;"
-        f"prepare('glyphs', Path({str(out)!r}), PrepareOptions(count=3000, size=32, workers=2))"
+        f"prepare('glyphs', Path({str(out)!r}), PrepareOptions(count=2048, size=32, workers=2))"
     )
     return [sys.executable, "-c", code]
 
 
 def test_killed_half_way_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    options = PrepareOptions(count=3000, size=32, workers=1)
+    options = PrepareOptions(count=2048, size=32, workers=1)
     process = subprocess.Popen(_slow_glyphs(cut))
     folder = tmp_path / "cut.partial" / "shards"
     deadline = time.monotonic() + 60
@@ -157,7 +157,7 @@ def test_killed_half_way_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "make_shard", lambda *a: remade.append(a[0]) or original(*a))
         prepare("glyphs", cut, options)
-    assert len(remade) == 6 - len(finished)
+    assert len(remade) == 4 - len(finished) > 0
     prepare("glyphs", whole, options)
     assert tree(cut) == tree(whole)
     assert not (tmp_path / "cut.partial").exists()

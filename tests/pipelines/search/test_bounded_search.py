@@ -1,22 +1,30 @@
 """A whole search over two methods, from a checkpoint, within bounds of latency and parameters."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 from pydantic import ValidationError
 
 import tokenpool as tp
+from cluster.session import Cluster
 from pipelines.commands.search_command import carry_out
 from pipelines.config import SearchConfig
 from pipelines.console import Screen
 from pipelines.errors import UserError
+from pipelines.search import runner
+from pipelines.search.latency_table import LatencyTable
 from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.stages import bounds
 from pipelines.search.state import load_state
 
 METHODS = ("kmeans", "wkmedoids(start=matching)")
 
 
-def config(place, digits, trained, **space):
+def config(place, digits, trained, num_workers=1, **space):
     train = {"epochs": 1, "batch_size": 64, "lr": 0.0005, "warmup_epochs": 0}
     workers = {"num_workers": 1, "cpus_per_worker": 0.9}
+    many = workers | {"num_workers": num_workers}
     return SearchConfig.model_validate(
         {
             "name": "bounded",
@@ -31,7 +39,7 @@ def config(place, digits, trained, **space):
             "base": {"workers": workers, "train": train},
             "calibrate": {"counts": 3, "images": 64},
             "screen": {"schedules": 16, "generations": 2, "cpus_per_actor": 0.9},
-            "finals": {"trials": 2, "workers": workers, "train": {**train, "epochs": 2}},
+            "finals": {"trials": 2, "workers": many, "train": {**train, "epochs": 2}},
         }
     )
 
@@ -68,16 +76,55 @@ def test_a_checkpoint_two_methods_and_bounds_make_a_front(place, digits, trained
         assert said == trial.method and tuple(tp.pooling_of(model).schedule) == trial.schedule
 
 
-def test_bounds_that_nothing_meets_are_said_before_anything_is_trained(place, digits, trained):
+@pytest.fixture
+def two_cpus(monkeypatch):
+    """A cluster that is not there, where blocks take a millisecond each.
+
+    What is refused before anything runs is refused without it; the timing itself, through Ray and
+    without, is for test_latency_table.py and tests/e2e.
+    """
+
+    def measured(spec, patch_size, method, counts, **_):
+        return LatencyTable(tuple(counts), ((1.0,) * len(counts),) * len(counts), rest=1.0)
+
+    cluster = Cluster("here", cpus=2.0, gpus=0.0, num_nodes=1)
+    monkeypatch.setattr(runner, "ray_session", lambda *_: nullcontext(cluster))
+    monkeypatch.setattr(bounds, "ray", SimpleNamespace(get=lambda value: value))
+    timing = SimpleNamespace(remote=measured)
+    monkeypatch.setattr(bounds, "timed_task", lambda *_: (timing, "cpu", 1))
+
+
+def search(config):
+    """As the command does it, without MLflow and results."""
+    follower = nullcontext(SimpleNamespace(notify=lambda: None))
+    runner.run_search(config, Screen(), follow=lambda: follower, write=lambda *_: None)
+
+
+def test_more_workers_than_the_cluster_has_are_said_before_anything_runs(
+    place, digits, trained, two_cpus
+):
+    many = config(place / "many", digits, trained, num_workers=32)
+    with pytest.raises(UserError, match=r"32 workers .*2 CPUs") as caught:
+        search(many)
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    # Nothing is begun under the name, so that it may be used with a config that fits.
+    assert not list(read_events(many.directory / LEDGER_NAME))
+    with pytest.raises(UserError, match="no search named bounded"):
+        load_state(place / "many/runs", "bounded")
+
+
+def test_bounds_that_nothing_meets_are_said_before_anything_is_trained(
+    place, digits, trained, two_cpus
+):
     for space, message in [
         ({"max_mparams": 0.001}, "no schedule keeps mparams within 0.001"),
         ({"max_gmacs": 1e-9}, "no schedule costs"),
     ]:
         with pytest.raises(UserError, match=message):
-            carry_out(config(place / "none", digits, trained, **space), Screen())
+            search(config(place / "none", digits, trained, **space))
         assert not (place / "none").exists()
     with pytest.raises(UserError, match="no schedule keeps latency_ms within 1e-06"):
-        carry_out(config(place / "late", digits, trained, max_latency_ms=1e-6), Screen())
+        search(config(place / "late", digits, trained, max_latency_ms=1e-6))
     events = read_events(place / "late/runs/searches/bounded" / LEDGER_NAME)
     recorded = {event["event"] for event in events}
     assert "latency_table" in recorded

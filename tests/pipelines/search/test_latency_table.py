@@ -82,8 +82,12 @@ def test_measured_it_tells_what_a_whole_model_takes():
         return float(np.median(found)), predict((64,) * 4) / predict((16, 16, 4, 4))
 
     # A table and the model it foretells are measured one after the other: on a machine where others
-    # begin or end work in between they are of two machines. The middle of five, and a wide bound;
-    # alone it is within a tenth.
-    of_measured, saved = np.median([ratios() for _ in range(5)], axis=0)
-    assert 0.5 < of_measured < 2.0
-    assert saved > 1
+    # begin or end work in between they are of two machines. So one of five, where a table that is
+    # wrong is wrong five times; alone it is within a tenth.
+    found = []
+    for _ in range(5):
+        of_measured, saved = ratios()
+        found.append((of_measured, saved))
+        if 0.75 < of_measured < 1.33 and saved > 1:
+            return
+    pytest.fail(f"predicted by measured, dense by pooled: {found}")

@@ -1,13 +1,13 @@
 """MLflow follows the ledger: the same runs whatever happens on the way."""
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import ledgers
 import pytest
+from mirrored import dump, send, write
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -19,47 +19,8 @@ from pipelines.tracking.tracking_store import TrackingStore, tracking_store
 from pipelines.tracking.upkeep import catch_up, rebuild
 
 
-def write(storage: Path, rows: list[dict[str, Any]]) -> Path:
-    return ledgers.write_ledger(storage, "digits", rows).parent
-
-
-def send(directory: Path, storage: Path, *, artifacts: bool = False) -> LedgerMirror:
-    mirror = LedgerMirror(directory, tracking_store(storage))
-    mirror.read()
-    mirror.send(with_artifacts=artifacts)
-    return mirror
-
-
-def dump(storage: Path) -> dict[str, Any]:
-    """All that MLflow shows of a search, without the ids it made up."""
-    client = MlflowClient(tracking_uri=tracking_store(storage).uri)
-    experiment = client.get_experiment_by_name("digits")
-    assert experiment is not None
-    runs = {}
-    for run in client.search_runs([experiment.experiment_id], max_results=1000):
-        name = run.data.tags.get("tokenpool.point", "parent")
-        assert name not in runs, f"{name} is there twice"
-        history = {
-            key: [
-                (m.step, m.value, m.timestamp)
-                for m in client.get_metric_history(run.info.run_id, key)
-            ]
-            for key in run.data.metrics
-        }
-        tags = {k: v for k, v in run.data.tags.items() if k != "mlflow.parentRunId"}
-        runs[name] = {
-            "params": run.data.params,
-            "tags": tags,
-            "status": run.info.status,
-            "times": (run.info.start_time, run.info.end_time),
-            "metrics": history,
-        }
-    return runs
-
-
-def test_what_a_finished_search_looks_like(folder: Path) -> None:
-    send(write(folder, ledgers.events()), folder)
-    runs = dump(folder)
+def test_what_a_finished_search_looks_like(expected: dict[str, Any]) -> None:
+    runs = expected
     assert runs.keys() == {"parent", "dense-96", "dense-64", *(t[0] for t in ledgers.TRIALS)}
     statuses = {name: run["status"] for name, run in runs.items()}
     assert statuses.pop("t005") == "KILLED"
@@ -83,12 +44,8 @@ def test_what_a_finished_search_looks_like(folder: Path) -> None:
     assert runs["parent"]["tags"]["dataset"] == t001["tags"]["dataset"] == "digits"
 
 
-def test_killed_after_any_event_it_ends_the_same(folder: Path, tmp_path: Path) -> None:
+def test_killed_after_any_event_it_ends_the_same(folder: Path, expected: dict[str, Any]) -> None:
     rows = ledgers.events()
-    straight = tmp_path / "straight"
-    straight.mkdir()
-    shutil.copy(folder / "mlflow.db", straight / "mlflow.db")
-    send(write(straight, rows), straight)
     # A driver that dies again and again, each time with a cursor behind what MLflow has taken.
     for cut in (1, 4, 9, 16, 23, 31, len(rows)):
         directory = write(folder, rows[:cut])
@@ -97,18 +54,13 @@ def test_killed_after_any_event_it_ends_the_same(folder: Path, tmp_path: Path) -
         send(directory, folder)
         if cut % 2 and before is not None:
             cursor.write_text(before)
-    assert dump(folder) == dump(straight)
+    assert dump(folder) == expected
 
 
 def test_a_call_that_fails_half_way_loses_and_doubles_nothing(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = ledgers.events()
-    straight = tmp_path / "straight"
-    straight.mkdir()
-    shutil.copy(folder / "mlflow.db", straight / "mlflow.db")
-    send(write(straight, rows), straight)
-
     mirror = LedgerMirror(write(folder, rows), tracking_store(folder))
     mirror.read()
     log_batch, calls = MlflowClient.log_batch, iter(range(1000))
@@ -127,7 +79,7 @@ def test_a_call_that_fails_half_way_loses_and_doubles_nothing(
         except MlflowException:
             failures += 1
     assert failures >= 3
-    assert dump(folder) == dump(straight)
+    assert dump(folder) == expected
 
 
 def test_repeated_epochs_are_logged_once(folder: Path) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import ledgers
 import pytest
+from mirrored import dump, send, write
 from servers import QuietHandler, address_of, serving
-from test_mirror import dump, send, write
 
 from pipelines.errors import UserError
 from pipelines.search.ledger import Ledger

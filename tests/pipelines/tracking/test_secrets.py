@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ledgers
 import pytest
+from one_process import END, run_commands
 from thinning import fast
 
 from pipelines.errors import UserError
@@ -55,9 +56,7 @@ def planted_events() -> list[dict]:
     return rows
 
 
-def test_ledger_mlflow_page_and_commands(
-    folder: Path, planted: None, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_ledger_mlflow_page_and_commands(folder: Path, planted: None) -> None:
     directory = folder / "searches" / "digits"
     with Ledger(directory) as ledger, MlflowTracker(directory, tracking_store(folder)) as tracker:
         for row in planted_events():
@@ -65,15 +64,16 @@ def test_ledger_mlflow_page_and_commands(
             ledger.append(row["event"], **fields)
         tracker.notify()
     storage = ["--storage", str(folder)]
-    for words in (
+    commands = (
         ["report", "digits"],
         ["explain", "digits", "t005"],
         ["explain", "digits", "t007"],
         ["status", "digits", "--json"],
         ["front", "digits", "--all", "--json"],
-    ):
-        subprocess.run([*TOKENPOOL, *words, *storage], check=True)
-    said = "".join(capfd.readouterr())
+    )
+    ran = run_commands([[*words, *storage] for words in commands], text=True)
+    said = ran.stdout + ran.stderr
+    assert said.count(f"{END}0") == len(commands), said
     assert "no access with AWS_SECRET_ACCESS_KEY=***" in said and MARK not in said
     assert (folder / "mlflow.db").stat().st_size > 0
     assert list(folder.rglob("front.html")) and list(folder.rglob("report.html"))

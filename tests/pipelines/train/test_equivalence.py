@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tokenpool as tp
 from pipelines.config import TrainConfig
-from pipelines.data.prepare import prepare
 
 IMAGES = 4  # of each rank and pass
 STEPS = 20
@@ -173,8 +172,7 @@ def test_two_workers_do_what_ddp_and_adamw_do(ranks, kind, stage):
 
 
 @pytest.mark.parametrize("counts", fast(1, [[1, 2], [1, 2, 4]]))
-def test_one_two_and_four_workers_have_the_same_losses(tmp_path, counts):
-    prepare("digits", tmp_path / "digits")
+def test_one_two_and_four_workers_have_the_same_losses(digits, tmp_path, counts):
     losses = {}
     for world_size in counts:
         storage = tmp_path / str(world_size)
@@ -183,7 +181,7 @@ def test_one_two_and_four_workers_have_the_same_losses(tmp_path, counts):
             "name": "job",
             "seed": 3,
             "storage": str(storage),
-            "data": {"path": str(tmp_path / "digits"), "image_size": 32},
+            "data": {"path": str(digits), "image_size": 32},
             "model": {"patch_size": 8, "depth": 2},
             "width": {"width": 32, "heads": 2},
             "schedule": [8, 4],

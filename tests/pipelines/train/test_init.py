@@ -8,7 +8,6 @@ import tokenpool as tp
 from pipelines.data.augment import normalize
 from pipelines.data.loader import make_loader
 from pipelines.data.manifest import load_manifest
-from pipelines.data.prepare import prepare
 from pipelines.train.engine import learning_rate
 from pipelines.train.model import init_from_scratch
 
@@ -47,8 +46,7 @@ def train(digits, init):
 
 
 @pytest.mark.slow
-def test_a_narrow_model_learns_sooner_from_this_start_than_from_deits(tmp_path):
-    prepare("digits", tmp_path / "digits")
-    ours = train(tmp_path / "digits", init_from_scratch)
-    deits = train(tmp_path / "digits", lambda model: model)
+def test_a_narrow_model_learns_sooner_from_this_start_than_from_deits(digits):
+    ours = train(digits, init_from_scratch)
+    deits = train(digits, lambda model: model)
     assert ours > deits + 0.2, (ours, deits)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from thinning import fast
 
 import tokenpool as tp
-from pipelines.data.prepare import prepare
 from pipelines.train.checkpoint import read_progress
 from pipelines.train.reports import PHASES
 
@@ -21,17 +21,19 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory):
+def out(request, digits, tmp_path_factory):
+    """What came of all jobs; of those of slow tests, where such are run."""
+    here = [item for item in request.session.items if item.path == request.path]
+    slow = any(item.get_closest_marker("slow") for item in here)
     path = tmp_path_factory.mktemp("jobs")
-    data = path / "digits"
-    prepare("digits", data)
     command = [
         str(Path(sys.executable).parent / "torchrun"),
         "--standalone",
         "--nproc-per-node=2",
         str(HERE / "jobs.py"),
         str(path),
-        str(data),
+        str(digits),
+        "all" if slow else "few",
     ]
     done = subprocess.run(
         command,
@@ -93,13 +95,16 @@ def test_guards_change_no_bit_of_a_run_without_trouble(out):
 
 @pytest.mark.parametrize(
     ("name", "measure"),
-    [
-        ("nan-loss", "left-out"),
-        ("nan-gradient", "left-out"),
-        ("infinite-part", "left-out-of-parts"),
-        ("nan-loss-1", "left-out-1"),
-        ("nan-loss-2", "left-out-2"),
-    ],
+    fast(
+        4,
+        [
+            ("nan-loss", "left-out"),
+            ("nan-gradient", "left-out"),
+            ("infinite-part", "left-out-of-parts"),
+            ("nan-loss-2", "left-out-2"),
+            ("nan-loss-1", "left-out-1"),
+        ],
+    ),
 )
 @pytest.mark.fault("NaN in one rank's loss or gradient")
 def test_a_bad_step_on_one_worker_is_left_out_on_all(out, name, measure):
@@ -139,14 +144,17 @@ def test_it_fails_in_one_line_when_going_back_does_not_help(out):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "out-of-memory",
-        "out-of-memory-1",
-        "out-of-memory-2",
-        "out-of-memory-behind",
-        "out-of-memory-behind-1",
-        "out-of-memory-behind-2",
-    ],
+    fast(
+        3,
+        [
+            "out-of-memory",
+            "out-of-memory-behind",
+            "out-of-memory-behind-2",
+            "out-of-memory-2",
+            "out-of-memory-1",
+            "out-of-memory-behind-1",
+        ],
+    ),
 )
 @pytest.mark.fault("out of memory on one worker")
 def test_out_of_memory_on_one_worker_halves_on_all_and_changes_no_loss(out, name):

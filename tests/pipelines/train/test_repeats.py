@@ -6,16 +6,14 @@ import pytest
 import torch
 
 from pipelines.config.augmentation import AugmentConfig
-from pipelines.data.prepare import prepare
 from pipelines.train.loop import _Training
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_an_epoch_is_as_long_and_each_image_comes_so_often(tmp_path, repeats):
-    prepare("digits", tmp_path / "digits")
+def test_an_epoch_is_as_long_and_each_image_comes_so_often(digits, repeats):
     job = object.__new__(_Training)
     job.job = SimpleNamespace(
-        data=SimpleNamespace(path=tmp_path / "digits", loader="auto", loader_threads=1),
+        data=SimpleNamespace(path=digits, loader="auto", loader_threads=1),
         model=SimpleNamespace(image_size=32),
         seed=0,
     )

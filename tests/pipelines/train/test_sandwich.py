@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tokenpool as tp
 from pipelines.config import SandwichConfig, TrainConfig, TrainRunConfig
-from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
 from pipelines.train.sandwich import Sandwich, SubNet
 from pipelines.train.spec import job_of
@@ -248,14 +247,13 @@ def straight_and_broken(straight, broken, last):
     return train(broken)["epoch"]
 
 
-def test_a_supernet_is_a_job_like_any_other(tmp_path):
+def test_a_supernet_is_a_job_like_any_other(digits, tmp_path):
     """Interrupted within an epoch it goes on to the same weights; it pools better than before."""
-    prepare("digits", tmp_path / "digits")
     jobs, found = [], {}
     for name in ("straight", "broken"):
         values = {
             "name": "super", "seed": 3, "storage": str(tmp_path / name),
-            "data": {"path": str(tmp_path / "digits"), "image_size": 32},
+            "data": {"path": str(digits), "image_size": 32},
             "model": {"patch_size": 8, "depth": 3}, "width": {"width": 32, "heads": 2},
             "sandwich": {"near": [{"schedule": [6, 4, 2]}, {"schedule": [12, 9, 5]}]},
             "train": {
