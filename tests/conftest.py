@@ -67,26 +67,6 @@ class Fault:
     seconds: float | None = None
 
 
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The handwritten digits, prepared; nobody changes them."""
-    from pipelines.data.prepare import prepare  # most tests do without
-
-    out = tmp_path_factory.mktemp("data") / "digits"
-    prepare("digits", out)
-    return out
-
-
-@pytest.fixture(scope="session")
-def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved model that knows a little of the digits."""
-    from small_models import train_small
-
-    import tokenpool as tp
-
-    return tp.save(train_small(digits), tmp_path_factory.mktemp("model") / "model")
-
-
 _FOUND = pytest.StashKey[dict[str, Fault]]()
 
 

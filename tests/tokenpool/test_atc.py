@@ -1,6 +1,7 @@
 """`atc` and `agglomerative`: SciPy's clusters of what each compares, and their weighted means."""
 
 import pytest
+import timm
 import torch
 from scipy.cluster.hierarchy import cut_tree, linkage
 from torch import Tensor
