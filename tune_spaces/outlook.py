@@ -12,8 +12,8 @@ from sklearn.gaussian_process.kernels import Kernel
 
 from tune_spaces.candidate import Candidate, Key, Untrained
 from tune_spaces.expectation import TrainedQuality
+from tune_spaces.pareto import added_volume
 from tune_spaces.space import ScheduleSpace
-from tune_spaces.volume import added_volume
 
 __all__ = ["DenseModel", "Outlook", "Prices", "Trained"]
 

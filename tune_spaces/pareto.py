@@ -1,19 +1,15 @@
-"""Pareto tools: fronts, hypervolume, and how far a candidate lies below a front.
+"""Pareto tools: fronts, hypervolume, and how far a candidate lies below a front or would raise it.
 
 One convention holds for the whole module: **a point is a row of costs followed by one quality**,
 so `(gmacs, top1)` or `(gmacs, latency_ms, top1)`. Costs are minimised, the last column is
-maximised. Functions that make sense for other mixtures take `maximise`, one flag per column.
+maximised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-Maximise = Sequence[bool] | None
 
 
 def _as_points(points: ArrayLike, *, name: str = "points") -> NDArray[np.float64]:
@@ -30,17 +26,12 @@ def _as_points(points: ArrayLike, *, name: str = "points") -> NDArray[np.float64
     return array
 
 
-def _flags(num_objectives: int, maximise: Maximise) -> list[bool]:
-    if maximise is None:
-        return [False] * (num_objectives - 1) + [True]
-    if len(maximise) != num_objectives:
-        raise ValueError(
-            f"maximise has {len(maximise)} flags but the points have {num_objectives} objectives"
-        )
-    return [bool(flag) for flag in maximise]
+def _maximised(points: NDArray[np.float64]) -> list[bool]:
+    """Which columns are maximised, as moocore is told."""
+    return [False] * (points.shape[1] - 1) + [True]
 
 
-def non_dominated(points: ArrayLike, maximise: Maximise = None) -> NDArray[np.bool_]:
+def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
     """Which points no other point dominates.
 
     A point dominates another when it is at least as good in every objective and better in one.
@@ -48,7 +39,6 @@ def non_dominated(points: ArrayLike, maximise: Maximise = None) -> NDArray[np.bo
 
     Args:
         points: costs and then quality of each point `[n, m]` (see the module's convention).
-        maximise: one flag per column, where the convention does not fit.
 
     Returns:
         A Boolean mask `[n]`.
@@ -59,12 +49,13 @@ def non_dominated(points: ArrayLike, maximise: Maximise = None) -> NDArray[np.bo
     array = _as_points(points)
     if len(array) == 0:
         return np.zeros(0, dtype=bool)
-    flags = _flags(array.shape[1], maximise)
-    mask: NDArray[np.bool_] = moocore.is_nondominated(array, maximise=flags, keep_weakly=True)
+    mask: NDArray[np.bool_] = moocore.is_nondominated(
+        array, maximise=_maximised(array), keep_weakly=True
+    )
     return mask
 
 
-def front_ranks(points: ArrayLike, maximise: Maximise = None) -> NDArray[np.int64]:
+def front_ranks(points: ArrayLike) -> NDArray[np.int64]:
     """Non-dominated sorting: 0 for the front, 1 for the front once that is taken away, and so on.
 
     Raises:
@@ -73,11 +64,10 @@ def front_ranks(points: ArrayLike, maximise: Maximise = None) -> NDArray[np.int6
     array = _as_points(points)
     if len(array) == 0:
         return np.zeros(0, dtype=np.int64)
-    flags = _flags(array.shape[1], maximise)
-    return np.asarray(moocore.pareto_rank(array, maximise=flags), dtype=np.int64)
+    return np.asarray(moocore.pareto_rank(array, maximise=_maximised(array)), dtype=np.int64)
 
 
-def hypervolume(points: ArrayLike, reference: ArrayLike, maximise: Maximise = None) -> float:
+def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     """Volume between the front of `points` and the `reference` point, in the objectives' units.
 
     Points that are not better than the reference in every objective add nothing.
@@ -85,7 +75,6 @@ def hypervolume(points: ArrayLike, reference: ArrayLike, maximise: Maximise = No
     Args:
         points: costs and then quality of each point `[n, m]`.
         reference: a point `[m]` worse than any of interest, e.g. (dense GMACs, chance top-1).
-        maximise: one flag per column, where the convention does not fit.
 
     Raises:
         ValueError: if something is not finite, or the shapes do not fit.
@@ -98,8 +87,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike, maximise: Maximise = No
         raise ValueError(
             f"the reference must be {array.shape[1]} finite numbers, got {worst.tolist()}"
         )
-    flags = _flags(array.shape[1], maximise)
-    return float(moocore.hypervolume(array, ref=worst, maximise=flags))
+    return float(moocore.hypervolume(array, ref=worst, maximise=_maximised(array)))
 
 
 def normalised_hypervolume(
@@ -126,6 +114,42 @@ def normalised_hypervolume(
         )
     box = reference_cost * (best_top1 - reference_top1)
     return hypervolume(points, (reference_cost, reference_top1)) / box
+
+
+def added_volume(points: ArrayLike, known: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
+    """Hypervolume that each candidate alone would add to what is known.
+
+    Args:
+        points: the cost and quality of each candidate `[n, 2]`.
+        known: the cost and quality of what is there already `[m, 2]`; may be empty.
+        reference: the cost above and the quality below which nothing counts `[2]`.
+
+    Returns:
+        One volume a candidate `[n]`, in units of cost times quality.
+
+    Raises:
+        ValueError: if the shapes do not fit, or something is not finite.
+    """
+    rows = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    front = np.asarray(known, dtype=np.float64).reshape(-1, 2)
+    worst = np.asarray(reference, dtype=np.float64)
+    if worst.shape != (2,):
+        raise ValueError(f"the reference must be a cost and a quality, got {worst.tolist()}")
+    if not all(np.isfinite(values).all() for values in (rows, front, worst)):
+        raise ValueError("a cost or a quality is not finite")
+    # Between two costs of the front its height is constant: a row adds what it stands above it.
+    inside = front[front[:, 0] < worst[0]]
+    inside = inside[np.argsort(inside[:, 0], kind="stable")]
+    edges = np.concatenate([[-np.inf], inside[:, 0], [worst[0]]])
+    heights = np.maximum.accumulate(np.concatenate([[worst[1]], inside[:, 1]]))
+    heights = np.maximum(heights, worst[1])
+    # What is behind the front changes nothing, and may be nearly everything.
+    rises = np.concatenate([[True], np.diff(heights) > 0])
+    edges, heights = np.append(edges[:-1][rises], worst[0]), heights[rises]
+    widths = edges[None, 1:] - np.maximum(edges[None, :-1], rows[:, :1])
+    above = rows[:, 1:] - heights[None, :]
+    gains: NDArray[np.float64] = (widths.clip(min=0) * above.clip(min=0)).sum(axis=1)
+    return gains
 
 
 def distance_to_front(point: ArrayLike, front: ArrayLike) -> float:

@@ -32,12 +32,6 @@ def test_non_dominated_keeps_copies() -> None:
     assert pareto.non_dominated([A, A, D, B]).tolist() == [True, True, False, True]
 
 
-def test_non_dominated_with_other_directions() -> None:
-    both_down = [(1, 3), (2, 2), (3, 1), (3, 3)]
-    mask = pareto.non_dominated(both_down, maximise=[False, False])
-    assert mask.tolist() == [True, True, True, False]
-
-
 @settings(max_examples=60, deadline=None)
 @given(points=st.integers(2, 4).flatmap(grid_points))
 def test_non_dominated_is_brute_force(points: np.ndarray) -> None:
@@ -145,3 +139,29 @@ def test_spread_is_brute_force(points: np.ndarray) -> None:
     for me, alone in enumerate(pareto.spread(points)):
         others = [np.linalg.norm(scaled[me] - p) for i, p in enumerate(scaled) if i != me]
         assert alone == pytest.approx(min(others, default=np.inf))
+
+
+WORST = (1.0, 0.0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_added_volume_is_the_difference_of_two_hypervolumes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points, known = rng.random((12, 2)) * [1.3, 1], rng.random((seed % 4, 2))
+    before = pareto.hypervolume([tuple(row) for row in known], WORST)
+    wanted = [pareto.hypervolume([*map(tuple, known), tuple(p)], WORST) - before for p in points]
+    assert pareto.added_volume(points, known, WORST).tolist() == pytest.approx(wanted, abs=1e-12)
+
+
+def test_what_is_dominated_or_beyond_the_reference_adds_nothing() -> None:
+    known = [(0.4, 0.5)]
+    points = [(0.5, 0.4), (0.4, 0.5), (2.0, 0.9), (0.2, -0.1), (0.2, 0.25)]
+    assert pareto.added_volume(points, known, WORST).tolist() == pytest.approx([0, 0, 0, 0, 0.05])
+
+
+def test_nothing_to_rate_and_what_cannot_be_rated() -> None:
+    assert pareto.added_volume([], [], WORST).tolist() == []
+    with pytest.raises(ValueError, match="not finite"):
+        pareto.added_volume([(0.1, np.nan)], [], WORST)
+    with pytest.raises(ValueError, match="reference"):
+        pareto.added_volume([(0.1, 0.2)], [], (1.0, 0.0, 0.0))
