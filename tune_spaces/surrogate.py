@@ -108,7 +108,7 @@ def _fit(
     Returns:
         Weights `[f]`, intercept, and the left-out predictions `[n]`.
     """
-    ridge = RidgeCV(_PENALTIES, scoring="neg_mean_squared_error", store_cv_results=True)
+    ridge = RidgeCV([*_PENALTIES], scoring="neg_mean_squared_error", store_cv_results=True)
     ridge.fit(features, targets)
     left_out = ridge.cv_results_[:, _PENALTIES.index(ridge.alpha_)]
     return ridge.coef_, float(ridge.intercept_), left_out

@@ -5,35 +5,21 @@ All are slow: they start Ray, some of them several times, and train.
 
 import json
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
+from tiny_search import LEARNS, ONE_WORKER, TINY, TOKENPOOL
 
 from pipelines.search.ledger import LEDGER_NAME, read_events
 
-TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
-
-CONFIG = {
-    "name": "tiny",
-    "storage": "runs",
-    "data": {"path": "data/digits", "image_size": 32},
-    "model": {"patch_size": 8, "depth": 2},
-    "space": {"widths": [{"width": 16, "heads": 2}]},
-    "base": {
-        "workers": {"num_workers": 1, "cpus_per_worker": 0.9},
-        "train": {"epochs": 3, "batch_size": 32, "lr": 0.003, "warmup_epochs": 0.5},
-    },
-    "calibrate": {"enabled": False},
-    "screen": {"schedules": 12, "generations": 1, "actors": 1, "cpus_per_actor": 0.9},
+CONFIG = TINY | {
     "finals": {
         "trials": 1,
         "max_concurrent": 1,
-        "workers": {"num_workers": 1, "cpus_per_worker": 0.9},
+        "workers": ONE_WORKER,
         "noise_margin": 0.5,
-        "train": {"epochs": 400, "batch_size": 32, "lr": 0.001, "warmup_epochs": 0.5},
+        "train": LEARNS | {"epochs": 400},
     },
 }
 

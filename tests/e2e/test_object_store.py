@@ -10,45 +10,28 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from stores import BUCKET, KEYS, s3_server
 from thinning import fast
+from tiny_search import LEARNS, ONE_WORKER, TINY, TOKENPOOL
 
-TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 ADDRESS = f"s3://{BUCKET}/runs"
 SEARCH = "runs/searches/tiny"
 
-CONFIG = {
-    "name": "tiny",
+CONFIG = TINY | {
     "storage": ADDRESS,
     "data": {"image_size": 32},
-    "model": {"patch_size": 8, "depth": 2},
-    "space": {"widths": [{"width": 16, "heads": 2}]},
-    "base": {
-        "workers": {"num_workers": 1, "cpus_per_worker": 0.9},
-        "train": {"epochs": 3, "batch_size": 32, "lr": 0.003, "warmup_epochs": 0.5},
-    },
-    "calibrate": {"enabled": False},
-    "screen": {"schedules": 12, "generations": 1, "actors": 1, "cpus_per_actor": 0.9},
     "finals": {
         "trials": 2,
         "max_concurrent": 1,
-        "workers": {"num_workers": 1, "cpus_per_worker": 0.9},
+        "workers": ONE_WORKER,
         "noise_margin": 0.5,
-        "train": {
-            "epochs": 3,
-            "batch_size": 32,
-            "lr": 0.001,
-            "warmup_epochs": 0.5,
-            "checkpoint_every_steps": 10,
-        },
+        "train": LEARNS | {"epochs": 3, "checkpoint_every_steps": 10},
     },
     "publish": {"latency_batches": [1]},
 }

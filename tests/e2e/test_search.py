@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,29 +18,22 @@ import yaml
 from mlflow import MlflowClient
 from one_process import assert_refused
 from thinning import fast
+from tiny_search import LEARNS, ONE_WORKER, TINY, TOKENPOOL
 
 from pipelines.search.ledger import LEDGER_NAME, read_events
 
-TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
-
-CONFIG = {
-    "name": "tiny",
-    "storage": "runs",
-    "data": {"path": "data/digits", "image_size": 32},
-    "model": {"patch_size": 8, "depth": 2},
+# Two of most things; `SMALL` below is what takes least.
+CONFIG = TINY | {
     "space": {"widths": [{"width": 32, "heads": 2}, {"width": 16, "heads": 2}]},
-    "base": {
-        "max_concurrent": 2,
-        "workers": {"num_workers": 1, "cpus_per_worker": 0.9},
-        "train": {"epochs": 3, "batch_size": 32, "lr": 0.003, "warmup_epochs": 0.5},
-    },
-    "screen": {"schedules": 24, "generations": 2, "actors": 2, "cpus_per_actor": 0.9},
+    "base": TINY["base"] | {"max_concurrent": 2},
+    "calibrate": {},
+    "screen": TINY["screen"] | {"schedules": 24, "generations": 2, "actors": 2},
     "finals": {
         "trials": 3,
-        "workers": {"num_workers": 2, "cpus_per_worker": 0.9},
+        "workers": ONE_WORKER | {"num_workers": 2},
         "grace_epochs": 1,
         "noise_margin": 1e-6,
-        "train": {"epochs": 2, "batch_size": 32, "lr": 0.001, "warmup_epochs": 0.5},
+        "train": LEARNS | {"epochs": 2},
     },
 }
 # One of everything: what takes long is the start of each training, scorer and Ray.
