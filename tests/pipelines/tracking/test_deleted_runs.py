@@ -100,14 +100,14 @@ def test_between_two_sessions(
     below_the_parent(client)
 
 
-# The five that differ most to a driver at work; the others are found in its way between two.
+# Those that differ most to a driver at work: what it writes to, what it does not, what both lie in.
 _AT_WORK = {
-    *("the one that runs", "the one that runs, for good"),
+    *("the one that runs", "the one that runs, for good", "a finished trial"),
     *("all", "the parent alone", "the experiment"),
 }
 
 
-@pytest.mark.parametrize("name", fast(5, sorted(HANDS, key=lambda name: name not in _AT_WORK)))
+@pytest.mark.parametrize("name", fast(6, sorted(HANDS, key=lambda name: name not in _AT_WORK)))
 def test_under_a_running_driver(
     folder: Path, client: MlflowClient, expected: dict[str, Any], name: str
 ) -> None:
