@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
+from pipelines.storage.search_files import Search
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 
@@ -53,7 +54,7 @@ def tokenpool(place, *words, timeout=900):
 
 
 def events(place, name="tiny"):
-    return list(read_events(place / "runs/searches" / name / LEDGER_NAME))
+    return list(read_events(Search(place / "runs", name).ledger))
 
 
 @pytest.mark.slow
