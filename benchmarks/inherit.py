@@ -25,7 +25,7 @@ from pipelines.search.job_specs import base_job
 from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.reports import Report
 from pipelines.train.spec import TrainJob
-from pipelines.trials.run_trials import TrialRequest, run_trials
+from pipelines.trials.run_trials import run_trials
 
 
 class _Notes:
@@ -58,7 +58,7 @@ def train(job: TrainJob) -> dict[str, Any]:
     if not kept.exists():
         notes = _Notes()
         run_trials(
-            [TrialRequest(job, gmacs=0.0)],
+            [job],
             max_concurrent=1,
             listener=notes,
             directory=job.storage / "tune",

@@ -15,17 +15,17 @@ from pathlib import Path
 
 from benchmarks.machine import hardware
 from pipelines.results.front import build_front
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.state import load_state
-from pipelines.storage.working import search_folder
+from pipelines.storage.search_files import Search
 
 PACKAGES = ("torch", "timm", "ray", "deepspeed", "ffcv", "mlflow", "numpy")
 
 
 def measure(storage: Path, name: str) -> dict[str, object]:
     """Seconds of each stage from the one before, accuracies, and the front."""
-    events = list(read_events(search_folder(storage, name) / LEDGER_NAME))
-    state = load_state(storage, name)
+    search = Search(storage, name)
+    events, state = list(read_events(search.ledger)), load_state(search)
     seconds: dict[str, float] = {}
     last = events[0]["time"]
     for event in events:

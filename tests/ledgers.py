@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipelines.storage.search_files import Search
+
 PATCHES, DEPTH = 64, 6
 
 # width, heads, GMACs, top-1
@@ -23,17 +25,28 @@ TRIALS: list[tuple[str, int, list[int], float, list[float], str]] = [
 FRONT = ["t004", "t003", "dense-64", "t002", "t001", "dense-96"]
 
 
+def config(name: str = "digits") -> dict[str, Any]:
+    """What such a search began with, as the ledger of an early version has it."""
+    return {
+        "name": name,
+        "data": {"source": "digits", "path": "runs/data/digits", "image_size": 32},
+        "model": {"patch_size": 4, "depth": DEPTH},
+        "space": {
+            "widths": [{"width": width, "heads": heads} for width, heads, _, _ in BASES],
+            "method": "wkmedoids",
+        },
+        "base": {"train": {"epochs": 2, "warmup_epochs": 0.5}},
+        "screen": {},
+        "finals": {"train": {"epochs": 3, "warmup_epochs": 0.5}},
+    }
+
+
 def events(name: str = "digits", *, complete: bool = True) -> list[dict[str, Any]]:
     """The events of a small finished search."""
     found: list[dict[str, Any]] = [
         {
             "event": "created",
-            "config": {
-                "name": name,
-                "data": {"source": "digits", "path": "runs/data/digits", "image_size": 32},
-                "model": {"patch_size": 4, "depth": DEPTH},
-                "space": {"method": "wkmedoids"},
-            },
+            "config": config(name),
             "config_hash": "0123456789ab",
             "num_classes": 10,
             "bases": [{"width": w, "num_heads": h, "gmacs": g} for w, h, g, _ in BASES],
@@ -145,9 +158,9 @@ def events_with_seeds(name: str = "digits") -> list[dict[str, Any]]:
     return rows
 
 
-def write_ledger(storage: Path, name: str, rows: list[dict[str, Any]]) -> Path:
+def write_ledger(storage: Path, name: str, rows: list[dict[str, Any]]) -> Search:
     """A ledger under `storage`, as the driver would have left it."""
-    path = storage / "searches" / name / "ledger.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    search = Search(storage, name)
+    search.folder.mkdir(parents=True, exist_ok=True)
+    search.ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return search

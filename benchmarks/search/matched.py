@@ -23,6 +23,7 @@ from benchmarks.machine import command_line, hardware
 from pipelines.results.front import Point, build_front
 from pipelines.results.matched import matched
 from pipelines.search.state import load_state
+from pipelines.storage.search_files import Search
 
 
 def main(
@@ -31,7 +32,7 @@ def main(
     storage: Annotated[Path, typer.Option(help="Where it is kept.")] = Path("runs"),
 ) -> None:
     """Write and print."""
-    state = load_state(storage, name)
+    state = load_state(Search(storage, name))
     front = build_front(state)
     rows = matched(front)
     result = {
@@ -51,7 +52,7 @@ def main(
         ],
         "front": [_row(point) for point in front.on_front],
         "others": [_row(p) for p in front.points if p.finished and not p.on_front],
-        "config": state.config,
+        "config": state.config.resolved(),
     }
     out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for row in rows:

@@ -23,7 +23,7 @@ from pipelines.data.manifest import load_manifest
 from pipelines.train.checkpoint import MODEL_NAME, read_progress
 from pipelines.train.reports import Report
 from pipelines.train.spec import TrainJob, job_of
-from pipelines.trials.run_trials import TrialRequest, run_trials
+from pipelines.trials.run_trials import run_trials
 
 _COLUMNS = ("epoch", "loss", "lr", "top1_minival", "loss_minival", "images_per_s", "device_seconds")
 
@@ -92,7 +92,7 @@ def main(
     try:
         with ray_session():
             run_trials(
-                [TrialRequest(job, gmacs=0.0)],
+                [job],
                 max_concurrent=1,
                 listener=curve,
                 directory=job.storage,

@@ -138,7 +138,7 @@ def _once(data: Path, scratch: Path, number: int, num_workers: int) -> dict[str,
     trials.train_trial = _traced(str(trace))  # type: ignore[assignment]
     began = time.time()
     trials.run_trials(
-        [trials.TrialRequest(job_of(config), gmacs=0.0)],
+        [job_of(config)],
         max_concurrent=1,
         listener=_Silent(),
         directory=scratch / "tune",

@@ -13,7 +13,7 @@ from pipelines.errors import UserError
 from pipelines.results.explain import exportable
 from pipelines.results.front import build_front
 from pipelines.search.state import load_state
-from pipelines.storage.working import open_root
+from pipelines.storage.search_files import Search
 
 
 def export(
@@ -42,7 +42,7 @@ def export(
     folder = Path(name) if (Path(name) / "model.json").is_file() else None
     kind = format_name if precision == "fp32" else f"{format_name}-{precision}"
     if folder is None:
-        state = load_state(open_root(storage), name)
+        state = load_state(Search.open(storage, name))
         if model is None:
             raise UserError(f"which model of search {name}? tokenpool front {name} lists them")
         exportable(build_front(state), model)

@@ -15,7 +15,7 @@ from pipelines.results.front import build_front
 from pipelines.results.result_files import to_csv, to_json
 from pipelines.results.table import front_table
 from pipelines.search.state import load_state
-from pipelines.storage.working import open_root
+from pipelines.storage.search_files import Search
 
 _UNBOUNDED = 160
 
@@ -39,7 +39,7 @@ def front(
         words = ["front", name, *(flag for flag, given in flags.items() if given)]
         run_there(address, words, name, storage, allow_open=i_know_this_is_open)
         return
-    found = build_front(load_state(open_root(storage), name))
+    found = build_front(load_state(Search.open(storage, name)))
     points = found.points if everything else found.on_front
     if as_json:
         typer.echo(to_json(found, points))

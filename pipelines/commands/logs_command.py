@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,10 +11,10 @@ from pipelines.commands.shared_options import Name, Storage
 from pipelines.remote import Address, Open, Remote, one_line
 from pipelines.results.ledger_text import story
 from pipelines.search.driver import driver_runs
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.refresh import refresh
 from pipelines.search.state import load_state
-from pipelines.storage.working import open_root, search_folder
+from pipelines.storage.search_files import Search
 
 _LOOK_SECONDS = 1.0
 
@@ -34,7 +33,7 @@ def logs(
     With --follow it attaches again to a search that was submitted.
     """
     if address is None:
-        _here(open_root(storage), name, follow)
+        _here(Search.open(storage, name), follow)
         return
     remote = Remote(address, allow_open=i_know_this_is_open)
     job_id = remote.newest(name)
@@ -44,14 +43,14 @@ def logs(
         typer.echo(remote.api.logs(job_id), nl=False)
 
 
-def _here(storage: Path, name: str, follow: bool) -> None:
-    load_state(storage, name)  # an unknown name is said
-    directory, shown = search_folder(storage, name), 0
+def _here(search: Search, follow: bool) -> None:
+    load_state(search)  # an unknown name is said
+    shown = 0
     try:
         while True:
-            runs = driver_runs(directory)
-            refresh(directory)
-            lines = list(story(read_events(directory / LEDGER_NAME)))
+            runs = driver_runs(search)
+            refresh(search)
+            lines = list(story(read_events(search.ledger)))
             for line in lines[shown:]:
                 typer.echo(line)
             shown = len(lines)

@@ -12,7 +12,7 @@ from pipelines.errors import UserError
 from pipelines.results import pick as choose
 from pipelines.results.front import build_front
 from pipelines.search.state import load_state
-from pipelines.storage.working import open_root
+from pipelines.storage.search_files import Search
 
 
 def pick(
@@ -41,7 +41,7 @@ def pick(
         raise UserError(
             "pick needs exactly one of --max-gmacs, --min-top1, --max-latency-ms and --knee"
         )
-    found = build_front(load_state(open_root(storage), name))
+    found = build_front(load_state(Search.open(storage, name)))
     if max_gmacs is not None:
         choice = choose.pick_max_gmacs(found, max_gmacs)
     elif min_top1 is not None:

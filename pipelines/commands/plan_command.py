@@ -19,7 +19,7 @@ from pipelines.data.manifest import load_manifest
 from pipelines.errors import UserError
 from pipelines.results.status import duration
 from pipelines.search.check_inputs import check_given
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.state import SearchState, fold
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def plan(
 
 def _state(config: SearchConfig) -> SearchState:
 
-    return fold(config.name, read_events(config.directory / LEDGER_NAME))
+    return fold(config.name, read_events(config.search.ledger))
 
 
 def _done_already(config: SearchConfig) -> list[str]:
@@ -188,7 +188,7 @@ def _print(costs: Estimate, found: Probe | None, config: SearchConfig, where: st
     say = console.out
     say(
         f"checkpoints {size(costs.checkpoint_bytes[0])} to {size(costs.checkpoint_bytes[1])} in "
-        f"{config.directory}, betons {size(costs.beton_bytes)} in {config.data.path}"
+        f"{config.search.folder}, betons {size(costs.beton_bytes)} in {config.data.path}"
     )
     if found is not None:
         say(

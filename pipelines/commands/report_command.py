@@ -14,7 +14,8 @@ from pipelines.results.imported_fronts import import_front
 from pipelines.results.result_files import write_page
 from pipelines.search.refresh import send, send_outside
 from pipelines.search.state import load_state
-from pipelines.storage.working import open_root, search_folder
+from pipelines.storage.search_files import Search
+from pipelines.storage.working import open_root
 from pipelines.tracking.tracking_store import tracking_store
 from pipelines.tracking.upkeep import rebuild
 
@@ -29,15 +30,13 @@ def report(
     storage: Storage = "runs",
 ) -> None:
     """Write a search's front as one self-contained HTML page."""
-    root = open_root(storage)
-    state = load_state(root, name)
-    directory = search_folder(root, name)
-    target = out or directory / "report.html"
-    write_page(state, directory, target)
+    search = Search.open(storage, name)
+    state = load_state(search)
+    target = out or search.report
+    write_page(state, search, target)
     if out is None:
-        send(directory, target.name)
-    shown = f"{state.address}/{target.name}" if state.address and out is None else target
-    typer.echo(f"wrote {shown}")
+        send(search, target.name)
+    typer.echo(f"wrote {f'{search.shown}/{target.name}' if out is None else out}")
 
 
 def explain(
@@ -46,7 +45,7 @@ def explain(
     storage: Storage = "runs",
 ) -> None:
     """Say why a model was kept, stopped or failed, and how far it is from the front."""
-    typer.echo(explain_model(load_state(open_root(storage), name), model))
+    typer.echo(explain_model(load_state(Search.open(storage, name)), model))
 
 
 def import_results(
@@ -56,10 +55,10 @@ def import_results(
     storage: Storage = "runs",
 ) -> None:
     """Add a front measured elsewhere to a search's report, for comparison."""
-    root = open_root(storage)
-    load_state(root, name)
-    found = import_front(search_folder(root, name), source, label)
-    send_outside(search_folder(root, name))
+    search = Search.open(storage, name)
+    load_state(search)
+    found = import_front(search, source, label)
+    send_outside(search)
     typer.echo(f"{found.name}: {len(found.points)} models; see `tokenpool report {name}`")
 
 
@@ -67,10 +66,10 @@ def import_results(
 def rebuild_command(name: Name, storage: Storage = "runs") -> None:
     """Log a search to MLflow anew, from its ledger alone."""
 
-    root = open_root(storage)
-    load_state(root, name)
-    store = tracking_store(root)
-    count = rebuild(root, name, store)
+    search = Search.open(storage, name)
+    load_state(search)
+    store = tracking_store(search.root)
+    count = rebuild(search, store)
     typer.echo(f"{name}: {count} runs logged to {store.shown}")
 
 
@@ -100,10 +99,11 @@ def register(
         return
     if as_name is not None:
         raise UserError(f"--as {as_name}: a search's models have its name")
-    state = load_state(root, name)
+    search = Search(root, name)
+    state = load_state(search)
     from pipelines.tracking.registry import register_published  # here, as it takes seconds
 
-    for found in register_published(root, state, store, data=data):
+    for found in register_published(search, state, store, data=data):
         known = "" if found.new else " (known already)"
         typer.echo(f"models:/{name}/{found.version}  {found.point_id}{known}")
     typer.echo(

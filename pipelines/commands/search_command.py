@@ -20,6 +20,7 @@ from pipelines.results.table import front_table
 from pipelines.search.halt import SearchEnded
 from pipelines.search.refresh import send
 from pipelines.search.state import SearchState
+from pipelines.storage.search_files import Search
 from pipelines.tracking.mlflow_errors import first_line
 from pipelines.tracking.tracking_store import tracking_store
 
@@ -74,27 +75,27 @@ def carry_out(
     outcome = run_search(
         config,
         screen,
-        follow=lambda: MlflowTracker(config.directory, tracking_store(config.root)),
+        follow=lambda: MlflowTracker(config.search, tracking_store(config.root)),
         write=write_into_folder,
         address=address,
     )
     state, ended = outcome.state, outcome.ended
-    if state.complete and not (config.directory / RESULTS[-1]).exists():
-        write_into_folder(state, config.directory)  # killed before they were written
+    if state.complete and not (config.search.folder / RESULTS[-1]).exists():
+        write_into_folder(state, config.search)  # killed before they were written
     if outcome.ran and ended is None:
         _register(state, config, screen)
-    _show_front(state, config.storage, screen)
+    _show_front(state, config, screen)
     if ended is not None:
         said = f"search {state.name} has ended: {ended}; {how_to_go_on(ended)}"
         screen.say(said, style="yellow")
     return ended
 
 
-def write_into_folder(state: SearchState, directory: Path) -> None:
+def write_into_folder(state: SearchState, search: Search) -> None:
     """The search's results beside its ledger, wherever that is."""
 
-    write_results(state, directory, directory)
-    send(directory, "config.yaml", *RESULTS)
+    write_results(state, search, search.folder)
+    send(search, search.config_file.name, *RESULTS)
 
 
 def _register(state: SearchState, config: SearchConfig, screen: Screen) -> None:
@@ -102,7 +103,7 @@ def _register(state: SearchState, config: SearchConfig, screen: Screen) -> None:
     from pipelines.tracking.registry import register_published
 
     try:
-        found = register_published(config.root, state, tracking_store(config.root))
+        found = register_published(config.search, state, tracking_store(config.root))
     except Exception as error:  # whatever MLflow, its database or its server throws
         screen.say(
             f"not in MLflow's model registry ({first_line(error)}): `{program()} register "
@@ -113,14 +114,14 @@ def _register(state: SearchState, config: SearchConfig, screen: Screen) -> None:
     screen.say(f"{len(found)} models in MLflow's registry, the knee as models:/{state.name}@knee")
 
 
-def _show_front(state: SearchState, storage: Path | str, screen: Screen) -> None:
+def _show_front(state: SearchState, config: SearchConfig, screen: Screen) -> None:
     """Prints the front and what to type next."""
-    from pipelines.search.runner import shown_folder
 
     front = build_front(state)
     screen.console.print(front_table(front, width=screen.console.width))
+    storage = config.storage
     option = "" if storage == Path("runs") else f" --storage {shlex.quote(str(storage))}"
-    screen.say(f"picture and page: {shown_folder(storage, state.name)}/front.png, front.html")
+    screen.say(f"picture and page: {config.search.shown}/front.png, front.html")
     screen.say("next:")
     for words, what in (
         (f"ui{option}", "browse the runs in MLflow"),

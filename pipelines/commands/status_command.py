@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,9 +13,10 @@ from pipelines.errors import UserError
 from pipelines.remote import Address, Open, run_there
 from pipelines.results.front import history
 from pipelines.results.status import search_status, status_text
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.state import load_state, search_names
-from pipelines.storage.working import open_root, search_folder
+from pipelines.storage.search_files import Search
+from pipelines.storage.working import open_root
 
 _REFRESH_SECONDS = 2.0
 
@@ -45,31 +45,39 @@ def status(
     if not names:
         raise UserError(f"no search under {storage}: run `tokenpool search CONFIG.yaml` first")
     if watch:
-        _watch(root, names[0])
+        _watch(Search(root, names[0]))
         return
-    found = [_status(root, search) for search in names]
+    found, refused = [], None
+    for each in names:
+        try:
+            found.append(_status(Search(root, each)))
+        except UserError as error:
+            if name:
+                raise
+            refused = refused or error  # said below: it hides none of the others
     if as_json:
         typer.echo(json.dumps(found[0] if name else found, indent=2))
     else:
         typer.echo("\n".join(status_text(one) for one in found))
+    if refused is not None:
+        raise refused
 
 
-def _status(storage: Path, name: str) -> dict[str, Any]:
-    directory = search_folder(storage, name)
-    state = load_state(storage, name)
-    return search_status(state, directory, history(name, read_events(directory / LEDGER_NAME)))
+def _status(search: Search) -> dict[str, Any]:
+    state = load_state(search)
+    return search_status(state, search, history(search.name, read_events(search.ledger)))
 
 
-def _watch(storage: Path, name: str) -> None:
+def _watch(search: Search) -> None:
     from rich.live import Live  # here: only this way of looking needs it
     from rich.text import Text
 
-    now = _status(storage, name)
+    now = _status(search)
     try:
         with Live(Text(status_text(now)), auto_refresh=False) as live:
             while now["state"] == "running":
                 time.sleep(_REFRESH_SECONDS)
-                now = _status(storage, name)
+                now = _status(search)
                 live.update(Text(status_text(now)), refresh=True)
     except KeyboardInterrupt:
         return

@@ -14,9 +14,8 @@ from pipelines.remote import Address, Open, stop_there
 from pipelines.search.driver import driver_runs
 from pipelines.search.halt import read_request, request_stop
 from pipelines.search.refresh import refresh
-from pipelines.search.standing import model_id
 from pipelines.search.state import SearchState, load_state
-from pipelines.storage.working import open_root, search_folder
+from pipelines.storage.search_files import Search
 
 _LOOK_SECONDS = 0.3
 
@@ -37,17 +36,16 @@ def stop(
     if address is not None:
         stop_there(address, name, storage, wait, allow_open=i_know_this_is_open)
         return
-    root = open_root(storage)
-    directory = search_folder(root, name)
-    before = load_state(root, name)
-    if not driver_runs(directory):
+    search = Search.open(storage, name)
+    before = load_state(search)
+    if not driver_runs(search):
         how = "is complete" if before.complete else "is not running"
         typer.echo(f"search {name} {how}: there is nothing to stop")
         return
-    request_stop(directory)
+    request_stop(search)
     typer.echo(f"search {name} is asked to stop ({_running(before) or 'no training runs now'})")
     deadline = time.monotonic() + wait
-    while driver_runs(directory):
+    while driver_runs(search):
         if time.monotonic() > deadline:
             if not wait:
                 return
@@ -56,18 +54,17 @@ def stop(
                 "when it has",
                 exit_code=1,
             )
-        refresh(directory)
-        if read_request(directory) is None and driver_runs(directory):
-            request_stop(directory)  # a driver that was just starting took it for an old one
+        refresh(search)
+        if read_request(search) is None and driver_runs(search):
+            request_stop(search)  # a driver that was just starting took it for an old one
         time.sleep(_LOOK_SECONDS)
-    typer.echo(_said(load_state(root, name)))
+    typer.echo(_said(load_state(search)))
 
 
 def _running(state: SearchState) -> str:
-    models = {model_id(base): base for base in state.bases} | dict(state.trials)
     return ", ".join(
-        f"{name} is in epoch {model.reports[-1].epoch + 1}"
-        for name, model in models.items()
+        f"{model.model_id} is in epoch {model.epochs + 1}"
+        for model in [*state.bases, *state.trials.values()]
         if model.status == "running" and model.reports
     )
 
@@ -79,7 +76,7 @@ def _said(state: SearchState) -> str:
     order = ("done", "paused", "stopped", "failed", "pending")
     kept = [f"{counts[status]} {status}" for status in order if counts[status]]
     cut = [
-        f"{trial.trial_id} after epoch {trial.reports[-1].epoch}"
+        f"{trial.model_id} after epoch {trial.epochs}"
         for trial in state.trials.values()
         if trial.status == "running" and trial.reports
     ]

@@ -11,9 +11,9 @@ import typer
 from cluster.security.doors import FLAG, OpenToNetworkError, refuse_open_host
 from pipelines.commands.shared_options import Storage
 from pipelines.errors import UserError
-from pipelines.search.refresh import refresh
 from pipelines.search.state import load_state, search_names
-from pipelines.storage.working import open_root, search_folder
+from pipelines.storage.search_files import Search
+from pipelines.storage.working import open_root
 from pipelines.tracking.mlflow_server import (
     LOOPBACK,
     check_port,
@@ -49,13 +49,17 @@ def ui(
     except OpenToNetworkError as error:
         raise UserError(str(error)) from None
     root = open_root(storage)
-    if name is not None:
-        load_state(root, name)  # an unknown name is said before anything is started
     names = [name] if name else search_names(root)
     if not names:
         raise UserError(f"no search under {storage}: run `tokenpool search CONFIG.yaml` first")
-    for each in names:
-        refresh(search_folder(root, each))
+    for each in list(names):  # what is wrong with one is said before anything is started
+        try:
+            load_state(Search(root, each))
+        except UserError as error:
+            if name:
+                raise
+            typer.echo(error, err=True)
+            names.remove(each)
     store = tracking_store(root)
     if store.is_local:
         check_port(port, host)

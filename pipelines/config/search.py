@@ -21,7 +21,7 @@ from pipelines.config.stages import (
     SupernetStageConfig,
 )
 from pipelines.storage.address import join
-from pipelines.storage.working import search_folder
+from pipelines.storage.search_files import SEARCHES, Search
 
 
 class SearchConfig(RunConfig):
@@ -106,16 +106,16 @@ class SearchConfig(RunConfig):
         return self.base.inherit_epochs or max(1, round(epochs / 3))
 
     @property
-    def directory(self) -> Path:
-        """Where this search keeps its ledger, checkpoints and results, on this machine."""
-        return search_folder(self.root, self.name)
+    def search(self) -> Search:
+        """Where this search keeps its files."""
+        return Search(self.root, self.name)
 
     @property
     def address(self) -> str | None:
         """Where it keeps them in truth, if that is in an object store."""
         if isinstance(self.storage, Path):
             return None
-        return join(self.storage, f"searches/{self.name}")
+        return join(self.storage, f"{SEARCHES}/{self.name}")
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration as plain JSON types."""

@@ -109,7 +109,7 @@ def export_point(
         "model": {k: v for k, v in point.as_dict().items() if k != "checkpoint"},
         "config_hash": state.config_hash,
     }
-    loader = state.config["data"].get("loader", "auto")
+    loader = state.config.data.loader
     return _export(
         model, format_name, out, source, about, form, loader,
         lambda facts, manifest: model_card(point, facts, manifest),

@@ -36,7 +36,7 @@ def model_card(point: Point, facts: dict[str, Any], manifest: Manifest) -> str:
         "without pooling" if point.kind == "dense" else f"with token pooling ({described(point)})"
     )
     # These weights are those of one training.
-    own = point.only(next(t for t in point.trainings if t.finished))
+    own = point.only(next(t for t in point.trainings if t.is_finished))
     seeds = [
         f"| over {point.num_seeds} seeds | minival "
         f"{with_spread(point.top1_minival, point.minival_spread)} %, validation "

@@ -20,7 +20,7 @@ def find_point(front: Front, point_id: str) -> Point:
     point = front.point(point_id)
     if point is not None:
         return point
-    ids = [training.run_id for point in front.points for training in point.trainings]
+    ids = [training.model_id for point in front.points for training in point.trainings]
     near = difflib.get_close_matches(point_id, ids, n=3, cutoff=0.5) or ids[:5]
     hint = f"there is {', '.join(near)}" if near else "it has none yet"
     raise UserError(f"search {front.name} has no model {point_id}: {hint}")
@@ -45,13 +45,9 @@ def explain(state: SearchState, point_id: str) -> str:
         lines.append(
             f"  mean of {point.num_seeds} seeds, "
             f"{with_spread(point.top1_minival, point.minival_spread)} % on minival: "
-            + ", ".join(f"{t.run_id} {percent(t.top1_minival)}" for t in point.trainings)
+            + ", ".join(f"{t.model_id} {percent(t.top1_minival)}" for t in point.trainings)
         )
-    reports = (
-        state.trials[point_id].reports
-        if point_id in state.trials
-        else state.base(point.width).reports
-    )
+    reports = state.models[point_id].reports
     if reports:
         curve = " ".join(f"{100 * report.top1_minival:.1f}" for report in reports)
         lines.append(f"  top-1 on minival, epoch by epoch: {curve}")

@@ -27,23 +27,23 @@ def find_data(state: SearchState, given: Path | None = None) -> Path:
     for folder in _candidates(state):
         if (folder / MANIFEST_NAME).is_file():
             return folder
-    address = state.config["data"].get("address")
-    if address and state.directory is not None:
-        copy = state.directory.parents[1] / "data" / state.name
+    address = state.config.data.address
+    if address and state.search is not None:
+        copy = state.search.root.resolve() / "data" / state.name
         fetch(copy, address)
         return copy
     raise UserError(
-        f"no prepared data at {state.config['data']['path']}, where search {state.name} read it: "
+        f"no prepared data at {state.config.data.path}, where search {state.name} read it: "
         "say with --data where it is now"
     )
 
 
 def _candidates(state: SearchState) -> Iterator[Path]:
-    data, storage = Path(state.config["data"]["path"]), Path(state.config.get("storage", "runs"))
+    data, storage = state.config.data.path, Path(state.config.storage)
     yield data
-    if state.directory is None or state.address is not None:
+    if state.search is None or state.search.store is not None:
         return
-    now = state.directory.parents[1]
+    now = state.search.root.resolve()
     if data.is_relative_to(storage):
         yield now / data.relative_to(storage)
     if not storage.is_absolute() and now.parts[-len(storage.parts) :] == storage.parts:

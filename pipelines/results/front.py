@@ -51,7 +51,7 @@ class Front:
             if point.point_id == point_id:
                 return point
             for training in point.trainings:
-                if training.run_id == point_id:
+                if training.model_id == point_id:
                     return point.only(training)
         return None
 
@@ -78,7 +78,7 @@ def build_front(state: SearchState) -> Front:
         hypervolume=search_hypervolume(state),
         reference_gmacs=max((base.gmacs for base in state.bases), default=0.0),
         reference_top1=chance(state),
-        patches=num_patches(state),
+        patches=num_patches(state) if state.exists else 0,
         screening=tuple(agreement_text(found, by) for by, found in state.agreement.items()),
     )
 

@@ -13,15 +13,14 @@ from typing import Any
 from pipelines.errors import UserError
 from pipelines.results.page import OutsideFront, OutsidePoint
 from pipelines.storage.durable import write_text
+from pipelines.storage.search_files import Search
 
-_FOLDER = "outside"
 
-
-def import_front(directory: Path, source: Path, name: str | None = None) -> OutsideFront:
+def import_front(search: Search, source: Path, name: str | None = None) -> OutsideFront:
     """Reads a table of models and keeps it under a search's folder.
 
     Args:
-        directory: The search's folder.
+        search: Where it is kept.
         source: Parquet, CSV or JSON-lines with the columns `gmacs` and `top1` (fraction, or
             percent if any is above 1), and `label`, `top1_std` and `params` where there are.
         name: What the front is called; default the file's name. The same name replaces.
@@ -59,16 +58,16 @@ def import_front(directory: Path, source: Path, name: str | None = None) -> Outs
     points = [asdict(point) for point in found.points]
     file = re.sub(r"[^A-Za-z0-9_.-]+", "-", found.name).strip(".-") or "front"
     write_text(
-        directory / _FOLDER / f"{file}.json",
+        search.outside / f"{file}.json",
         json.dumps({"name": found.name, "points": points}, indent=1),
     )
     return found
 
 
-def load_outside(directory: Path) -> list[OutsideFront]:
+def load_outside(search: Search) -> list[OutsideFront]:
     """The fronts that were imported for a search, by name."""
     found = []
-    for path in sorted((directory / _FOLDER).glob("*.json")):
+    for path in sorted(search.outside.glob("*.json")):
         kept = json.loads(path.read_text(encoding="utf-8"))
         points = tuple(OutsidePoint(**point) for point in kept["points"])
         found.append(OutsideFront(kept["name"], points))

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
-from pipelines.search.job_specs import base_job_id, supernet_job_id
 from pipelines.search.state import SearchState
+from pipelines.storage.search_files import Search
 from pipelines.trials.last_signs import read_last_signs
 
 
-def last_steps(state: SearchState, directory: Path) -> list[dict[str, Any]]:
+def last_steps(state: SearchState, search: Search) -> list[dict[str, Any]]:
     """Of each job that a driver is at work on, the worker that is least far, as plain JSON."""
-    over = {name for name, trial in state.trials.items() if trial.status not in _AT_WORK}
-    over |= {base_job_id(base.width) for base in state.bases if base.status not in _AT_WORK}
-    over |= {supernet_job_id(w) for w, net in state.supernets.items() if net.status not in _AT_WORK}
+    over = {model.job_id for model in state.models.values() if model.status not in _AT_WORK}
     found = []
-    for folder in sorted((directory / "jobs").glob("*/")):
+    for folder in sorted(search.jobs.glob("*/")):
         # What an earlier driver's workers left behind says nothing of this one's.
         signs = [s for s in read_last_signs(folder) if s.time >= state.began]
         if signs and folder.name not in over:

@@ -6,37 +6,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-from pipelines.search.standing import FINISHED, Model, cheapest_first, mean, model_groups, model_id
-from pipelines.search.state import BaseState, SearchState
-
-Kind = Literal["final", "constant", "dense"]
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training of a point's model.
-
-    Attributes:
-        run_id: The trial's id, or `dense-WIDTH`; its run in MLflow has that name.
-        seed: Added to the search's; None where the model is trained once.
-    """
-
-    run_id: str
-    seed: int | None
-    status: str
-    top1_minival: float | None
-    top1_val: float | None
-    epochs: int
-    device_seconds: float
-    checkpoint: str | None
-    reason: str
-
-    @property
-    def finished(self) -> bool:
-        """Whether its top-1 is final."""
-        return self.status in FINISHED and self.top1_minival is not None
+from pipelines.search.model_record import Kind, Status
+from pipelines.search.standing import cheapest_first, mean, model_groups
+from pipelines.search.state import Model, SearchState
 
 
 @dataclass(frozen=True)
@@ -50,7 +24,7 @@ class Point:
         schedule: Patch tokens kept after each block.
         gmacs: 10⁹ multiply-accumulates for one image, clustering included.
         dense_share: `gmacs` as a fraction of the widest dense base's.
-        params: Weights of the model; None where the search's configuration does not tell.
+        params: Weights of the model.
         top1_minival: Fraction in [0, 1] on images held out from training, the mean over finished
             seeds; decides the front.
         top1_val: Fraction in [0, 1] on the validation images, the mean over seeds; None until
@@ -72,7 +46,7 @@ class Point:
     method: str
     gmacs: float
     dense_share: float
-    params: int | None
+    params: int
     top1_minival: float | None
     top1_val: float | None
     status: str
@@ -81,7 +55,7 @@ class Point:
     device_seconds: float
     checkpoint: str | None
     reason: str
-    trainings: tuple[Training, ...]
+    trainings: tuple[Model, ...]
     on_front: bool = False
     is_knee: bool = False
     times_dense: dict[str, float] = field(default_factory=dict)
@@ -89,22 +63,22 @@ class Point:
     @property
     def finished(self) -> bool:
         """Whether its top-1 is final."""
-        return self.status in FINISHED and self.top1_minival is not None
+        return self.status == "done" and self.top1_minival is not None
 
     @property
     def num_seeds(self) -> int:
         """Seeds that its top-1 is the mean of."""
-        return sum(training.finished for training in self.trainings)
+        return sum(training.is_finished for training in self.trainings)
 
     @property
     def minival_spread(self) -> float | None:
         """Sample standard deviation of top-1 on minival over seeds; None with fewer than two."""
-        return spread([t.top1_minival for t in self.trainings if t.finished])
+        return spread([t.top1_minival for t in self.trainings if t.is_finished])
 
     @property
     def val_spread(self) -> float | None:
         """As `minival_spread`, on the validation images."""
-        return spread([t.top1_val for t in self.trainings if t.finished])
+        return spread([t.top1_val for t in self.trainings if t.is_finished])
 
     @property
     def schedule_text(self) -> str:
@@ -152,11 +126,11 @@ class Point:
             "checkpoint": self.checkpoint,
         }
 
-    def only(self, training: Training) -> Point:
+    def only(self, training: Model) -> Point:
         """The point as one of its trainings left it."""
         return replace(
             self,
-            point_id=training.run_id,
+            point_id=training.model_id,
             top1_minival=training.top1_minival,
             top1_val=training.top1_val,
             status=training.status,
@@ -199,8 +173,7 @@ def all_points(state: SearchState) -> list[Point]:
 
 def num_patches(state: SearchState) -> int:
     """Patch tokens of a dense model of the search."""
-    model, data = state.config.get("model", {}), state.config.get("data", {})
-    return int(data.get("image_size", 0) // model.get("patch_size", 1)) ** 2
+    return state.config.model.num_patches(state.config.data.image_size)
 
 
 def vit_params(width: int, depth: int, patch_size: int, num_patches: int, num_classes: int) -> int:
@@ -215,68 +188,42 @@ def vit_params(width: int, depth: int, patch_size: int, num_patches: int, num_cl
 
 
 def _point(state: SearchState, group: list[Model], dense: float) -> Point:
-    trainings = tuple(_training(model) for model in group)
-    finished = [training for training in trainings if training.finished]
+    finished = [training for training in group if training.is_finished]
     # What stands for all: the first that is finished, else whatever is furthest.
-    chosen = finished[0] if finished else _furthest(trainings)
+    chosen = finished[0] if finished else min(group, key=lambda model: _ORDER.index(model.status))
     counted = finished or [chosen]
     first = group[0]
-    kind: Kind
-    if isinstance(first, BaseState):
-        depth = state.config.get("model", {}).get("depth", 0)
-        kind, keep_rate, method = "dense", None, "none"
-        schedule = (num_patches(state),) * depth
-    else:
-        keep_rate, method, schedule = first.keep_rate, first.method, first.schedule
-        kind = "final" if keep_rate is None else "constant"
     return Point(
-        point_id=model_id(first),
-        kind=kind,
-        keep_rate=keep_rate,
+        point_id=first.model_id,
+        kind=first.kind,
+        keep_rate=first.keep_rate,
         width=first.width,
         num_heads=first.num_heads,
-        schedule=schedule,
-        method=method,
+        schedule=first.schedule,
+        method=first.method,
         gmacs=first.gmacs,
         dense_share=first.gmacs / dense if dense else 0.0,
-        params=_params(state, first.width),
+        params=vit_params(
+            first.width,
+            state.config.model.depth,
+            state.config.model.patch_size,
+            num_patches(state),
+            state.num_classes,
+        ),
         top1_minival=mean([training.top1_minival for training in counted]),
         top1_val=mean([training.top1_val for training in counted]),
         status=chosen.status,
         latency_ms=next((dict(model.latency_ms) for model in group if model.latency_ms), {}),
         epochs=chosen.epochs,
-        device_seconds=sum(training.device_seconds for training in trainings),
+        device_seconds=sum(training.device_seconds for training in group),
         checkpoint=chosen.checkpoint,
         reason=chosen.reason,
-        trainings=trainings,
+        trainings=tuple(group),
     )
 
 
-def _training(model: Model) -> Training:
-    return Training(
-        run_id=model_id(model),
-        seed=None if isinstance(model, BaseState) else model.seed,
-        status=model.status,
-        top1_minival=model.top1_minival,
-        top1_val=model.top1_val,
-        epochs=model.reports[-1].epoch if model.reports else 0,
-        device_seconds=model.device_seconds,
-        checkpoint=model.checkpoint,
-        reason=model.reason,
-    )
-
-
-def _furthest(trainings: tuple[Training, ...]) -> Training:
-    order = ("running", "paused", "stopped", "failed", "pending", "done")
-    return min(trainings, key=lambda training: order.index(training.status))
-
-
-def _params(state: SearchState, width: int) -> int | None:
-    model, patches = state.config.get("model", {}), num_patches(state)
-    depth, patch_size = model.get("depth"), model.get("patch_size")
-    if not (depth and patch_size and patches and state.num_classes):
-        return None
-    return vit_params(width, depth, patch_size, patches, state.num_classes)
+# Trainings by how far they are.
+_ORDER: tuple[Status, ...] = ("running", "paused", "stopped", "failed", "pending", "done")
 
 
 def standard_error(top1: float, images: int) -> float:

@@ -12,9 +12,10 @@ from typing import Any
 from pipelines.results.front import Front, Point, build_front, history
 from pipelines.results.imported_fronts import load_outside
 from pipelines.results.page import render_page, split_sizes
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.state import SearchState
 from pipelines.storage.durable import write_atomic, write_text
+from pipelines.storage.search_files import Search
 
 # In the order in which they are written: where the last is, the others are.
 RESULTS = ("results.parquet", "front.csv", "front.png", "front.html")
@@ -62,19 +63,19 @@ def write_parquet(points: Sequence[Point], path: Path) -> None:
     write_atomic(path, lambda aside: pq.write_table(pa.Table.from_pylist(table), aside))
 
 
-def write_page(state: SearchState, directory: Path, target: Path) -> None:
+def write_page(state: SearchState, search: Search, target: Path) -> None:
     """The front as one HTML file, from the search's folder with its ledger and imported fronts.
 
     Raises:
         UserError: The target cannot be written.
     """
-    growth = history(state.name, read_events(directory / LEDGER_NAME))
+    growth = history(state.name, read_events(search.ledger))
     footer = f"config {state.config_hash}"
-    others, samples = load_outside(directory), split_sizes(state)
+    others, samples = load_outside(search), split_sizes(state)
     write_text(target, render_page(build_front(state), growth, others, samples, footer))
 
 
-def write_results(state: SearchState, directory: Path, folder: Path) -> None:
+def write_results(state: SearchState, search: Search, folder: Path) -> None:
     """Writes what a search has found: the same files beside its ledger and in MLflow.
 
     `results.parquet` has all models, `front.csv` those on the front, `front.png` and `front.html`
@@ -88,6 +89,6 @@ def write_results(state: SearchState, directory: Path, folder: Path) -> None:
     front = build_front(state)
     write_parquet(front.points, folder / "results.parquet")
     write_text(folder / "front.csv", to_csv(front.on_front))
-    figure = front_figure(front, load_outside(directory), split_sizes(state).get("minival"))
+    figure = front_figure(front, load_outside(search), split_sizes(state).get("minival"))
     write_atomic(folder / "front.png", lambda aside: figure.savefig(aside, format="png"))
-    write_page(state, directory, folder / RESULTS[-1])
+    write_page(state, search, folder / RESULTS[-1])

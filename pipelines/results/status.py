@@ -6,54 +6,49 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from pipelines.config import BudgetConfig
 from pipelines.results.front import Progress, build_front
 from pipelines.results.last_steps import last_step_text, last_steps
 from pipelines.results.table import percent, slower_text
 from pipelines.search.agreement import agreement_text
 from pipelines.search.driver import driver_runs
 from pipelines.search.halt import budget_left, read_request
-from pipelines.search.standing import model_id
+from pipelines.search.model_record import epochs_of
 from pipelines.search.state import AgreementState, SearchState
+from pipelines.storage.search_files import Search
 from tune_spaces.halving import rung_of
 
 
 def search_status(
-    state: SearchState, directory: Path, growth: Sequence[Progress] = ()
+    state: SearchState, search: Search, growth: Sequence[Progress] = ()
 ) -> dict[str, Any]:
     """Where a search stands, as plain JSON types.
 
     A driver at work holds a lock in its folder; `growth` is its `history`.
     """
     front = build_front(state)
-    runs = driver_runs(directory)
-    epochs = state.config.get("finals", {}).get("train", {}).get("epochs")
-    models = {model_id(base): base for base in state.bases} | dict(state.trials)
-    supernets = {f"supernet-{width}": net for width, net in state.supernets.items()}
+    runs = driver_runs(search)
+    models = [*state.bases, *state.trials.values()]
     running = [
         {
-            "id": name,
-            "epoch": model.reports[-1].epoch,
-            "epochs": epochs if name in state.trials else _stage_epochs(state, name),
+            "id": model.model_id,
+            "epoch": model.epochs,
+            "epochs": epochs_of(state.config, model),
             "top1_minival": model.top1_minival,
         }
-        for name, model in (models | supernets).items()
+        for model in [*models, *state.supernets]
         if model.status == "running" and model.reports
     ]
     return {
         "name": state.name,
         "state": _how(state, runs),
         "ended": state.ended or None,
-        "stopping": runs and read_request(directory) is not None,
+        "stopping": runs and read_request(search) is not None,
         "stages": dict(state.stages),
-        "models": dict(Counter(model.status for model in models.values())),
+        "models": dict(Counter(model.status for model in models)),
         "running": running,
-        "last_steps": last_steps(state, directory) if runs else [],
+        "last_steps": last_steps(state, search) if runs else [],
         "trials": dict(Counter(trial.status for trial in state.trials.values())),
         "rungs": rung_counts(state),
         "screened": len(state.screened),
@@ -68,7 +63,7 @@ def search_status(
         "stage_device_seconds": {
             stage: round(seconds, 1) for stage, seconds in state.stage_seconds.items()
         },
-        "budget": {name: value for name, value in state.budget.items() if value is not None},
+        "budget": state.budget.model_dump(exclude_none=True),
         "budget_left": _left(state, runs),
         "seconds": round(state.updated - state.created, 1),
         "seconds_since_last_event": round(max(0.0, time.time() - state.updated), 1),
@@ -86,24 +81,18 @@ def _how(state: SearchState, runs: bool) -> str:
 
 def _left(state: SearchState, runs: bool) -> dict[str, float]:
     """What is left of the budget, as of now or of the last event."""
-    try:
-        budget = BudgetConfig.model_validate(state.budget)
-    except ValidationError:  # of another version of this program
-        return {}
-    found = budget_left(budget, state, time.time() if runs else state.updated)
+    found = budget_left(state.budget, state, time.time() if runs else state.updated)
     return {name: round(value, 4) for name, value in found.items()}
 
 
 def rung_counts(state: SearchState) -> list[dict[str, int]]:
     """Of the finals' rung, how many trials have reached it and were stopped there."""
-    finals = state.config.get("finals", {})
-    epochs, grace = finals.get("train", {}).get("epochs"), finals.get("grace_epochs")
-    if not (epochs and grace and state.trials):
+    if not state.trials:
         return []
-    rung = rung_of(grace, epochs)
+    rung = rung_of(state.config.finals.grace_epochs, state.config.finals.train.epochs)
     judged = [t for t in state.trials.values() if not t.is_companion]
-    reached = [t for t in judged if t.reports and t.reports[-1].epoch >= rung]
-    stopped = sum(t.status == "stopped" and t.reports[-1].epoch == rung for t in reached)
+    reached = [t for t in judged if t.epochs >= rung]
+    stopped = sum(t.status == "stopped" and t.epochs == rung for t in reached)
     return [{"epoch": rung, "reached": len(reached), "stopped": stopped}]
 
 
@@ -208,11 +197,3 @@ def duration(seconds: float) -> str:
     if seconds < 48 * 3600:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86400:.1f} days"
-
-
-def _stage_epochs(state: SearchState, name: str) -> int | None:
-    """How many epochs a base or a supernet is trained for."""
-    stage = "supernet" if name.startswith("supernet-") else "base"
-    train = state.config.get(stage, {}).get("train") or {}
-    epochs: int | None = train.get("epochs")
-    return epochs

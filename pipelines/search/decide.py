@@ -7,7 +7,8 @@ from typing import Any
 
 from pipelines.config import SearchConfig
 from pipelines.search.ledger import Event
-from pipelines.search.state import SearchState, Weights
+from pipelines.search.old_ledgers import upgraded
+from pipelines.search.state import SearchState, Weights, screened_rows
 from pipelines.search.state_records import candidate_of
 from pipelines.train.reports import Report
 from tune_spaces.halving import rung_of
@@ -49,14 +50,15 @@ def policy_of(
 
 def tell(policy: FrontPolicy, state: SearchState, weights: Weights, event: Event) -> None:
     """Tells a policy of an event of the ledger, if it is one that decides anything."""
+    event = upgraded(event, state.recorded)
     kind, trial_id = event["event"], event.get("trial_id")
     if kind == "began":
         policy.restarted()
-    elif kind in ("generation", "screened") and event.get("weights", "base") == weights:
+    elif kind in ("generation", "screened") and event["weights"] == weights:
         if kind == "generation":
             policy.asked([candidate_of(*row) for row in event["rows"]])
         else:
-            policy.scored(state.screened_rows(event))
+            policy.scored(screened_rows(event))
     elif trial_id is None or trial_id not in state.trials or state.trials[trial_id].is_companion:
         return
     elif kind == "trial_created":
@@ -109,9 +111,7 @@ def _dense(state: SearchState, weights: Weights) -> list[DenseModel]:
     found = []
     for base in state.bases:
         top1 = base.top1_minival or 0.0
-        supernet = state.supernets.get(base.width)
-        untrained = top1
-        if weights == "supernet" and supernet is not None and supernet.top1_minival is not None:
-            untrained = supernet.top1_minival
+        supernet = state.supernet(base.width).top1_minival
+        untrained = top1 if weights == "base" or supernet is None else supernet
         found.append(DenseModel(base.width, base.gmacs, top1, untrained))
     return found

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import fcntl
 import os
-from pathlib import Path
 
-from pipelines.search.ledger import DRIVER_LOCK
 from pipelines.storage.claim import live_driver
-from pipelines.storage.working import search_store
+from pipelines.storage.search_files import Search
 
 
-def driver_runs(directory: Path) -> bool:
+def driver_runs(search: Search) -> bool:
     """Whether a driver holds the search's ledger.
 
     One that was killed on another machine than this holds a ledger in an object store for a minute
     more.
     """
-    if driver_runs_here(directory):
+    if driver_runs_here(search):
         return True
-    store = search_store(directory)
+    store = search.store
     return store is not None and live_driver(store) is not None
 
 
-def driver_runs_here(directory: Path) -> bool:
+def driver_runs_here(search: Search) -> bool:
     """Whether a driver holds the lock in a search's folder."""
     try:
         # To read only: whoever looks may have no right to write there.
-        handle = os.open(directory / DRIVER_LOCK, os.O_RDONLY)
+        handle = os.open(search.driver_lock, os.O_RDONLY)
     except OSError:
         return False
     try:

@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipelines.config import BudgetConfig
-from pipelines.search.refresh import STOP_NAME
 from pipelines.search.state import SearchState
 from pipelines.search.steady_clock import steady_time
-from pipelines.storage.working import search_store
+from pipelines.storage.durable import write_text
+from pipelines.storage.search_files import Search
 
 _LOOK_SECONDS = 0.5
 
@@ -88,7 +87,7 @@ class Halt:
         budget: what the search may use.
         state: what it has used.
         meter: what is running up.
-        directory: where a request to stop would lie.
+        search: where a request to stop would lie.
         clock: seconds since the epoch, which never jump.
         wall: the time of day, which a deadline may be given as.
     """
@@ -98,12 +97,12 @@ class Halt:
         budget: BudgetConfig,
         state: SearchState,
         meter: DeviceMeter,
-        directory: Path,
+        search: Search,
         clock: Callable[[], float] = steady_time,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._budget, self._state, self._meter = budget, state, meter
-        self._directory, self._clock, self._wall = directory, clock, wall
+        self._search, self._clock, self._wall = search, clock, wall
         self._ended: SearchEnded | None = None
         self._since = 0.0
         self._looked = float("-inf")
@@ -139,7 +138,7 @@ class Halt:
             raise self._ended
 
     def _look(self, now: float) -> None:
-        request = read_request(self._directory)
+        request = read_request(self._search)
         if request is not None:
             self._end("stop", f"stopped by {request.who}")
         else:
@@ -214,38 +213,36 @@ class StopRequest:
     time: float
 
 
-def request_stop(directory: Path) -> StopRequest:
+def request_stop(search: Search) -> StopRequest:
     """Leaves a request beside the ledger, which the driver finds within seconds."""
     request = StopRequest(f"{_user()}@{socket.gethostname()}", round(time.time(), 3))
     text = json.dumps({"who": request.who, "time": request.time})
-    store = search_store(directory)
-    if store is not None:
-        store.write(STOP_NAME, text.encode())  # the driver may be on another machine
-    aside = directory / f".{STOP_NAME}.{os.getpid()}"
-    aside.write_text(text)
-    aside.replace(directory / STOP_NAME)
+    store = search.store
+    if store is not None:  # the driver may be on another machine
+        store.write(search.stop_request.name, text.encode())
+    write_text(search.stop_request, text)
     return request
 
 
-def read_request(directory: Path) -> StopRequest | None:
+def read_request(search: Search) -> StopRequest | None:
     """The request that lies there, if any. What cannot be read is a request all the same."""
     try:
-        text = (directory / STOP_NAME).read_text()
+        content = search.stop_request.read_bytes()
     except OSError:
         return None
     try:
-        values: dict[str, Any] = json.loads(text)
+        values: dict[str, Any] = json.loads(content)
         return StopRequest(str(values["who"]), float(values["time"]))
     except (ValueError, KeyError, TypeError):
         return StopRequest("somebody", 0.0)
 
 
-def withdraw_request(directory: Path) -> None:
+def withdraw_request(search: Search) -> None:
     """Removes what an earlier driver left unanswered, or has answered."""
-    store = search_store(directory)
+    store = search.store
     if store is not None:
-        store.delete(STOP_NAME)
-    (directory / STOP_NAME).unlink(missing_ok=True)
+        store.delete(search.stop_request.name)
+    search.stop_request.unlink(missing_ok=True)
 
 
 def _user() -> str:

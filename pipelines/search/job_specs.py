@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.config import (
-    DataConfig,
     DistillConfig,
     SandwichConfig,
     SearchConfig,
     SubNetConfig,
     TrainConfig,
     WidthConfig,
+    WorkersConfig,
 )
 from pipelines.models.model_spec import ModelSpec
-from pipelines.search.state import TrialState
+from pipelines.search.model_record import Model, job_id
 from pipelines.storage.address import join
 from pipelines.storage.store import ObjectStore
 from pipelines.train.spec import TrainJob
@@ -37,11 +36,6 @@ def copy_of_checkpoint(job: TrainJob) -> str | None:
     return None if store.read("model.json") is None else store.address
 
 
-def base_job_id(width: int) -> str:
-    """Names the base of a width, and its folder."""
-    return f"base-w{width}"
-
-
 def base_job(
     config: SearchConfig, width: WidthConfig, num_classes: int, wider: str | None = None
 ) -> TrainJob:
@@ -53,29 +47,15 @@ def base_job(
         num_classes: of the data.
         wider: the trained base that it inherits from, which teaches it too.
     """
-    stage, train = config.base, config.base.train
+    train = config.base.train
     if wider is not None:
         distill = train.distill or DistillConfig(teacher=wider)
         epochs = config.base_epochs(width)
         train = train.model_copy(update={"distill": distill, "epochs": epochs})
-    return TrainJob(
-        job_id=base_job_id(width.width),
-        storage=_jobs_directory(config),
-        store=_jobs_store(config),
-        data=_absolute_data(config),
-        model=model_spec(config, width.width, width.heads, num_classes),
-        inherits=wider,
-        train=train,
-        workers=stage.workers,
-        stall_minutes=config.stall_minutes,
-        full_disk_minutes=config.full_disk_minutes,
-        seed=config.seed,
+    spec = model_spec(config, width.width, width.heads, num_classes)
+    return _job(
+        config, job_id("dense", width.width), spec, config.base.workers, train, inherits=wider
     )
-
-
-def supernet_job_id(width: int) -> str:
-    """Names the supernet of a width, and its folder."""
-    return f"supernet-w{width}"
 
 
 def supernet_job(
@@ -98,12 +78,12 @@ def supernet_job(
     """
     stage, bounds = config.supernet, config.space
     methods = bounds.all_methods
-    return TrainJob(
-        job_id=supernet_job_id(width.width),
-        storage=_jobs_directory(config),
-        store=_jobs_store(config),
-        data=_absolute_data(config),
-        model=model_spec(config, width.width, width.heads, num_classes),
+    return _job(
+        config,
+        job_id("supernet", width.width),
+        model_spec(config, width.width, width.heads, num_classes),
+        stage.workers,
+        train,
         method=methods[0],
         init=base,
         sandwich=SandwichConfig(
@@ -116,45 +96,43 @@ def supernet_job(
             token_step=bounds.token_step,
             max_gmacs=bounds.max_gmacs,
         ),
-        train=train,
-        workers=stage.workers,
-        stall_minutes=config.stall_minutes,
-        full_disk_minutes=config.full_disk_minutes,
-        seed=config.seed,
     )
 
 
-def final_job(config: SearchConfig, trial: TrialState, base: str, num_classes: int) -> TrainJob:
+def final_job(config: SearchConfig, trial: Model, base: str, num_classes: int) -> TrainJob:
     """The job that fine-tunes one candidate from its width's base or supernet."""
-    stage = config.finals
-    return TrainJob(
-        job_id=trial.trial_id,
-        storage=_jobs_directory(config),
-        store=_jobs_store(config),
-        data=_absolute_data(config),
-        model=model_spec(config, trial.width, trial.num_heads, num_classes),
+    return _job(
+        config,
+        trial.job_id,
+        model_spec(config, trial.width, trial.num_heads, num_classes),
+        config.finals.workers,
+        config.finals.train,
         schedule=trial.schedule,
         method=trial.method,
         init=base,
-        train=stage.train,
-        workers=stage.workers,
-        stall_minutes=config.stall_minutes,
-        full_disk_minutes=config.full_disk_minutes,
         seed=config.seed + (trial.seed or 0),
     )
 
 
-def _jobs_directory(config: SearchConfig) -> Path:
-    # Workers run elsewhere than the driver: every path they get is absolute.
-    return (config.directory / "jobs").resolve()
-
-
-def _jobs_store(config: SearchConfig) -> str | None:
-    return None if config.address is None else join(config.address, "jobs")
-
-
-def _absolute_data(config: SearchConfig) -> DataConfig:
-    return config.data.model_copy(update={"path": config.data.path.resolve()})
+def _job(
+    config: SearchConfig,
+    name: str,
+    spec: ModelSpec,
+    workers: WorkersConfig,
+    train: TrainConfig,
+    **own: Any,
+) -> TrainJob:
+    """A job with what all jobs of a search have in common; its own come last."""
+    common = {
+        # Workers run elsewhere than the driver: every path they get is absolute.
+        "storage": config.search.jobs.resolve(),
+        "store": None if config.address is None else join(config.address, config.search.jobs.name),
+        "data": config.data.model_copy(update={"path": config.data.path.resolve()}),
+        "stall_minutes": config.stall_minutes,
+        "full_disk_minutes": config.full_disk_minutes,
+        "seed": config.seed,
+    }
+    return TrainJob(job_id=name, model=spec, workers=workers, train=train, **(common | own))
 
 
 def model_spec(config: SearchConfig, width: int, heads: int, num_classes: int) -> ModelSpec:

@@ -23,9 +23,7 @@ from pipelines.search.steady_clock import steady_time
 from pipelines.secrecy.guard import redactor
 from pipelines.storage.checked_lines import checked_line, has_checksum, parse_line
 from pipelines.storage.room import DiskFull, lacks_room, shortage
-
-LEDGER_NAME = "ledger.jsonl"
-DRIVER_LOCK = "driver.lock"  # held by the driver at work, with its host and pid in it
+from pipelines.storage.search_files import Search
 
 Event = dict[str, Any]
 
@@ -105,22 +103,21 @@ class Ledger:
         UserError: another driver holds the ledger.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, search: Search) -> None:
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            search.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"cannot write to {directory} ({error.strerror}): set storage to a folder that can "
-                "be written"
+                f"cannot write to {search.folder} ({error.strerror}): set storage to a folder that "
+                "can be written"
             ) from None
-        self.path = directory / LEDGER_NAME
-        lock = directory / DRIVER_LOCK
+        self.search, self.path, lock = search, search.ledger, search.driver_lock
         self._lock = FileLock(lock)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
-                f"search {directory.name} is already running on this storage{_holder(lock)}: "
+                f"search {search.name} is already running on this storage{_holder(lock)}: "
                 "wait for it or interrupt it first",
                 exit_code=1,
             ) from None

@@ -9,7 +9,6 @@ from typing import Any
 
 from pipelines.search.ledger import Ledger
 from pipelines.search.state import SearchState
-from pipelines.storage.working import search_store
 
 
 class Recorder:
@@ -29,8 +28,8 @@ class Recorder:
         self.until_room: Callable[[Callable[[], None]], None] | None = None
         self._ledger = ledger
         self._lock = threading.Lock()
-        self._directory = ledger.path.parent.resolve()
-        self._store = search_store(self._directory)
+        self._folder = ledger.search.folder.resolve()
+        self._store = ledger.search.store
 
     def add(self, kind: str, **fields: Any) -> None:
         """Records one event; a `checkpoint` in the search's folder relative to it."""
@@ -62,6 +61,6 @@ class Recorder:
         if checkpoint is not None and self._store is not None:
             relative = self._store.relative(checkpoint)
             return fields if relative is None else fields | {"checkpoint": relative}
-        if checkpoint is None or not Path(checkpoint).is_relative_to(self._directory):
+        if checkpoint is None or not Path(checkpoint).is_relative_to(self._folder):
             return fields
-        return fields | {"checkpoint": str(Path(checkpoint).relative_to(self._directory))}
+        return fields | {"checkpoint": str(Path(checkpoint).relative_to(self._folder))}

@@ -6,13 +6,11 @@ import secrets
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
-from pydantic import ValidationError
 from ray.exceptions import RayError
 
 from cluster.session import ClusterError, ray_session
@@ -29,7 +27,8 @@ from pipelines.search.halt import (
     ends_on_signals,
     withdraw_request,
 )
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
+from pipelines.search.old_ledgers import too_different
 from pipelines.search.preflight import check_cluster
 from pipelines.search.recorder import Recorder
 from pipelines.search.refresh import refresh, send
@@ -44,14 +43,13 @@ from pipelines.search.stages.publish_stage import publish_done, run_publish
 from pipelines.search.stages.screen_stage import run_screen
 from pipelines.search.stages.supernet_stage import run_rescreen, run_supernet
 from pipelines.search.stages.timed import timed_gang
-from pipelines.search.state import BaseState, SearchState, fold
+from pipelines.search.state import SearchState, fold
 from pipelines.search.state_records import MEASURE
 from pipelines.search.stored_ledger import open_ledger
 from pipelines.search.system_metrics import SystemSampler
-from pipelines.storage.address import without_options
 from pipelines.storage.durable import write_text
 from pipelines.storage.room import DiskFull, UntilRoom
-from pipelines.storage.working import open_root, search_store
+from pipelines.storage.search_files import Search
 from pipelines.trials.ray_job import gang_of
 from pipelines.trials.run_trials import short_reason
 
@@ -94,7 +92,7 @@ def run_search(
     screen: Screen,
     *,
     follow: Callable[[], AbstractContextManager[Follower]],
-    write: Callable[[SearchState, Path], None],
+    write: Callable[[SearchState, Search], None],
     address: str | None = None,
 ) -> Outcome:
     """Runs a search, or what is left of it.
@@ -115,16 +113,15 @@ def run_search(
     """
     for method in config.space.all_methods:
         check_method(method)
-    directory = config.directory
-    open_root(config.storage)
-    refresh(directory)
-    state = fold(config.name, read_events(directory / LEDGER_NAME), directory)
+    search = Search.open(config.storage, config.name)
+    refresh(search)
+    state = fold(config.name, read_events(search.ledger), search)
     if state.exists:
         _check_same(state, config)
     if state.complete:
         screen.say(f"Search {config.name} is complete: nothing is left to run.")
         return Outcome(state, ran=False)
-    store = search_store(directory)
+    store = search.store
     if store is not None:
         store.check_writable(f".check-{secrets.token_hex(8)}")
     manifest = fetch(config.data.path, config.data.address)
@@ -139,34 +136,28 @@ def run_search(
         if not state.exists:
             raise UserError(f"{used_up}: {how_to_go_on(used_up)}")
         return Outcome(state, ran=False, ended=used_up)
-    with open_ledger(directory, screen.say) as ledger:
+    with open_ledger(search, screen.say) as ledger:
         # Read again: only what is read under the lock is sure to be the whole of it.
-        state = fold(config.name, read_events(directory / LEDGER_NAME), directory)
-        withdraw_request(directory)  # it was meant for a driver that is gone
+        state = fold(config.name, read_events(search.ledger), search)
+        withdraw_request(search)  # it was meant for a driver that is gone
         recorder = Recorder(ledger, state)
         if state.exists:
             done = [name for name, status in state.stages.items() if status == "done"]
             screen.say(f"Resuming search {config.name} (done: {', '.join(done) or 'nothing yet'}).")
         ended = _run_stages(config, manifest, recorder, screen, follow, address)
         try:
-            write(state, directory)
+            write(state, search)
         except UserError as error:
             if ended is None:
                 raise
             screen.say(str(error), style="yellow")  # why it has ended is said below
-        withdraw_request(directory)
+        withdraw_request(search)
     return Outcome(state, ran=True, ended=ended)
-
-
-def shown_folder(storage: Path | str, name: str) -> str:
-    """A search's folder as people may read it."""
-    root = str(storage) if isinstance(storage, Path) else without_options(storage)
-    return f"{root}/searches/{name}"
 
 
 def _used_up(config: SearchConfig, state: SearchState) -> SearchEnded | None:
     """Which limit of the budget is reached before anything has started, if one is."""
-    halt = Halt(config.budget, state, DeviceMeter(), config.directory)
+    halt = Halt(config.budget, state, DeviceMeter(), config.search)
     trials = Counter(trial.status for trial in state.trials.values())
     limit = config.budget.trials
     begun_all = trials["pending"] and not trials["running"] + trials["failed"]
@@ -203,7 +194,7 @@ def _run_stages(
             ray_session(address) as cluster,
         ):
             meter = DeviceMeter()
-            halt = Halt(config.budget, recorder.state, meter, config.directory)
+            halt = Halt(config.budget, recorder.state, meter, config.search)
             context = StageContext(config, cluster, recorder, screen, halt, meter)
             check_fits(context)
             if address is not None:
@@ -212,7 +203,7 @@ def _run_stages(
                 _create(recorder, config, manifest)
             recorder.add("began", budget=config.resolved()["budget"])
             screen.say(
-                f"config {config.config_hash()}, ledger {config.directory / LEDGER_NAME}",
+                f"config {config.config_hash()}, ledger {config.search.ledger}",
                 style="dim",
             )
             recorder.notify = follower.notify
@@ -221,7 +212,7 @@ def _run_stages(
                 lambda: halt.ended is not None,
                 config.full_disk_minutes,
             )
-            sampler = SystemSampler(partial(_record_system, recorder), config.directory)
+            sampler = SystemSampler(partial(_record_system, recorder), config.search.folder)
             with sampler, ends_on_signals(halt):
                 _run_each(context)
     except SearchEnded as ended:
@@ -262,7 +253,7 @@ def _run_each(context: StageContext) -> None:
 
 def _unbounded(context: StageContext) -> Halt:
     """Ends what comes after the budget is reached only where somebody asks for it."""
-    return Halt(BudgetConfig(), context.state, context.meter, context.config.directory)
+    return Halt(BudgetConfig(), context.state, context.meter, context.config.search)
 
 
 def check_fits(context: StageContext) -> None:
@@ -284,8 +275,14 @@ def _record_system(recorder: Recorder, metrics: dict[str, float]) -> None:
 
 def _create(recorder: Recorder, config: SearchConfig, manifest: Manifest) -> None:
     num_classes = len(manifest.classes)
+    # The rest of it is what a ledger has always said of a base that nothing is known of.
+    untrained: dict[str, Any] = {
+        "status": "pending", "top1_minival": None, "top1_val": None, "checkpoint": None,
+        "reason": "", "reports": [], "device_seconds": 0.0, "latency_ms": None,
+    }  # fmt: skip
     bases = [
-        BaseState(w.width, w.heads, dense_gmacs(config, w, num_classes))
+        {"width": w.width, "num_heads": w.heads, "gmacs": dense_gmacs(config, w, num_classes)}
+        | untrained
         for w in config.space.widths
     ]
     recorder.add(
@@ -297,30 +294,25 @@ def _create(recorder: Recorder, config: SearchConfig, manifest: Manifest) -> Non
         data={name: split.sha256 for name, split in manifest.splits.items()},
         images={name: split.samples for name, split in manifest.splits.items()},
         source=manifest.source,
-        bases=[asdict(base) for base in bases],
+        bases=bases,
     )
-    write_text(config.directory / "config.yaml", yaml.safe_dump(config.resolved()))
-    send(config.directory, "config.yaml")
+    write_text(config.search.config_file, yaml.safe_dump(config.resolved()))
+    send(config.search, config.search.config_file.name)
 
 
 def _check_same(state: SearchState, config: SearchConfig) -> None:
     """Raises UserError unless the search was started with this config.
 
-    What was recorded is read as today's config: settings that came with a later version of
-    the program have their defaults, and a search begun before it goes on.
+    Settings that came with a later version of the program have their defaults, and a search begun
+    before it goes on.
     """
-    try:
-        recorded = SearchConfig.model_validate(state.config)
-    except ValidationError:
-        raise UserError(
-            f"search {config.name} was begun by a version of this program that is too different: "
-            "finish it with that one, or choose a new name with --set name=…"
-        ) from None
-    changed = differences(deciding(recorded.resolved()), deciding(config.resolved()))
+    if state.unknown_settings:
+        raise too_different(config.name, f"it had {', '.join(state.unknown_settings)}")
+    changed = differences(deciding(state.config.resolved()), deciding(config.resolved()))
     if not changed:
         return
     more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-    recorded_as = f"{shown_folder(config.storage, config.name)}/config.yaml"
+    recorded_as = f"{config.search.shown}/{config.search.config_file.name}"
     raise UserError(
         f"search {config.name} exists with another config ({changed[0]}{more}): "
         f"choose a new name with --set name=…, or go back to {recorded_as}"

@@ -8,28 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.search.state import BaseState, SearchState, TrialState
+from pipelines.search.state import Model, SearchState
 from tune_spaces import pareto
-
-# Statuses whose top-1 is final. A stopped trial's is not: it had fewer epochs than the others.
-FINISHED = ("done",)
-
-Model = BaseState | TrialState
+from tune_spaces.candidate import Key
 
 
-def model_id(model: Model) -> str:
-    """What a model is called: the trial's id, or `dense-WIDTH`."""
-    return f"dense-{model.width}" if isinstance(model, BaseState) else model.trial_id
-
-
-def is_finished(model: Model) -> bool:
-    """Whether its top-1 is final."""
-    return model.status in FINISHED and model.top1_minival is not None
-
-
-def seed_groups(state: SearchState) -> list[list[TrialState]]:
+def seed_groups(state: SearchState) -> list[list[Model]]:
     """The trials, those of one width, schedule and method together."""
-    groups: dict[tuple[object, ...], list[TrialState]] = {}
+    groups: dict[Key, list[Model]] = {}
     for trial in state.trials.values():
         groups.setdefault(trial.candidate.key, []).append(trial)
     return list(groups.values())
@@ -37,13 +23,12 @@ def seed_groups(state: SearchState) -> list[list[TrialState]]:
 
 def model_groups(state: SearchState) -> list[list[Model]]:
     """Bases and trials, seeds together."""
-    bases: list[list[Model]] = [[base] for base in state.bases]
-    return bases + [[*trials] for trials in seed_groups(state)]
+    return [[base] for base in state.bases] + seed_groups(state)
 
 
 def cheapest_first(groups: list[list[Model]]) -> list[list[Model]]:
     """Groups of models by what they cost, in the order in which people see them."""
-    return sorted(groups, key=lambda group: (group[0].gmacs, model_id(group[0])))
+    return sorted(groups, key=lambda group: (group[0].gmacs, group[0].model_id))
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -56,9 +41,9 @@ def finished_points(state: SearchState) -> list[tuple[str, float, float]]:
     """(id, GMACs, top-1 on minival) of all whose top-1 is final, the mean over seeds."""
     found = []
     for group in model_groups(state):
-        top1 = mean([model.top1_minival for model in group if is_finished(model)])
+        top1 = mean([model.top1_minival for model in group if model.is_finished])
         if top1 is not None:
-            found.append((model_id(group[0]), group[0].gmacs, top1))
+            found.append((group[0].model_id, group[0].gmacs, top1))
     return found
 
 
@@ -94,6 +79,6 @@ def _first_finished(state: SearchState) -> list[tuple[float, float]]:
     """(GMACs, top-1 on minival) of each finished point's first finished training."""
     found: list[tuple[float, float]] = []
     for group in model_groups(state):
-        known = [model.top1_minival for model in group if is_finished(model)]
+        known = [model.top1_minival for model in group if model.is_finished]
         found += [(group[0].gmacs, top1) for top1 in known[:1] if top1 is not None]
     return found

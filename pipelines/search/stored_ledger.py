@@ -7,16 +7,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from pipelines.errors import UserError
 from pipelines.search.ledger import Ledger
 from pipelines.search.refresh import fetch_outside, fetch_request, pulling
 from pipelines.storage.claim import Claim, Times
 from pipelines.storage.room import DiskFull
+from pipelines.storage.search_files import Search
 from pipelines.storage.segments import Segment, pull
 from pipelines.storage.store import ObjectStore, StoreError
-from pipelines.storage.working import search_store
 
 logger = logging.getLogger(__name__)
 
@@ -24,18 +23,18 @@ logger = logging.getLogger(__name__)
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 900.0, 5.0
 
 
-def open_ledger(directory: Path, say: Callable[[str], None] = logger.warning) -> Ledger:
+def open_ledger(search: Search, say: Callable[[str], None] = logger.warning) -> Ledger:
     """The writing end of a search's ledger, wherever it lies.
 
     Args:
-        directory: the search's folder.
+        search: where it keeps its files.
         say: told what it waits for.
 
     Raises:
         UserError: another driver holds it, or it cannot be written.
     """
-    store = search_store(directory)
-    return Ledger(directory) if store is None else StoredLedger(directory, store, say=say)
+    store = search.store
+    return Ledger(search) if store is None else StoredLedger(search, store, say=say)
 
 
 class StoredLedger(Ledger):
@@ -46,8 +45,8 @@ class StoredLedger(Ledger):
     recorded is found again from any machine.
 
     Args:
-        directory: the search's folder.
-        store: what it stands for.
+        search: where it keeps its files.
+        store: what its folder stands for.
         say: told what it waits for.
         times: how patient the claim on the search is.
         patience: seconds that a batch is tried for while the store does not answer.
@@ -58,7 +57,7 @@ class StoredLedger(Ledger):
 
     def __init__(
         self,
-        directory: Path,
+        search: Search,
         store: ObjectStore,
         *,
         say: Callable[[str], None] = logger.warning,
@@ -69,22 +68,21 @@ class StoredLedger(Ledger):
         self._closing = threading.Event()
         self._number = 0
         self._broken: UserError | None = None
-        super().__init__(directory)
+        super().__init__(search)
         # One thread: what Ctrl-C interrupts the wait for is written to its end all the same.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
 
     def _catch_up(self) -> None:
-        directory = self.path.parent
         self._claim = Claim(
             self._store,
             say=self._say,
-            look=lambda: fetch_request(directory, self._store),
+            look=lambda: fetch_request(self.search, self._store),
             times=self._times,
         )
         try:
-            with pulling(directory):
+            with pulling(self.search):
                 segments = pull(self._store, self.path)
-                fetch_outside(directory, self._store)
+                fetch_outside(self.search, self._store)
         except BaseException:
             self._claim.release()
             raise

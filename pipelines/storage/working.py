@@ -81,11 +81,6 @@ def open_root(storage: str | Path) -> Path:
     return root
 
 
-def search_folder(root: Path, name: str) -> Path:
-    """Where a search keeps its ledger, checkpoints and results under a root."""
-    return root / "searches" / name
-
-
 def store_of(root: Path) -> ObjectStore | None:
     """The store that a root stands for; None where it stands for itself."""
     try:
@@ -93,9 +88,3 @@ def store_of(root: Path) -> ObjectStore | None:
     except OSError:
         return None
     return ObjectStore(json.loads(text)["address"])
-
-
-def search_store(directory: Path) -> ObjectStore | None:
-    """The store's folder that a search's folder `ROOT/searches/NAME` stands for; None: itself."""
-    store = store_of(directory.absolute().parents[1])
-    return None if store is None else store.child(f"searches/{directory.name}")

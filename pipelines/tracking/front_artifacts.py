@@ -14,17 +14,18 @@ from pipelines.results.result_files import write_results
 from pipelines.results.table import compact_schedule, with_spread
 from pipelines.search.state import SearchState
 from pipelines.storage.durable import write_text
+from pipelines.storage.search_files import Search
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def send_front(client: MlflowClient, run_id: str, state: SearchState, directory: Path) -> None:
+def send_front(client: MlflowClient, run_id: str, state: SearchState, search: Search) -> None:
     """Puts the front on the parent run as files, with config and description."""
     with tempfile.TemporaryDirectory(prefix="tokenpool-front-") as folder:
         out = Path(folder)
-        write_results(state, directory, out)
-        write_text(out / "config.yaml", yaml.safe_dump(state.config, sort_keys=False))
+        write_results(state, search, out)
+        write_text(out / "config.yaml", yaml.safe_dump(state.config.resolved(), sort_keys=False))
         client.log_artifacts(run_id, folder)
     client.set_tag(run_id, "mlflow.note.content", description(build_front(state)))
 

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.search.ledger import LEDGER_NAME, Event, parse_event
+from pipelines.search.ledger import Event, parse_event
 from pipelines.storage.durable import write_text
+from pipelines.storage.search_files import Search
 from pipelines.tracking.front_artifacts import send_front
 from pipelines.tracking.front_view import front_view_url
 from pipelines.tracking.mlflow_runs import SearchRuns
@@ -28,7 +29,6 @@ from pipelines.tracking.tracking_store import TrackingStore
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CURSOR_NAME = "mlflow_cursor.json"
 # What MLflow says of a run or an experiment that somebody has deleted.
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 
@@ -36,11 +36,10 @@ _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 class LedgerMirror:
     """The ledger in a search's folder, one MLflow store, and how far that has got with it."""
 
-    def __init__(self, directory: Path, store: TrackingStore) -> None:
-        self.directory, self.store, self.name = directory, store, directory.name
-        self.projection = Projection(directory.name)
-        self._ledger = directory / LEDGER_NAME
-        self._cursor = directory / CURSOR_NAME
+    def __init__(self, search: Search, store: TrackingStore) -> None:
+        self.search, self.store, self.name = search, store, search.name
+        self.projection = Projection(search.name)
+        self._ledger, self._cursor = search.ledger, search.mlflow_cursor
         self._read_to = 0
         self._sent_to = self._load_cursor()
         self._waiting: dict[str, RunChange] = {}
@@ -95,7 +94,7 @@ class LedgerMirror:
             self._save_cursor(reached)
         if with_artifacts and self.projection.front_moved:
             runs = self._connect()
-            send_front(runs.client, runs.ids[PARENT], self.projection.state, self.directory)
+            send_front(runs.client, runs.ids[PARENT], self.projection.state, self.search)
             self.projection.front_moved = False
 
     @property

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from pathlib import Path
 from typing import Literal
 
 from pipelines.search.halt import SearchEnded
+from pipelines.storage.search_files import Search
 from pipelines.tracking.mirror import LedgerMirror
 from pipelines.tracking.mlflow_errors import explain
 from pipelines.tracking.tracking_store import TrackingStore
@@ -21,7 +21,7 @@ _BATCHING_SECONDS, _ARTIFACT_SECONDS, _CLOSING_SECONDS = 1.0, 60.0, 60.0
 class MlflowTracker:
     """Logs a search to MLflow from a thread of its own.
 
-        with MlflowTracker(directory, store) as tracker:
+        with MlflowTracker(search, store) as tracker:
             …                      # the driver appends to the ledger
             tracker.notify()       # after each append; costs nothing
 
@@ -30,13 +30,13 @@ class MlflowTracker:
     and they run again under the same ids when the search is resumed.
 
     Args:
-        directory: The search's folder, with its ledger.
+        search: Where it keeps its ledger.
         store: Where to log.
         retry_every: Seconds between two attempts while MLflow is not reachable.
     """
 
-    def __init__(self, directory: Path, store: TrackingStore, *, retry_every: float = 5.0) -> None:
-        self._mirror = LedgerMirror(directory, store)
+    def __init__(self, search: Search, store: TrackingStore, *, retry_every: float = 5.0) -> None:
+        self._mirror = LedgerMirror(search, store)
         self._retry_every = retry_every
         self._wake = threading.Event()
         self._closing = threading.Event()

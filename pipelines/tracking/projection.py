@@ -9,26 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Set
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pipelines.results.points import spread
 from pipelines.search.ledger import Event
-from pipelines.search.standing import (
-    FINISHED,
-    finished_points,
-    mean,
-    search_hypervolume,
-    seed_groups,
-)
-from pipelines.search.state import BaseState, SearchState, TrialState
+from pipelines.search.standing import finished_points, mean, search_hypervolume, seed_groups
+from pipelines.search.state import Model, SearchState
 from pipelines.storage.hashes import json_hash
 from tune_spaces import pareto
+from tune_spaces.candidate import Key
 
 PARENT = ""
 """Key of the parent run; children have their point's id."""
-SUPERNET = "supernet-"
-"""What a supernet's run is called, before its width. It is no point: nobody takes it away."""
-
 STATUS = {"running": "RUNNING", "done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 _ENDS = (
@@ -76,7 +67,7 @@ class Projection:
         self._pareto: dict[str, bool] = {}
         self._last_epoch: dict[str, int] = {}
         self._samples = 0
-        self._groups: dict[tuple[int, tuple[int, ...], str], list[str]] = {}
+        self._groups: dict[Key, list[str]] = {}
         self._started: set[str] = set()
 
     @property
@@ -97,15 +88,15 @@ class Projection:
         if kind == "created":
             self._on_created(now)
         elif kind in ("base_report", "trial_report", "supernet_report"):
-            self._on_report(self._point_id(event), now)
+            self._on_report(self.state.of_event(event).model_id, now)
         elif kind in _ENDS:
-            self._on_end(self._point_id(event), now)
+            self._on_end(self.state.of_event(event).model_id, now)
         elif kind == "agreement":
             self._on_agreement(event["weights"], now)
         elif kind == "published":
-            self._on_published(self._point_id(event), now)
+            self._on_published(self.state.of_event(event).model_id, now)
         elif kind == "measured":
-            self._on_measured(self._point_id(event), now)
+            self._on_measured(self.state.of_event(event).model_id, now)
         elif kind == "stage_done":
             self._on_stage(event["stage"], now)
         elif kind == "system":
@@ -129,12 +120,12 @@ class Projection:
         change.params |= parent_params(self.state)
         change.tags |= {
             "tokenpool.kind": "search",
-            "dataset_path": str(self.state.config.get("data", {}).get("path", "")),
+            "dataset_path": str(self.state.config.data.path),
         } | self._origin()
         change.status = "RUNNING"
 
     def _on_report(self, point_id: str, now: int) -> None:
-        report = self._point(point_id).reports[-1]
+        report = self.state.models[point_id].reports[-1]
         epoch = report.epoch
         change = self._start(point_id, now)
         change.status, change.end_ms = "RUNNING", None
@@ -146,7 +137,7 @@ class Projection:
                 change.metrics.append(MetricPoint(key, float(value), now, epoch))
 
     def _on_end(self, point_id: str, now: int) -> None:
-        point = self._point(point_id)
+        point = self.state.models[point_id]
         change = self._start(point_id, now)
         epoch = self._last_epoch.get(point_id, 0)
         if point.status == "done":
@@ -165,7 +156,7 @@ class Projection:
             self._update_front(now)
 
     def _on_published(self, point_id: str, now: int) -> None:
-        top1 = self._point(point_id).top1_val
+        top1 = self.state.models[point_id].top1_val
         if top1 is not None:
             metric = MetricPoint("top1_val", top1, now, self._last_epoch.get(point_id, 0))
             self._start(point_id, now).metrics.append(metric)
@@ -176,7 +167,7 @@ class Projection:
         epoch = self._last_epoch.get(point_id, 0)
         self._start(point_id, now).metrics.extend(
             MetricPoint(f"latency_ms_b{batch}", ms, now, epoch)
-            for batch, ms in (self._point(point_id).latency_ms or {}).items()
+            for batch, ms in (self.state.models[point_id].latency_ms or {}).items()
         )
         self.front_moved = True
 
@@ -230,7 +221,7 @@ class Projection:
     def _log_seeds(self, run_id: str, metric: str, now: int) -> None:
         """Mean and spread over seeds on the run of each, so that any of them tells."""
         members = [member for member in self._members(run_id) if member in self._started]
-        values = [getattr(self._point(m), metric) for m in members if self._is_done(m)]
+        values = [getattr(self.state.models[m], metric) for m in members if self._is_done(m)]
         deviation = spread(values)
         if deviation is None:
             return
@@ -243,26 +234,24 @@ class Projection:
 
     def _members(self, run_id: str) -> list[str]:
         """The runs of a point: its trials under all seeds, as far as they are over."""
-        if run_id not in self.state.trials:
+        model = self.state.models[run_id]
+        if not model.is_trial:
             return [run_id]
-        trial = self.state.trials[run_id]
-        same = (trial.width, trial.schedule, trial.method)
-        group = self._groups.get(same)
-        if group is None or trial.trial_id not in group:
+        same = model.candidate.key
+        if run_id not in self._groups.get(same, ()):
             found = seed_groups(self.state)
-            self._groups = {(t[0].width, t[0].schedule, t[0].method): [m.trial_id for m in t]
-                            for t in found}  # fmt: skip
-            group = self._groups[same]
+            self._groups = {t[0].candidate.key: [m.model_id for m in t] for t in found}
+        group = self._groups[same]
         return [member for member in group if self._is_done(member)]
 
     def _is_done(self, run_id: str) -> bool:
-        return self._point(run_id).status in FINISHED
+        return self.state.models[run_id].status == "done"
 
     def _running(self) -> list[str]:
         return [
             point_id
             for point_id in self._started
-            if self._point(point_id).status in ("running", "pending")
+            if self.state.models[point_id].status in ("running", "pending")
         ]
 
     def _start(self, point_id: str, now: int) -> RunChange:
@@ -270,13 +259,14 @@ class Projection:
         change = self._change(point_id, now)
         if point_id not in self._started:
             self._started.add(point_id)
-            point = self._point(point_id)
+            point = self.state.models[point_id]
             change.params |= child_params(self.state, point)
-            kind = "final" if isinstance(point, TrialState) else "dense"
-            kind = "supernet" if point_id.startswith(SUPERNET) else kind
-            if isinstance(point, TrialState) and point.keep_rate is not None:
-                kind, change.tags["keep_rate"] = "constant", f"{point.keep_rate:g}"
-            change.tags |= {"tokenpool.point": point_id, "tokenpool.kind": kind} | self._origin()
+            change.tags |= {
+                "tokenpool.point": point_id,
+                "tokenpool.kind": point.kind,
+            } | self._origin()
+            if point.keep_rate is not None:
+                change.tags["keep_rate"] = f"{point.keep_rate:g}"
             change.metrics.append(MetricPoint("gmacs", point.gmacs, now, 0))
         return change
 
@@ -290,55 +280,38 @@ class Projection:
     def _change(self, point_id: str, now: int) -> RunChange:
         return self.changes.setdefault(point_id, RunChange(start_ms=now))
 
-    def _point(self, point_id: str) -> BaseState | TrialState:
-        if point_id in self.state.trials:
-            return self.state.trials[point_id]
-        if point_id.startswith(SUPERNET):
-            return self.state.supernet(int(point_id.removeprefix(SUPERNET)))
-        return self.state.base(int(point_id.removeprefix("dense-")))
 
-    @staticmethod
-    def _point_id(event: Event) -> str:
-        if "trial_id" in event:
-            return str(event["trial_id"])
-        kind = SUPERNET if event["event"].startswith("supernet") else "dense-"
-        return f"{kind}{event['width']}"
-
-
-def child_params(state: SearchState, point: BaseState | TrialState) -> dict[str, str]:
+def child_params(state: SearchState, model: Model) -> dict[str, str]:
     """The few params by which a run is found: width, heads, method, k01…kNN, config hash."""
-    params = {"width": str(point.width), "heads": str(point.num_heads)}
-    if isinstance(point, TrialState):
-        params["method"] = point.method
-        if point.seed is not None:
-            params["seed"] = str(point.seed)
-        params |= {f"k{layer:02d}": str(kept) for layer, kept in enumerate(point.schedule, start=1)}
-    else:
-        params["method"] = "none"
+    params = {"width": str(model.width), "heads": str(model.num_heads), "method": model.method}
+    if model.seed is not None:
+        params["seed"] = str(model.seed)
+    if model.is_trial:
+        params |= {f"k{layer:02d}": str(kept) for layer, kept in enumerate(model.schedule, start=1)}
     return params | {"config_hash": state.config_hash}
 
 
 def parent_params(state: SearchState) -> dict[str, str]:
     """What the search was about, without what MLflow's `config.yaml` holds in full."""
-    config = state.config
-    data, model = config.get("data", {}), config.get("model", {})
+    config, method = state.config, state.config.space.method
     wanted = {
         "source": dataset_name(state),
-        "image_size": data.get("image_size"),
-        "patch_size": model.get("patch_size"),
-        "depth": model.get("depth"),
+        "image_size": config.data.image_size,
+        "patch_size": config.model.patch_size,
+        "depth": config.model.depth,
         "widths": " ".join(str(base.width) for base in state.bases),
-        "method": config.get("space", {}).get("method"),
-        "finals": config.get("finals", {}).get("trials"),
-        "seed": config.get("seed"),
+        # MLflow takes no param a second time with another text: as it always was.
+        "method": method if isinstance(method, str) else list(method),
+        "finals": config.finals.trials,
+        "seed": config.seed,
         "config_hash": state.config_hash,
     }
-    return {key: str(value) for key, value in wanted.items() if value not in (None, "")}
+    return {key: str(value) for key, value in wanted.items() if value != ""}
 
 
 def dataset_name(state: SearchState) -> str:
     """What the data was prepared from; its folder's name where the ledger does not tell."""
-    return state.source or Path(state.config.get("data", {}).get("path", "")).name
+    return state.source or state.config.data.path.name
 
 
 def dataset_hash(state: SearchState) -> str:

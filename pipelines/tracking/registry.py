@@ -26,7 +26,7 @@ from pipelines.results.find_data import find_data
 from pipelines.results.front import Point, build_front
 from pipelines.results.load_checkpoint import load_checkpoint
 from pipelines.search.state import SearchState
-from pipelines.storage.working import search_folder
+from pipelines.storage.search_files import Search
 from pipelines.tracking.mirror import LedgerMirror
 from pipelines.tracking.mlflow_errors import told
 from pipelines.tracking.tracking_store import TrackingStore
@@ -48,7 +48,7 @@ class Registered:
 
 
 def register_published(
-    storage: Path, state: SearchState, store: TrackingStore, *, data: Path | None = None
+    search: Search, state: SearchState, store: TrackingStore, *, data: Path | None = None
 ) -> list[Registered]:
     """Registers every front point whose validation top-1 was published, once.
 
@@ -67,9 +67,7 @@ def register_published(
             f"no model of {state.name} is published yet: finish the search first", exit_code=1
         )
     with told(store, all_errors=False):
-        return _register_points(
-            LedgerMirror(search_folder(storage, state.name), store), points, state, data
-        )
+        return _register_points(LedgerMirror(search, store), points, state, data)
 
 
 def _register_points(
@@ -82,7 +80,7 @@ def _register_points(
     found = []
     for point in points:
         # Of several seeds the one whose checkpoint stands for the point.
-        run_id = mirror.run_id(next(t.run_id for t in point.trainings if t.finished))
+        run_id = mirror.run_id(next(t.model_id for t in point.trainings if t.is_finished))
         version = known.get(run_id)
         new = version is None
         if version is None:
@@ -95,7 +93,7 @@ def _register_points(
 
 
 def renew(
-    storage: Path, state: SearchState, store: TrackingStore, gone: Set[str]
+    search: Search, state: SearchState, store: TrackingStore, gone: Set[str]
 ) -> list[Registered]:
     """Registers anew what was registered from runs that are gone, and drops those versions.
 
@@ -111,7 +109,7 @@ def renew(
     old = [version for version in versions if version.run_id in gone]
     if not old:
         return []
-    found = register_published(storage, state, store)
+    found = register_published(search, state, store)
     for version in old:
         client.delete_model_version(state.name, version.version)
     return found
@@ -183,17 +181,17 @@ def register_folder(
 def _register(
     client: MlflowClient, state: SearchState, point: Point, run_id: str, data: Path | None
 ) -> str:
-    config = state.config["data"]
+    config = state.config.data
     source = find_data(state, data)
     manifest = load_manifest(source)
     served = _Served(
         load_checkpoint(point),
         manifest,
         source,
-        config["image_size"],
+        config.image_size,
         manifest.mean,
         manifest.std,
-        config.get("loader", "auto"),
+        config.loader,
     )
     tags = {
         "point": point.point_id,

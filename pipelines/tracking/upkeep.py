@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.search.driver import driver_runs
 from pipelines.search.state import load_state
-from pipelines.storage.working import search_folder
+from pipelines.storage.search_files import Search
 from pipelines.tracking.mirror import LedgerMirror
 from pipelines.tracking.mlflow_errors import told
 from pipelines.tracking.tracking_store import TrackingStore
@@ -31,19 +31,17 @@ def catch_up(storage: Path, name: str, store: TrackingStore, base: str) -> Addre
     Raises:
         UserError: MLflow does not take it; one line that says why, and what to do.
     """
-    directory = search_folder(storage, name)
-    mirror = LedgerMirror(directory, store)
+    search = Search(storage, name)
+    mirror, runs = LedgerMirror(search, store), driver_runs(search)
     with told(store):
-        if not driver_runs(directory):
-            mirror.read()
+        mirror.read()
+        if not runs:
             mirror.interrupt("KILLED")
             mirror.send()
-        else:
-            mirror.read()
         return Addresses(mirror.parent_url(base), mirror.front_url(base))
 
 
-def rebuild(storage: Path, name: str, store: TrackingStore) -> int:
+def rebuild(search: Search, store: TrackingStore) -> int:
     """Deletes a search's runs from MLflow, logs them anew from the ledger and gives their number.
 
     Models that were registered from the deleted runs are registered from the new ones.
@@ -52,18 +50,19 @@ def rebuild(storage: Path, name: str, store: TrackingStore) -> int:
         UserError: A driver is at work on the search, MLflow does not take it, or a registered
             model's checkpoint or data is gone.
     """
-    directory = search_folder(storage, name)
-    if driver_runs(directory):
-        raise UserError(f"search {name} is running and logs by itself: stop it first", exit_code=1)
+    if driver_runs(search):
+        raise UserError(
+            f"search {search.name} is running and logs by itself: stop it first", exit_code=1
+        )
     with told(store):
-        stale = LedgerMirror(directory, store)
+        stale = LedgerMirror(search, store)
         stale.read()
         gone = stale.delete_runs()
-        fresh = LedgerMirror(directory, store)
+        fresh = LedgerMirror(search, store)
         fresh.read()
         fresh.interrupt("KILLED")
         fresh.send()
         from pipelines.tracking.registry import renew  # here, as torch takes seconds
 
-        renew(storage, load_state(storage, name), store, gone)
+        renew(search, load_state(search), store, gone)
         return fresh.num_runs

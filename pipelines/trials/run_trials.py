@@ -6,7 +6,6 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,22 +27,6 @@ AskRoom = Callable[[int, int], int]
 
 _STARTING = 16
 _ERROR_NAME = re.compile(r"^[\w.]*(RuntimeError|UserError): ")
-
-
-@dataclass(frozen=True)
-class TrialRequest:
-    """A job with its cost, known before it runs (GMACs)."""
-
-    job: TrainJob
-    gmacs: float
-
-    def config(self) -> dict[str, Any]:
-        """What the trial and the scheduler see."""
-        return {
-            "trial_id": self.job.job_id,
-            "gmacs": self.gmacs,
-            "job": self.job.model_dump(mode="json"),
-        }
 
 
 class Listener(Protocol):
@@ -86,7 +69,7 @@ class Watch(Protocol):
 class Jobs(Protocol):
     """Where jobs come from, one after the other."""
 
-    def next(self) -> TrialRequest | None:
+    def next(self) -> TrainJob | None:
         """The next job, None where there is none now; called only when there is room for one."""
 
     @property
@@ -97,15 +80,15 @@ class Jobs(Protocol):
 class _List:
     """Jobs that are known from the start."""
 
-    def __init__(self, requests: Sequence[TrialRequest]) -> None:
-        self._requests = deque(requests)
+    def __init__(self, jobs: Sequence[TrainJob]) -> None:
+        self._jobs = deque(jobs)
 
-    def next(self) -> TrialRequest | None:
-        return self._requests.popleft() if self._requests else None
+    def next(self) -> TrainJob | None:
+        return self._jobs.popleft() if self._jobs else None
 
     @property
     def waiting(self) -> int:
-        return len(self._requests)
+        return len(self._jobs)
 
 
 class _Queue(Searcher):
@@ -130,11 +113,11 @@ class _Queue(Searcher):
         running, waiting = len(self._running), self._jobs.waiting
         if waiting and running >= self._room(running, waiting):
             return None
-        request = self._jobs.next() if waiting else None
-        if request is None:
+        job = self._jobs.next() if waiting else None
+        if job is None:
             return None if running else Searcher.FINISHED
         self._running.add(trial_id)
-        return request.config()
+        return {"trial_id": job.job_id, "job": job.model_dump(mode="json")}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -272,7 +255,7 @@ def _always(most: int) -> AskRoom:
 
 
 def run_trials(
-    jobs: Sequence[TrialRequest] | Jobs,
+    jobs: Sequence[TrainJob] | Jobs,
     *,
     max_concurrent: int | AskRoom,
     listener: Listener,

@@ -16,7 +16,7 @@ from pipelines.train.checkpoint import MODEL_NAME
 from pipelines.train.reports import Report, epoch_line, short_note
 from pipelines.train.spec import job_of
 from pipelines.train.step_faults import first_micro_batch
-from pipelines.trials.run_trials import TrialRequest, Watch, run_trials
+from pipelines.trials.run_trials import Watch, run_trials
 
 
 def run_alone(config: TrainRunConfig, screen: Screen, address: str | None = None) -> Path:
@@ -43,7 +43,7 @@ def run_alone(config: TrainRunConfig, screen: Screen, address: str | None = None
                 screen, bar, config.train.epochs, first_micro_batch(config.train, share)
             )
             run_trials(
-                [TrialRequest(job, gmacs=0.0)],
+                [job],
                 max_concurrent=1,
                 listener=watcher,
                 directory=config.root / "trains",

@@ -30,15 +30,16 @@ from pipelines.results.front import build_front, history
 from pipelines.search import ledger as ledgers
 from pipelines.search import runner
 from pipelines.search.decide import candidate_of, tell
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.search_space import make_space
 from pipelines.search.stages import base_stage as base
 from pipelines.search.stages import calibrate_stage as calibrate
-from pipelines.search.stages import finals_stage as finals
 from pipelines.search.stages import publish_stage as publish
 from pipelines.search.stages import screen_stage as screen
 from pipelines.search.stages import supernet_stage as supernet
+from pipelines.search.stages import train_models
 from pipelines.search.state import SearchState, fold
+from pipelines.storage.search_files import Search
 from pipelines.train.reports import Report
 from pipelines.trials.run_trials import _List
 from tune_spaces.policy import Score, Train
@@ -131,8 +132,7 @@ class Pool:
 def run_trials(jobs: Any, *, listener: Any, watch: Any, **_: Any) -> None:
     """Trains one after the other; what an epoch comes to is kept before it is told of."""
     source = _List(jobs) if isinstance(jobs, list) else jobs
-    while not watch.ending and source.waiting and (request := source.next()) is not None:
-        job = request.job
+    while not watch.ending and source.waiting and (job := source.next()) is not None:
         watch.started(job.job_id)
         job.directory.mkdir(parents=True, exist_ok=True)
         if reason := FAILS.get(job.job_id):
@@ -163,8 +163,7 @@ def pretend() -> None:
     publish.ray = SimpleNamespace(get=lambda value: value)  # type: ignore[attr-defined]
     for module in (calibrate, screen, publish, base):
         module.scorers = scorers  # type: ignore[attr-defined]
-    for module in (base, finals, supernet):
-        module.run_trials = run_trials  # type: ignore[attr-defined]
+    train_models.run_trials = run_trials  # type: ignore[assignment]
     timing = SimpleNamespace(remote=lambda path, *_, **__: {"1": drawn(path[-30:])})
     publish.timed_task = lambda *_: (timing, "cpu", 1)  # type: ignore[assignment]
     cluster = Cluster("here", 64.0, 0.0, 1)
@@ -226,7 +225,7 @@ def crash_at(number: int, how: str) -> None:
 
 
 def state_of(storage: Path) -> SearchState:
-    return fold("s", read_events(storage / "searches" / "s" / LEDGER_NAME))
+    return fold("s", read_events(Search(storage, "s").ledger))
 
 
 def differs(calm: Path, killed: Path) -> list[str]:
@@ -239,7 +238,7 @@ def differs(calm: Path, killed: Path) -> list[str]:
     ]
     found += ["trials"] if plain(one.trials, calm) != plain(other.trials, killed) else []
     found += [] if other.complete else ["complete"]
-    rows = list(read_events(killed / "searches" / "s" / LEDGER_NAME))
+    rows = list(read_events(Search(killed, "s").ledger))
     once = ("trial_created", "trial_done", "trial_stopped", "trial_paused", "trial_resumed")
     once += ("base_done", "supernet_done")
     once += ("stage_done", "calibrated", "planned", "published", "measured")
@@ -274,7 +273,7 @@ def replay(storage: Path, changes: dict[str, Any]) -> dict[str, Any]:
     make = supernet.supernet_policy if weights == "supernet" else screen.base_policy
     policy = make(context)  # type: ignore[arg-type]
     wrong, count = [], 0
-    for event in read_events(storage / "searches" / "s" / LEDGER_NAME):
+    for event in read_events(Search(storage, "s").ledger):
         kind, asked = event["event"], policy.ask()
         if kind == "generation" and event["weights"] == weights:
             rows = [candidate_of(*row) for row in event["rows"]]
@@ -304,7 +303,7 @@ def plain(value: Any, storage: Path) -> str:
 
 def writes(storage: Path) -> int:
     """Lines of a ledger: as many as there were writes, or a few more."""
-    return len((storage / "searches" / "s" / LEDGER_NAME).read_text().splitlines())
+    return len((Search(storage, "s").ledger).read_text().splitlines())
 
 
 def main(directory: Path, step: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from test_kills import CONFIG, Place, check, kill_all
 
 from pipelines.search.ledger import read_events
 from pipelines.search.state import load_state
+from pipelines.storage.search_files import Search
 
 STALL = 20.0  # seconds without a sign of life
 STORM = "storm"
@@ -160,7 +161,7 @@ def main():
     storm = Storm(place, asked.seed)
     storm.run(asked.minutes, asked.every)
     check(place, STORM)
-    calm, state = load_state(root / "calm", "chaos"), load_state(root / STORM, "chaos")
+    calm, state = (load_state(Search(root / storage, "chaos")) for storage in ("calm", STORM))
     # What the undisturbed search took for as many trials as were done amid the faults.
     effective = ends(place, "calm")[storm.done - 1] if storm.done else 0.0
     restarts = [e for e in read_events(place.ledger(STORM)) if e["event"] == "restarted"]

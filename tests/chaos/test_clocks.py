@@ -2,12 +2,14 @@
 
 import time
 
+import ledgers
 import pytest
 
 from pipelines.config import BudgetConfig
 from pipelines.search.halt import DeviceMeter, Halt
 from pipelines.search.ledger import Ledger, read_events
 from pipelines.search.state import SearchState, fold
+from pipelines.storage.search_files import Search
 
 DAY = 86400.0
 
@@ -16,14 +18,14 @@ DAY = 86400.0
 def test_a_clock_that_somebody_sets_moves_neither_records_nor_budgets(tmp_path, monkeypatch, told):
     real, jump = time.time, [0.0]
     monkeypatch.setattr(time, "time", lambda: real() + jump[0])
-    with Ledger(tmp_path / "s") as ledger:
+    with Ledger(Search(tmp_path, "s")) as ledger:
         begun = real()
-        ledger.append("created", config={}, config_hash="", num_classes=2, bases=[])
+        ledger.append("created", config=ledgers.config(), config_hash="", num_classes=2, bases=[])
         for jump[0] in (DAY, -DAY, 30 * DAY, 0.0):
             ledger.append("began", budget={})
             ledger.append("stage_done", stage="base")
             state = fold("s", read_events(ledger.path))
-            halt = Halt(BudgetConfig(deadline="5m"), state, DeviceMeter(), tmp_path / "s")
+            halt = Halt(BudgetConfig(deadline="5m"), state, DeviceMeter(), ledger.search)
             assert halt.ended is None, jump
             assert 0 <= state.seconds_at_work() < 60, jump
     times = [event["time"] for event in read_events(ledger.path)]
@@ -34,7 +36,8 @@ def test_a_clock_that_somebody_sets_moves_neither_records_nor_budgets(tmp_path, 
 def test_a_deadline_by_the_clock_goes_by_the_clock(tmp_path, monkeypatch):
     real = time.time
     budget = BudgetConfig(deadline=time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(real() + 600)))
-    halt = Halt(budget, SearchState("s"), DeviceMeter(), tmp_path)
+    given = (budget, SearchState("s"), DeviceMeter(), Search(tmp_path, "s"))
+    halt = Halt(*given)
     assert halt.ended is None
-    halt = Halt(budget, SearchState("s"), DeviceMeter(), tmp_path, wall=lambda: real() + DAY)
+    halt = Halt(*given, wall=lambda: real() + DAY)
     assert "budget.deadline" in str(halt.ended)

@@ -5,13 +5,14 @@ import random
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.ledger import Ledger, read_events
+from pipelines.storage.search_files import Search
 
 
 @pytest.fixture
 def written(tmp_path):
     """The ledger's bytes and its events."""
-    with Ledger(tmp_path / "whole") as ledger:
+    with Ledger(Search(tmp_path, "whole")) as ledger:
         ledger.append("began", budget={"trials": 3, "deadline": "8 h – at most"})
         ledger.append_all(
             [
@@ -26,14 +27,14 @@ def written(tmp_path):
 def test_torn_at_any_byte_it_is_what_was_complete_and_goes_on(written, tmp_path, told):
     content, events = written
     ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n")]
-    directory = tmp_path / "torn"
-    directory.mkdir()
+    search = Search(tmp_path, "torn")
+    search.folder.mkdir(parents=True)
     for cut in range(len(content)):
-        path = directory / LEDGER_NAME
+        path = search.ledger
         path.write_bytes(content[:cut])
         whole = sum(end <= cut for end in ends)
         assert list(read_events(path)) == events[:whole], cut
-        with Ledger(directory) as ledger:
+        with Ledger(search) as ledger:
             ledger.append("later")
         found = list(read_events(path))
         assert found[:-1] == events[:whole] and found[-1]["event"] == "later", cut
@@ -43,7 +44,7 @@ def test_torn_at_any_byte_it_is_what_was_complete_and_goes_on(written, tmp_path,
 @pytest.mark.fault("ledger with a flipped bit")
 def test_a_flipped_bit_is_never_taken_for_what_was_written(written, tmp_path, told):
     content, events = written
-    path = tmp_path / LEDGER_NAME
+    path = tmp_path / "ledger.jsonl"
     rng, said = random.Random(0), set()
     for place in range(len(content)):
         flipped = bytearray(content)
@@ -63,6 +64,6 @@ def test_a_flipped_bit_is_never_taken_for_what_was_written(written, tmp_path, to
 
 
 def test_a_ledger_of_an_older_version_has_no_checksums(tmp_path):
-    path = tmp_path / LEDGER_NAME
+    path = tmp_path / "ledger.jsonl"
     path.write_bytes(b'{"event":"began","time":1.0,"budget":{}}\n')
     assert list(read_events(path)) == [{"event": "began", "time": 1.0, "budget": {}}]

@@ -5,8 +5,9 @@ import yaml
 from commands import Command
 from disks import small_disk
 
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.state import load_state
+from pipelines.storage.search_files import Search
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3000)]
 
@@ -58,7 +59,7 @@ def test_it_waits_goes_on_ends_in_order_and_goes_on_again(tmp_path, told):
         assert "type the same command to go on" in command.text
         for word in ("Traceback", "sqlalchemy", "sqlite3.", "Errno"):
             assert word not in command.text, command.text
-        done = list(read_events(disk.folder / "runs" / "searches" / "s" / LEDGER_NAME))
+        done = list(read_events(Search(disk.folder / "runs", "s").ledger))
         assert "base_done" in {event["event"] for event in done}
         disk.clear()
         again = Command(*words, cwd=tmp_path)
@@ -66,10 +67,10 @@ def test_it_waits_goes_on_ends_in_order_and_goes_on_again(tmp_path, told):
             assert again.end() == 0, again.text
         finally:
             again.kill()
-        state = load_state(disk.folder / "runs", "s")
+        state = load_state(Search(disk.folder / "runs", "s"))
         assert state.complete
         assert {trial.status for trial in state.trials.values()} <= {"done", "stopped"}
-        events = list(read_events(disk.folder / "runs" / "searches" / "s" / LEDGER_NAME))
+        events = list(read_events(Search(disk.folder / "runs", "s").ledger))
         assert events[: len(done)] == done  # nothing of what was done is lost
         epochs = [report.epoch for report in state.base(32).reports]
         assert epochs == list(range(1, 61))

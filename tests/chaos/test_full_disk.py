@@ -12,7 +12,7 @@ import pytest
 from disks import small_disk
 
 from pipelines.errors import UserError
-from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.ledger import Ledger, read_events
 from pipelines.search.recorder import Recorder
 from pipelines.search.state import SearchState
 from pipelines.storage.room import (
@@ -23,6 +23,7 @@ from pipelines.storage.room import (
     shortage,
     wait_for_room,
 )
+from pipelines.storage.search_files import Search
 from pipelines.train import checkpoint_room, life_signs
 
 
@@ -39,7 +40,7 @@ def size_limit(path):
 
 @pytest.mark.fault("full disk at a ledger's write")
 def test_a_full_file_system_is_one_line_and_goes_on_when_there_is_room():
-    with small_disk("64k") as disk, Ledger(disk.folder / "s") as ledger:
+    with small_disk("64k") as disk, Ledger(Search(disk.folder, "s")) as ledger:
         ledger.append("began", budget={})
         disk.fill()
         recorded = ledger.path.read_bytes()
@@ -78,7 +79,7 @@ def big_event(recorder):
 
 
 def test_a_recorder_waits_for_room_and_says_so_once():
-    with small_disk("64k") as disk, Ledger(disk.folder / "s") as ledger:
+    with small_disk("64k") as disk, Ledger(Search(disk.folder, "s")) as ledger:
         recorder = Recorder(ledger, SearchState("s"))
         patience = Patience(15, 7, disk.clear)
         recorder.until_room = patience.wait
@@ -96,7 +97,7 @@ def test_a_recorder_waits_for_room_and_says_so_once():
 
 @pytest.mark.parametrize("end", ["deadline", "stop"])
 def test_nobody_waits_for_ever(end):
-    with small_disk("64k") as disk, Ledger(disk.folder / "s") as ledger:
+    with small_disk("64k") as disk, Ledger(Search(disk.folder, "s")) as ledger:
         recorder = Recorder(ledger, SearchState("s"))
         patience = Patience(15, 7, lambda: setattr(patience, "ended", end == "stop"))
         recorder.until_room = patience.wait
@@ -171,7 +172,7 @@ def test_a_full_disk_travels_between_processes_with_all_it_says():
 @pytest.mark.fault("write to the ledger broken off within a line")
 def test_a_write_that_breaks_off_within_a_line_leaves_none_of_it(tmp_path):
     """A neighbour: part of the line is on disk before the limit says no."""
-    with Ledger(tmp_path / "s") as ledger:
+    with Ledger(Search(tmp_path, "s")) as ledger:
         ledger.append("began", budget={})
         recorded = ledger.path.read_bytes()
         with size_limit(ledger.path), pytest.raises(UserError, match="File too large"):
@@ -183,14 +184,13 @@ def test_a_write_that_breaks_off_within_a_line_leaves_none_of_it(tmp_path):
 
 def test_a_device_that_never_has_room(tmp_path):
     """A neighbour: the file can be neither grown nor cut, as on a device."""
-    directory = tmp_path / "s"
-    directory.mkdir()
-    with Ledger(directory) as ledger:
+    search = Search(tmp_path, "s")
+    with Ledger(search) as ledger:
         ledger._file.close()
         ledger._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115 — the ledger closes it
         with pytest.raises(UserError, match="No space left on device"):
             ledger.append("began", budget={})
-    assert not (directory / LEDGER_NAME).read_bytes()
+    assert not search.ledger.read_bytes()
 
 
 @pytest.mark.fault("read-only disk")
@@ -198,15 +198,15 @@ def test_a_disk_that_takes_no_writes_is_named_before_and_after_a_search_has_begu
     with small_disk("64k") as disk:
         disk.remount("ro")
         with pytest.raises(UserError, match=r"Read-only file system.*set storage to a folder"):
-            Ledger(disk.folder / "s")
+            Ledger(Search(disk.folder, "s"))
         disk.remount("rw")
-        with Ledger(disk.folder / "s") as ledger:
+        with Ledger(Search(disk.folder, "s")) as ledger:
             ledger.append("began", budget={})
         disk.remount("ro")
         with pytest.raises(UserError, match="Read-only file system") as raised:
-            Ledger(disk.folder / "s")
+            Ledger(Search(disk.folder, "s"))
         assert "\n" not in str(raised.value) and str(disk.folder) in str(raised.value)
-        assert [e["event"] for e in read_events(disk.folder / "s" / LEDGER_NAME)] == ["began"]
+        assert [e["event"] for e in read_events(Search(disk.folder, "s").ledger)] == ["began"]
 
 
 @pytest.mark.fault("read-only disk")

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import ledgers
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -25,9 +26,10 @@ from pipelines.config_file import load_as, load_config
 from pipelines.data.manifest import Manifest, load_manifest, verify_beton
 from pipelines.data.names import printable
 from pipelines.errors import UserError
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.state import fold
 from pipelines.storage.checked_lines import checked_line, has_checksum, parse_line
+from pipelines.storage.search_files import Search
 from pipelines.train.checkpoint import (
     JobProgress,
     damage,
@@ -265,8 +267,8 @@ def test_schedules(told, text):
 # Ledgers ----------------------------------------------------------------------------------------
 
 EVENTS = [
-    {"event": "created", "time": 1.0, "config": {}, "config_hash": "x", "num_classes": 10,
-     "bases": [{"width": 32, "num_heads": 2, "gmacs": 0.1}]},
+    {"event": "created", "time": 1.0, "config": ledgers.config(), "config_hash": "x",
+     "num_classes": 10, "bases": [{"width": 32, "num_heads": 2, "gmacs": 0.1}]},
     {"event": "began", "time": 2.0, "host": "h", "pid": 1},
     {"event": "base_report", "time": 3.0, "width": 32, "report": {"epoch": 1, "top1_minival": 0.5}},
     {"event": "stage_done", "time": 4.0, "stage": "base"},
@@ -281,7 +283,7 @@ LEDGER = b"".join(map(checked_line, EVENTS))
 @cases(6)
 @given(content=torn(LEDGER))
 def test_ledgers(tmp_path, told, content):
-    path = tmp_path / LEDGER_NAME
+    path = tmp_path / "ledger.jsonl"
     path.write_bytes(content)
     found = []
     with one_line(UserError):
@@ -298,7 +300,7 @@ def test_ledgers(tmp_path, told, content):
     )
     if found[:1] == EVENTS[:1]:
         with one_line(UserError):
-            fold("s", found, tmp_path)
+            fold("s", found, Search(tmp_path, "s"))
     told("fuzzing: ledgers")
 
 

@@ -27,8 +27,9 @@ import yaml
 from mlflow import MlflowClient
 
 from pipelines.results.front import build_front, history
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.state import STAGES, fold, load_state
+from pipelines.storage.search_files import Search
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(7200)]
 
@@ -116,7 +117,7 @@ class Place:
         return time.monotonic() - begun
 
     def ledger(self, storage: str) -> Path:
-        return self.root / storage / "searches" / "chaos" / LEDGER_NAME
+        return self.root / Search(storage, "chaos").ledger
 
     def stage(self, storage: str) -> str:
         """What the search was at by its ledger."""
@@ -226,7 +227,7 @@ def at_once(root):
 
 def to_the_ledger(root):
     """Whether it has grown since; what is told of a record comes after it."""
-    path = root / "searches" / "chaos" / LEDGER_NAME
+    path = Search(root, "chaos").ledger
 
     def size():
         return path.stat().st_size if path.exists() else 0
@@ -261,11 +262,11 @@ WRITES = {
 
 def check(place, storage):
     """A search that was killed and is complete by now, against the one that was not."""
-    calm, killed = (load_state(place.root / s, "chaos") for s in ("calm", storage))
+    calm, killed = (load_state(Search(place.root / s, "chaos")) for s in ("calm", storage))
     events = list(read_events(place.ledger(storage)))
     # No trial is lost or doubled.
-    assert {t.trial_id: t.status for t in killed.trials.values()} == {
-        t.trial_id: t.status for t in calm.trials.values()
+    assert {t.model_id: t.status for t in killed.trials.values()} == {
+        t.model_id: t.status for t in calm.trials.values()
     }
     for kinds, key in (
         (("trial_created",), "trial_id"),
@@ -282,7 +283,7 @@ def check(place, storage):
         if e["event"] in ("published", "measured")
     )
     assert set(published.values()) == {1}, published
-    epochs = Counter((t.trial_id, r.epoch) for t in killed.trials.values() for r in t.reports)
+    epochs = Counter((t.model_id, r.epoch) for t in killed.trials.values() for r in t.reports)
     assert set(epochs.values()) == {1}
     # The front is the same, to the bit of every weight.
     assert [row.__dict__ for row in killed.screened] == [row.__dict__ for row in calm.screened]

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from commands import Command
 
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.state import load_state
+from pipelines.storage.search_files import Search
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3000)]
 
@@ -99,8 +100,8 @@ def test_a_search_that_is_told_to_end(place, temporary, told, name, signals, cod
         assert left == [], "temporary files are left"
     finally:
         command.kill()
-    ledger = place / "runs" / "searches" / "s" / LEDGER_NAME
-    state = load_state(place / "runs", "s")
+    ledger = Search(place / "runs", "s").ledger
+    state = load_state(Search(place / "runs", "s"))
     epochs = [report.epoch for report in state.base(32).reports]
     assert epochs == list(range(1, len(epochs) + 1)) and 60 <= len(epochs) < 600
     if len(signals) == 1:

@@ -18,8 +18,9 @@ import pytest
 import yaml
 from commands import Command
 
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.state import load_state
+from pipelines.storage.search_files import Search
 from pipelines.train.job_folder import PathFolder
 from pipelines.trials.last_signs import read_last_signs
 
@@ -295,11 +296,11 @@ def test_scorers_that_hang_or_die(place, begin, told):
     assert "evaluating" in line[0] and not stick.exists()
     command.wait_for("== 5/8")
     assert "Traceback" not in command.text
-    state = load_state(place / "runs", "s")
+    state = load_state(Search(place / "runs", "s"))
     # What was done again is there once.
     scored = [(row.candidate.width, row.candidate.schedule) for row in state.screened]
     assert state.calibrations and 12 <= len(scored) == len(set(scored))
-    events = list(read_events(place / "runs" / "searches" / "s" / LEDGER_NAME))
+    events = list(read_events(Search(place / "runs", "s").ledger))
     assert [e["id"].split("-")[0] for e in events if e["event"] == "restarted"] == ["scorer"] * 3
     assert not psutil.pid_exists(scorers[0].pid)
     told("calibration actor stopped (SIGSTOP)", seconds=SECONDS)

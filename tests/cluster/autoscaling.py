@@ -146,18 +146,15 @@ class Listener:
 
 def requests(folder):
     return [
-        trials.TrialRequest(
-            TrainJob(
-                job_id=f"t{number}",
-                storage=folder / "jobs",
-                data=DataConfig(path=folder, image_size=32),
-                model=ModelSpec(
-                    width=32, heads=2, depth=2, patch_size=8, image_size=32, num_classes=10
-                ),
-                train=TrainConfig(epochs=EPOCHS, warmup_epochs=0, batch_size=16),
-                workers=WORKERS,
+        TrainJob(
+            job_id=f"t{number}",
+            storage=folder / "jobs",
+            data=DataConfig(path=folder, image_size=32),
+            model=ModelSpec(
+                width=32, heads=2, depth=2, patch_size=8, image_size=32, num_classes=10
             ),
-            gmacs=0.1,
+            train=TrainConfig(epochs=EPOCHS, warmup_epochs=0, batch_size=16),
+            workers=WORKERS,
         )
         for number in range(TRIALS)
     ]

@@ -12,7 +12,7 @@ from thinning import fast
 
 from cluster.session import ray_session
 from pipelines.config import TrainConfig, WorkersConfig
-from pipelines.trials.run_trials import TrialRequest, run_trials
+from pipelines.trials.run_trials import run_trials
 
 
 class Notes:
@@ -35,16 +35,16 @@ class Notes:
 def test_a_stopped_trial_leaves_its_cpus_to_the_next(tmp_path, digits, workers):
     """Each job takes all CPUs there are, with one worker or two."""
 
-    def request(name, epochs):
+    def job_of(name, epochs):
         train = TrainConfig(epochs=epochs, batch_size=64, lr=1e-3, warmup_epochs=0.5)
         gang = WorkersConfig(num_workers=workers, cpus_per_worker=0.9)
-        return TrialRequest(small_job(tmp_path / "jobs", digits, name, gang, train), gmacs=0.001)
+        return small_job(tmp_path / "jobs", digits, name, gang, train)
 
     notes = Notes()
     with ray_session(num_cpus=workers) as cluster:
         assert cluster.concurrent_jobs(workers, 0.9, 0.0) == 1
         run_trials(
-            [request("first", 500), request("second", 2)],
+            [job_of("first", 500), job_of("second", 2)],
             max_concurrent=1,
             listener=notes,
             directory=tmp_path / "tune",
@@ -75,7 +75,7 @@ def test_a_job_that_had_finished_unheard_is_finished_and_not_stopped(tmp_path, d
     with ray_session(num_cpus=2):
         for notes in (first, second):
             run_trials(
-                [TrialRequest(job, gmacs=0.001)],
+                [job],
                 max_concurrent=1,
                 listener=notes,
                 directory=tmp_path / "tune",

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from tiny_search import LEARNS, ONE_WORKER, TINY, TOKENPOOL
 
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
+from pipelines.storage.search_files import Search
 
 CONFIG = TINY | {
     "finals": {
@@ -39,7 +40,7 @@ def tokenpool(place, *words, timeout=900):
 
 
 def events(place, name="tiny"):
-    return list(read_events(place / "runs/searches" / name / LEDGER_NAME))
+    return list(read_events(Search(place / "runs", name).ledger))
 
 
 @pytest.mark.slow

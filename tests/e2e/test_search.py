@@ -20,7 +20,8 @@ from one_process import assert_refused
 from thinning import fast
 from tiny_search import LEARNS, ONE_WORKER, TINY, TOKENPOOL
 
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
+from pipelines.storage.search_files import Search
 
 # Two of most things; `SMALL` below is what takes least.
 CONFIG = TINY | {
@@ -85,7 +86,7 @@ def tokenpool(place, *words, timeout=400):
 
 
 def ledger(place):
-    return list(read_events(place / "runs/searches/tiny" / LEDGER_NAME))
+    return list(read_events(Search(place / "runs", "tiny").ledger))
 
 
 def kinds(place):
@@ -233,7 +234,7 @@ def test_bad_input_ends_in_one_line(place):
         ("pick", "tiny"): "exactly one",
     }
     assert_refused(said.keys(), *said.values(), cwd=place)
-    assert not (place / "runs/searches/b" / LEDGER_NAME).exists()
+    assert not Search(place / "runs", "b").ledger.exists()
 
 
 def test_an_altered_beton_is_refused_before_anything_starts(place, tmp_path):

@@ -19,7 +19,8 @@ from hosts import CLIENT_PORT, DASHBOARD, PORT, address, need_namespaces, ray_ho
 from thinning import fast
 
 from pipelines.data.prepare import prepare
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
+from pipelines.storage.search_files import Search
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 URL = f"http://{address(0)}:{DASHBOARD}"
@@ -182,7 +183,7 @@ def there(hosts, *words, code=0, env=None):
 
 
 def events(place, name):
-    return list(read_events(place / "runs/searches" / name / LEDGER_NAME))
+    return list(read_events(Search(place / "runs", name).ledger))
 
 
 def kinds(place, name):

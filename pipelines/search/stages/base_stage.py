@@ -9,16 +9,12 @@ from typing import Any
 import ray
 
 from pipelines.config import SearchWidthConfig
-from pipelines.console import Bar
 from pipelines.errors import UserError
-from pipelines.search.job_specs import base_job, base_job_id
+from pipelines.search.job_specs import base_job
 from pipelines.search.loaded_base import save_loaded_noted
-from pipelines.search.recorder import Recorder
-from pipelines.search.stages.context import StageContext, TrialWatch
+from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.scorer_pool import scorers
-from pipelines.train.checkpoint import MODEL_NAME
-from pipelines.train.reports import Report
-from pipelines.trials.run_trials import TrialRequest, run_trials, unheard_reports
+from pipelines.search.stages.train_models import train_models
 
 # A base this near to chance has learned nothing that pooling could keep: under twice chance and,
 # where the classes are few, under a tenth of the way from chance to all right.
@@ -63,7 +59,7 @@ def run_base(context: StageContext) -> None:
 def _train(context: StageContext, widths: list[SearchWidthConfig]) -> None:
     """Trains widths side by side."""
     config, state = context.config, context.state
-    requests = []
+    jobs = []
     for width in widths:
         wider, source = config.wider(width), None
         if wider is not None:
@@ -72,28 +68,15 @@ def _train(context: StageContext, widths: list[SearchWidthConfig]) -> None:
                 f"width {width.width} inherits from width {wider.width}: "
                 f"{config.base_epochs(width)} epochs"
             )
-        job = base_job(config, width, state.num_classes, source)
-        requests.append(TrialRequest(job, state.base(width.width).gmacs))
-    epochs = sum(request.job.train.epochs for request in requests)
-    with (
-        context.room(config.base.workers, config.base.max_concurrent, "base") as room,
-        context.screen.progress("base models, epochs", epochs) as bar,
-        context.watch("base", config.base.workers.num_workers) as watch,
-    ):
-        names = {base_job_id(w.width): w.width for w in widths}
-        listener = _BaseListener(context.recorder, names, bar, watch)
-        for width, request in zip(widths, requests, strict=True):
-            for report in unheard_reports(request.job, state.base(width.width).reports):
-                listener.report(request.job.job_id, report)
-        run_trials(
-            requests,
-            max_concurrent=room,
-            listener=listener,
-            directory=config.directory / "tune",
-            name="base",
-            watch=watch,
-        )
-    context.check()
+        jobs.append(base_job(config, width, state.num_classes, source))
+    train_models(
+        context,
+        "base",
+        jobs,
+        title="base models, epochs",
+        # The search cannot go on without it, so the other widths need not either.
+        ends_all=lambda base: not has_learned(base.top1_minival or 0.0, state.num_classes),
+    )
 
 
 def has_learned(top1: float, num_classes: int) -> bool:
@@ -157,33 +140,3 @@ def _on_minival(path: str, actor: Any) -> Any:
 def _absolute(source: str) -> str:
     """A path for workers that run elsewhere; a timm name as it is."""
     return str(Path(source).resolve()) if Path(source).exists() else source
-
-
-class _BaseListener:
-    def __init__(
-        self, recorder: Recorder, widths: dict[str, int], bar: Bar, watch: TrialWatch
-    ) -> None:
-        self._recorder, self._widths, self._bar, self._watch = recorder, widths, bar, watch
-
-    def report(self, job_id: str, report: Report) -> None:
-        width = self._widths[job_id]
-        self._recorder.add("base_report", width=width, report=report.to_json())
-        self._bar.advance(
-            note=f"width {width} epoch {report.epoch} top-1 {report.top1_minival:.1%}"
-        )
-
-    def finished(self, job_id: str, report: Report | None, checkpoint: str | None) -> None:
-        if checkpoint is None or report is None:
-            self.failed(job_id, "it ended without a checkpoint")
-            return
-        self._recorder.add(
-            "base_done",
-            width=self._widths[job_id],
-            checkpoint=f"{checkpoint}/{MODEL_NAME}",
-            top1_minival=report.top1_minival,
-        )
-        if not has_learned(report.top1_minival, self._recorder.state.num_classes):
-            self._watch.give_up()  # the search cannot go on, so the other widths need not either
-
-    def failed(self, job_id: str, reason: str) -> None:
-        self._recorder.add("base_failed", width=self._widths[job_id], reason=reason)

@@ -9,7 +9,7 @@ import tokenpool as tp
 from pipelines.config import SearchConfig
 from pipelines.search.search_space import vit_spec
 from pipelines.search.standing import front_ids
-from pipelines.search.state import SearchState, TrialState
+from pipelines.search.state import Model, SearchState
 from pipelines.search.state_records import candidate_fields
 from tune_spaces.space import Candidate
 
@@ -21,17 +21,18 @@ def companions(config: SearchConfig, state: SearchState) -> list[dict[str, Any]]
     companions goes on with the same ones.
     """
     finals = {name: trial for name, trial in state.trials.items() if not trial.is_companion}
-    best = front_ids(replace(state, trials=finals))
+    own = {name: model for name, model in state.models.items() if not model.is_companion}
+    best = front_ids(replace(state, models=own))
     baselines = _constant_rates(config, state, finals)
     repeated = [
         {
-            "trial_id": trial.trial_id,
+            "trial_id": trial.model_id,
             **candidate_fields(trial.candidate),
             "num_heads": trial.num_heads,
             "start": trial.start,
         }
-        for trial in sorted(finals.values(), key=lambda trial: (trial.gmacs, trial.trial_id))
-        if trial.trial_id in best
+        for trial in sorted(finals.values(), key=lambda trial: (trial.gmacs, trial.model_id))
+        if trial.model_id in best
     ]
     return baselines + [
         {**fields, "trial_id": f"{fields['trial_id']}-s{seed}", "seed": seed}
@@ -41,7 +42,7 @@ def companions(config: SearchConfig, state: SearchState) -> list[dict[str, Any]]
 
 
 def _constant_rates(
-    config: SearchConfig, state: SearchState, finals: dict[str, TrialState]
+    config: SearchConfig, state: SearchState, finals: dict[str, Model]
 ) -> list[dict[str, Any]]:
     known = {trial.candidate.key for trial in finals.values()}
     method = _usual_method(config, finals)
@@ -65,7 +66,7 @@ def _constant_rates(
     return found
 
 
-def _usual_method(config: SearchConfig, finals: dict[str, TrialState]) -> str:
+def _usual_method(config: SearchConfig, finals: dict[str, Model]) -> str:
     """What most finals pool by: a baseline should lack the schedule alone."""
     methods = [trial.method for trial in finals.values()]
     return max(config.space.all_methods, key=methods.count)

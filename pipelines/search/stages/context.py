@@ -14,7 +14,7 @@ from pipelines.config import SearchConfig, WorkersConfig
 from pipelines.console import Screen
 from pipelines.errors import UserError
 from pipelines.search.halt import DeviceMeter, Halt
-from pipelines.search.ledger import LEDGER_NAME, Event, read_events
+from pipelines.search.ledger import Event, read_events
 from pipelines.search.recorder import Recorder
 from pipelines.search.search_space import make_space
 from pipelines.search.state import SearchState
@@ -47,7 +47,7 @@ class StageContext:
 
     def events(self) -> Iterator[Event]:
         """All that the ledger has recorded, in order."""
-        return read_events(self.config.directory / LEDGER_NAME)
+        return read_events(self.config.search.ledger)
 
     @property
     def space(self) -> ScheduleSpace:

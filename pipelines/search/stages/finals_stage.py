@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
-from pipelines.console import Bar
 from pipelines.errors import UserError
 from pipelines.search.agreement import Agreement, Final, agreement, agreement_text
 from pipelines.search.halt import SearchEnded
 from pipelines.search.job_specs import final_job
-from pipelines.search.recorder import Recorder
 from pipelines.search.stages.companions import companions
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.screen_stage import base_policy, score
 from pipelines.search.stages.supernet_stage import supernet_policy
-from pipelines.search.state import SearchState, TrialState, Weights
+from pipelines.search.stages.train_models import ModelListener, train_models
+from pipelines.search.state import Model, SearchState, Weights
 from pipelines.search.state_records import candidate_fields
-from pipelines.train.checkpoint import MODEL_NAME
-from pipelines.train.reports import Report
-from pipelines.trials.run_trials import Jobs, TrialRequest, run_trials, unheard_reports
+from pipelines.train.spec import TrainJob
 from tune_spaces.policy import FrontPolicy, Score, Train
 
 _NOT_PROMISING = "its end was not expected to add to the front"
@@ -64,7 +61,7 @@ def run_finals(context: StageContext) -> None:
     context.screen.say(", ".join(f"{n} {status}" for status, n in counts.items() if n))
     for trial in state.trials.values():
         if trial.status in ("stopped", "failed"):
-            context.screen.say(f"{trial.trial_id} {trial.status}: {trial.reason}", style="dim")
+            context.screen.say(f"{trial.model_id} {trial.status}: {trial.reason}", style="dim")
     if not counts["done"]:
         raise UserError(
             f"no final was trained to its end ({finals[0].reason}): put "
@@ -76,46 +73,26 @@ def run_finals(context: StageContext) -> None:
 
 def _train_finals(context: StageContext, policy: FrontPolicy, weights: Weights) -> None:
     """Runs trials as long as the policy asks for nothing else."""
-    epochs = context.config.finals.train.epochs
-    bar_length = epochs * (policy.num_left or 1)
-    with context.screen.progress("finals, epochs at most", bar_length) as bar:
-        listener = _FinalsListener(context.recorder, epochs, bar, policy)
-        _run(context, _PolicyJobs(context, policy, listener, weights), listener, "finals")
+    train_models(
+        context,
+        "finals",
+        partial(_PolicyJobs, context, policy, weights),
+        title="finals, epochs at most",
+        epochs=context.config.finals.train.epochs * (policy.num_left or 1),
+        policy=policy,
+    )
 
 
 def _train_companions(context: StageContext) -> None:
     """Runs the companions that are not done, as many as the budget allows."""
-    epochs = context.config.finals.train.epochs
     trials = [t for t in context.state.trials.values() if t.is_companion and t.status != "done"]
     allowed = _within_budget(context, trials)
     if allowed:
-        with context.screen.progress("companions, epochs", epochs * len(allowed)) as bar:
-            listener = _FinalsListener(context.recorder, epochs, bar, None)
-            requests = [_request(context, trial) for trial in allowed]
-            for request in requests:
-                _hear(context, request, listener)
-            _run(context, requests, listener, "companions")
+        jobs = [_job(context, trial) for trial in allowed]
+        train_models(context, "finals", jobs, title="companions, epochs", name="companions")
     context.check()
     if len(allowed) < len(trials):
         _end_by_budget(context, len(trials) - len(allowed))
-
-
-def _run(
-    context: StageContext, jobs: list[TrialRequest] | Jobs, listener: _FinalsListener, name: str
-) -> None:
-    stage = context.config.finals
-    with (
-        context.room(stage.workers, stage.max_concurrent, name) as room,
-        context.watch("finals", stage.workers.num_workers) as watch,
-    ):
-        run_trials(
-            jobs,
-            max_concurrent=room,
-            listener=listener,
-            directory=context.config.directory / "tune",
-            name=name,
-            watch=watch,
-        )
 
 
 class _PolicyJobs:
@@ -125,8 +102,8 @@ class _PolicyJobs:
         self,
         context: StageContext,
         policy: FrontPolicy,
-        listener: _FinalsListener,
         weights: Weights,
+        listener: ModelListener,
     ) -> None:
         self._context, self._policy = context, policy
         self._listener, self._weights = listener, weights
@@ -137,21 +114,22 @@ class _PolicyJobs:
         """See `Jobs`."""
         return max(1, self._policy.num_left) if isinstance(self._policy.ask(), Train) else 0
 
-    def next(self) -> TrialRequest | None:
+    def next(self) -> TrainJob | None:
         """See `Jobs`."""
         while isinstance(action := self._policy.ask(), Train):
-            trials = self._context.state.trials
             if action.trial_id in self._listener.leaving:
                 return None
             if action.is_new:
                 self._create(action)
-                return _request(self._context, trials[action.trial_id])
-            request = _request(self._context, trials[action.trial_id])
-            if trials[action.trial_id].status == "paused":
-                self._context.recorder.add("trial_resumed", trial_id=action.trial_id)
+            trial = self._context.state.models[action.trial_id]
+            job = _job(self._context, trial)
+            if action.is_new:
+                return job
+            if trial.status == "paused":
+                self._context.recorder.add_all([trial.event("resumed")])
             self._policy.resumed(action.trial_id)
-            if _hear(self._context, request, self._listener):
-                return request
+            if self._listener.catch_up(job):
+                return job
         return None
 
     def _create(self, action: Train) -> None:
@@ -164,19 +142,6 @@ class _PolicyJobs:
             start=_start(self._context.state, candidate.width, self._weights),
         )
         self._policy.began(action.trial_id, candidate)
-
-
-def _hear(context: StageContext, request: TrialRequest, listener: _FinalsListener) -> bool:
-    """Takes in what a trial reported while there was no driver; whether it goes on.
-
-    Its last report it will tell again, with its checkpoint.
-    """
-    trial_id, last = request.job.job_id, request.job.train.epochs
-    for report in unheard_reports(request.job, context.state.trials[trial_id].reports):
-        if report.epoch < last and not listener.report(trial_id, report):
-            listener.leaving.discard(trial_id)  # nothing of it runs
-            return False
-    return True
 
 
 def _agree(context: StageContext, weights: Weights) -> None:
@@ -240,85 +205,21 @@ def _end_by_budget(context: StageContext, left: int) -> None:
     raise SearchEnded("budget", f"budget.trials {limit} is reached ({left} are not trained)")
 
 
-def _within_budget(context: StageContext, due: list[TrialState]) -> list[TrialState]:
+def _within_budget(context: StageContext, due: list[Model]) -> list[Model]:
     """As many of the trials as may be trained: those that were begun, and new ones up to it."""
     limit = context.config.budget.trials
     if limit is None:
         return due
     left = max(0, limit - context.state.trials_begun)
-    new = [trial.trial_id for trial in due if trial.status == "pending"][left:]
-    return [trial for trial in due if trial.trial_id not in new]
+    new = [trial.model_id for trial in due if trial.status == "pending"][left:]
+    return [trial for trial in due if trial.model_id not in new]
 
 
 def _start(state: SearchState, width: int, weights: Weights) -> Weights:
     """Where a final really starts: from the base where there is no supernet."""
-    supernet = state.supernets.get(width)
-    return weights if supernet is not None and supernet.status == "done" else "base"
+    return weights if state.supernet(width).status == "done" else "base"
 
 
-def _request(context: StageContext, trial: TrialState) -> TrialRequest:
+def _job(context: StageContext, trial: Model) -> TrainJob:
     weights = context.state.weights(trial.width, trial.start)
-    job = final_job(context.config, trial, weights, context.state.num_classes)
-    return TrialRequest(job, trial.gmacs)
-
-
-class _FinalsListener:
-    """Records what trials report, and ends those that the policy stops or lets wait."""
-
-    def __init__(
-        self, recorder: Recorder, epochs: int, bar: Bar, policy: FrontPolicy | None
-    ) -> None:
-        self._recorder, self._epochs, self._bar = recorder, epochs, bar
-        self._policy = policy
-        # Trials that were told to end and whose processes may still be there.
-        self.leaving: set[str] = set()
-
-    def report(self, job_id: str, report: Report) -> bool:
-        epoch = report.epoch
-        events: list[tuple[str, dict[str, Any]]] = [
-            ("trial_report", {"trial_id": job_id, "report": report.to_json()})
-        ]
-        policy = self._policy
-        if policy is not None:
-            verdict = policy.reported(job_id, epoch, report.top1_minival)
-            # With the report it came from, and so from here on: Tune takes seconds to end the
-            # trial's processes, and a driver killed within them must not start it again.
-            if verdict is not None and not verdict.kept:
-                reason = f"at epoch {epoch}: {verdict.reason}"
-                events.append(("trial_stopped", {"trial_id": job_id, "reason": reason}))
-            elif verdict is not None and not policy.goes_on(job_id):
-                events.append(("trial_paused", {"trial_id": job_id}))
-        self._recorder.add_all(events)
-        trial = self._recorder.state.trials[job_id]
-        self._bar.advance(
-            note=f"{job_id} width {trial.width} {trial.gmacs:.4f} GMACs "
-            f"top-1 {report.top1_minival:.1%}"
-        )
-        if len(events) == 1:
-            return True
-        self.leaving.add(job_id)
-        if trial.status == "stopped":
-            self._bar.advance(self._epochs - epoch)
-        return False
-
-    def finished(self, job_id: str, report: Report | None, checkpoint: str | None) -> None:
-        if job_id in self.leaving:
-            self.leaving.remove(job_id)
-            return
-        if checkpoint is None or report is None or report.epoch < self._epochs:
-            epoch = 0 if report is None else report.epoch
-            self.failed(job_id, f"it ended after epoch {epoch} without an error")
-            return
-        self._recorder.add(
-            "trial_done",
-            trial_id=job_id,
-            checkpoint=f"{checkpoint}/{MODEL_NAME}",
-            top1_minival=report.top1_minival,
-        )
-        if self._policy is not None:
-            self._policy.done(job_id)
-
-    def failed(self, job_id: str, reason: str) -> None:
-        self._recorder.add("trial_failed", trial_id=job_id, reason=reason)
-        if self._policy is not None:
-            self._policy.failed(job_id)
+    return final_job(context.config, trial, weights, context.state.num_classes)

@@ -11,18 +11,9 @@ from pipelines.search.latency import measure_latency
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.scorer_pool import scorers
 from pipelines.search.stages.timed import timed_task
-from pipelines.search.standing import (
-    Model,
-    cheapest_first,
-    front_ids,
-    is_finished,
-    model_groups,
-    model_id,
-)
-from pipelines.search.state import BaseState
+from pipelines.search.standing import cheapest_first, front_ids, model_groups
 
 _VALIDATION = "val"
-Who = dict[str, object]
 
 
 def run_publish(context: StageContext) -> None:
@@ -40,11 +31,11 @@ def publish_done(context: StageContext) -> None:
 def _validate(context: StageContext) -> None:
     best = front_ids(context.state)
     todo = [
-        (_who(model), str(model.checkpoint))
+        (model.ledger_key, str(model.checkpoint))
         for group in cheapest_first(model_groups(context.state))
         for model in group
-        if (model_id(group[0]) in best or _is_compared_with(group[0]))
-        and is_finished(model)
+        if (group[0].model_id in best or group[0].kind != "final")
+        and model.is_finished
         and model.top1_val is None
     ]
     if not todo:
@@ -68,10 +59,10 @@ def _time(context: StageContext) -> None:
     """One model after the other, as nothing else runs by now."""
     wanted = context.config.publish
     todo = [
-        (_who(model), str(model.checkpoint))
+        (model.ledger_key, str(model.checkpoint))
         for group in cheapest_first(model_groups(context.state))
         if not any(model.latency_ms for model in group)
-        for model in [model for model in group if is_finished(model)][:1]
+        for model in [model for model in group if model.is_finished][:1]
     ]
     if not todo:
         return
@@ -96,15 +87,3 @@ def _time(context: StageContext) -> None:
             )
             bar.advance(note=", ".join(f"batch {b}: {ms:.3g} ms" for b, ms in latency.items()))
             context.check()
-
-
-def _is_compared_with(model: Model) -> bool:
-    """Whether it is dense, or of a constant keep-rate."""
-    return isinstance(model, BaseState) or model.keep_rate is not None
-
-
-def _who(model: Model) -> Who:
-    """How the ledger names a model."""
-    if isinstance(model, BaseState):
-        return {"width": model.width}
-    return {"trial_id": model.trial_id}

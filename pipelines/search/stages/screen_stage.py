@@ -89,7 +89,7 @@ def score(context: StageContext, policy: FrontPolicy, weights: Weights) -> None:
 
 
 def _row(row: Untrained) -> list[Any]:
-    """As it stands in the ledger (`SearchState.screened_rows`)."""
+    """As it stands in the ledger (`state.screened_rows`)."""
     width, schedule, gmacs, method = candidate_row(row.candidate)
     return [width, schedule, gmacs, row.top1, row.loss, method, row.images]
 

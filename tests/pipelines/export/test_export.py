@@ -31,7 +31,8 @@ def search(
         torch.nn.init.normal_(parameter, std=0.2)
     tp.pool(model, state.trials["t001"].schedule, "wkmedoids")
     state.trials["t001"].checkpoint = str(tp.save(model.eval(), tmp_path / "checkpoint"))
-    state.config["data"]["path"] = str(digits)
+    there = state.config.data.model_copy(update={"path": digits})
+    state.recorded = state.config.model_copy(update={"data": there})
     return state
 
 

@@ -6,6 +6,7 @@ from pipelines.results.front import build_front
 from pipelines.results.page import summary
 from pipelines.results.status import search_status, status_text
 from pipelines.search.state import SearchState, fold
+from pipelines.storage.search_files import Search
 from pipelines.tracking.projection import PARENT, Projection
 
 
@@ -80,11 +81,11 @@ def test_how_screening_agreed_is_a_metric_of_the_search_and_a_sentence_on_its_pa
 def test_status_tells_of_them(tmp_path):
     found = rows()
     cut = next(i for i, row in enumerate(found) if row["event"] == "supernet_done")
+    found[0]["config"]["supernet"] = {"enabled": True, "train": {"epochs": 3, "warmup_epochs": 1}}
     state = fold("digits", found[:cut])
-    state.config["supernet"] = {"train": {"epochs": 3}}
-    text = status_text(search_status(state, tmp_path))
+    text = status_text(search_status(state, Search(tmp_path, "digits")))
     assert "supernet-96: epoch 1 of 3, top-1 on minival 96" in text
-    text = status_text(search_status(fold("digits", found), tmp_path))
+    text = status_text(search_status(fold("digits", found), Search(tmp_path, "digits")))
     assert "2 schedules screened, 1 again with supernets" in text
     assert "within slices of the cost: 0.70 (12 pairs, 2 slices)" in text
 

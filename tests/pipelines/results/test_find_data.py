@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import ledgers
 import pytest
 
+from pipelines.config import SearchConfig
 from pipelines.errors import UserError
 from pipelines.results.find_data import find_data
 from pipelines.search.state import SearchState
+from pipelines.storage.search_files import Search
 
 
 @pytest.fixture
@@ -18,8 +21,9 @@ def prepared(tmp_path: Path) -> Path:
 
 
 def state(directory: Path, data: str, storage: str = "runs") -> SearchState:
-    config = {"data": {"path": data}, "storage": storage}
-    return SearchState("digits", directory=directory, config=config)
+    values = ledgers.config() | {"data": {"path": data, "image_size": 32}, "storage": storage}
+    place = Search(directory.parents[1], "digits")
+    return SearchState("digits", place, recorded=SearchConfig.model_validate(values))
 
 
 def test_looked_at_from_elsewhere(

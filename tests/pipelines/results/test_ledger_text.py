@@ -1,10 +1,10 @@
-import json
 import subprocess
 import sys
 from pathlib import Path
 
+import ledgers
+
 from pipelines.results.ledger_text import story
-from pipelines.search.ledger import LEDGER_NAME
 
 TOKENPOOL = str(Path(sys.executable).parent / "tokenpool")
 EVENTS = [
@@ -32,12 +32,9 @@ def test_each_event_is_a_line_that_says_what_happened_to_whom():
 
 
 def test_logs_of_a_search_of_this_machine(tmp_path):
-    created = {"event": "created", "time": 1.0, "config": {"name": "x"}, "config_hash": "h",
+    created = {"event": "created", "time": 1.0, "config": ledgers.config("x"), "config_hash": "h",
                "num_classes": 10, "bases": [{"width": 96, "num_heads": 3, "gmacs": 1}]}  # fmt: skip
-    folder = tmp_path / "searches/x"
-    folder.mkdir(parents=True)
-    lines = [json.dumps(event) + "\n" for event in [created, *EVENTS[:3]]]
-    (folder / LEDGER_NAME).write_text("".join(lines))
+    ledgers.write_ledger(tmp_path, "x", [created, *EVENTS[:3]])
     for words in ([], ["--follow"]):  # nobody runs it, so there is nothing to wait for
         shown = subprocess.run(
             [TOKENPOOL, "logs", "x", "--storage", str(tmp_path), *words],

@@ -14,6 +14,7 @@ from pipelines.results.plot import front_figure
 from pipelines.results.status import search_status, status_text
 from pipelines.results.table import caption
 from pipelines.search.state import SearchState
+from pipelines.storage.search_files import Search
 
 
 def render(state: SearchState, **options: object) -> str:
@@ -86,7 +87,7 @@ def test_every_model_says_whether_it_saves_time(state: SearchState) -> None:
     slower = "Slower than the dense model of their width at batch 1: t001."
     assert slower in data["summary"]
     assert slower in caption(build_front(state))
-    assert slower in status_text(search_status(state, Path("nowhere")))
+    assert slower in status_text(search_status(state, Search(Path("nowhere"), "digits")))
     assert build_front(state).point("t001").as_dict()["times_dense_b1"] == 0.8
     state.trials["t001"].latency_ms = {"1": 1.9}
     assert "Slower" not in summary(build_front(state)) + caption(build_front(state))

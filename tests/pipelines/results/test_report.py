@@ -14,6 +14,7 @@ from pipelines.errors import UserError
 from pipelines.results.explain import explain
 from pipelines.results.imported_fronts import import_front, load_outside
 from pipelines.search.state import SearchState
+from pipelines.storage.search_files import Search
 
 
 @pytest.mark.parametrize(
@@ -50,21 +51,26 @@ def write_table(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+@pytest.fixture
+def search(tmp_path: Path) -> Search:
+    return Search(tmp_path, "s")
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
-def test_an_imported_front_is_kept(tmp_path: Path, suffix: str) -> None:
+def test_an_imported_front_is_kept(search: Search, tmp_path: Path, suffix: str) -> None:
     rows = [
         {"label": "DeiT-Ti", "gmacs": 1.25, "top1": 73.9},
         {"label": "DeiT-S", "gmacs": 4.6, "top1": 81.2},
     ]
-    import_front(tmp_path, write_table(tmp_path / f"paper{suffix}", rows), "the paper")
-    (front,) = load_outside(tmp_path)
+    import_front(search, write_table(tmp_path / f"paper{suffix}", rows), "the paper")
+    (front,) = load_outside(search)
     assert front.name == "the paper"
     assert [(p.label, p.gmacs, round(p.top1, 4)) for p in front.points] == [
         ("DeiT-Ti", 1.25, 0.739),
         ("DeiT-S", 4.6, 0.812),
     ]
-    import_front(tmp_path, write_table(tmp_path / f"paper{suffix}", rows[:1]), "the paper")
-    assert len(load_outside(tmp_path)[0].points) == 1
+    import_front(search, write_table(tmp_path / f"paper{suffix}", rows[:1]), "the paper")
+    assert len(load_outside(search)[0].points) == 1
 
 
 @pytest.mark.parametrize(
@@ -76,19 +82,21 @@ def test_an_imported_front_is_kept(tmp_path: Path, suffix: str) -> None:
         ([{"gmacs": 1.0, "top1": 180.0}], "row 1: gmacs 1 with top1 180 is impossible"),
     ],
 )
-def test_bad_tables_are_one_line(tmp_path: Path, rows: list[dict], message: str) -> None:
+def test_bad_tables_are_one_line(
+    search: Search, tmp_path: Path, rows: list[dict], message: str
+) -> None:
     with pytest.raises(UserError) as caught:
-        import_front(tmp_path, write_table(tmp_path / "bad.csv", rows))
+        import_front(search, write_table(tmp_path / "bad.csv", rows))
     assert message in str(caught.value)
-    assert load_outside(tmp_path) == []
+    assert load_outside(search) == []
 
 
-def test_a_file_that_is_no_table(tmp_path: Path) -> None:
+def test_a_file_that_is_no_table(search: Search, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file"):
-        import_front(tmp_path, tmp_path / "missing.parquet")
+        import_front(search, tmp_path / "missing.parquet")
     (tmp_path / "x.parquet").write_bytes(b"not parquet")
     with pytest.raises(UserError, match="is no Parquet, CSV or JSON-lines table"):
-        import_front(tmp_path, tmp_path / "x.parquet")
+        import_front(search, tmp_path / "x.parquet")
 
 
 @pytest.fixture

@@ -168,8 +168,8 @@ def test_table_description_and_page_show_the_spread(front: Front) -> None:
 
 
 def test_mlflow_has_mean_and_spread_on_every_seed(folder: Path) -> None:
-    directory = ledgers.write_ledger(folder, "digits", ledgers.events_with_seeds()).parent
-    mirror = LedgerMirror(directory, tracking_store(folder))
+    search = ledgers.write_ledger(folder, "digits", ledgers.events_with_seeds())
+    mirror = LedgerMirror(search, tracking_store(folder))
     mirror.read()
     mirror.send(with_artifacts=False)
     client = MlflowClient(tracking_uri=tracking_store(folder).uri)

@@ -17,6 +17,7 @@ from pipelines.results.status import duration, sparkline
 from pipelines.search.driver import driver_runs
 from pipelines.search.halt import request_stop
 from pipelines.search.ledger import Ledger
+from pipelines.storage.search_files import Search
 from pipelines.trials.last_signs import LastSign, write_last_signs
 
 
@@ -28,13 +29,13 @@ def run(storage: Path) -> Callable[..., str]:
     return lambda *words: typer_runs.run(app, "status", *words, "--storage", storage).output
 
 
-def half_way(storage: Path) -> Path:
+def half_way(storage: Path) -> Search:
     rows = ledgers.events("half", complete=False)
     at = next(i for i, row in enumerate(rows) if row.get("trial_id") == "t002" and "report" in row)
     rows = rows[: at + 1]
     late = time.time() - rows[-1]["time"] - 600
     rows = [{**row, "time": row["time"] + late} for row in rows]
-    return ledgers.write_ledger(storage, "half", rows).parent
+    return ledgers.write_ledger(storage, "half", rows)
 
 
 def test_a_finished_search(run: Callable[..., str]) -> None:
@@ -47,12 +48,12 @@ def test_a_finished_search(run: Callable[..., str]) -> None:
 
 
 def test_at_work_and_left_behind(run: Callable[..., str], storage: Path) -> None:
-    directory = half_way(storage)
+    search = half_way(storage)
     assert "half: interrupted 10 min ago: type the same" in run("half")
-    with Ledger(directory):
+    with Ledger(search):
         text = run("half")
         assert "half: running, last event 10 min ago" in text
-        assert "t002: epoch 1 of ?, top-1 on minival 88.00 %" in text
+        assert "t002: epoch 1 of 3, top-1 on minival 88.00 %" in text
         assert "✓ base" in text
         assert "· finals" in text
     both = json.loads(run("--json"))
@@ -66,8 +67,7 @@ def test_at_work_and_left_behind(run: Callable[..., str], storage: Path) -> None
 
 def test_stages_trials_rungs_growth_and_budget(run: Callable[..., str], storage: Path) -> None:
     rows = ledgers.events("half", complete=False)
-    finals = {"train": {"epochs": 3}, "grace_epochs": 1, "reduction_factor": 2.0}
-    rows[0]["config"]["finals"] = finals
+    rows[0]["config"]["finals"] |= {"grace_epochs": 1, "reduction_factor": 2.0}
     now = time.time()
     began = {
         "event": "began",
@@ -78,7 +78,7 @@ def test_stages_trials_rungs_growth_and_budget(run: Callable[..., str], storage:
     rows.append({"event": "spent", "stage": "screen", "device_seconds": 100.0})
     for number, row in enumerate(rows):
         row["time"] = now - 600 + number
-    directory = ledgers.write_ledger(storage, "half", rows).parent
+    search = ledgers.write_ledger(storage, "half", rows)
     found = json.loads(run("half", "--json"))
     # By hand: six trials reported, five of them to the end, t005 was stopped after one epoch.
     assert found["rungs"] == [{"epoch": 1, "reached": 6, "stopped": 1}]
@@ -92,17 +92,30 @@ def test_stages_trials_rungs_growth_and_budget(run: Callable[..., str], storage:
     assert left["device_hours"] == pytest.approx(0.5 - 460 / 3600, abs=1e-3)
     assert left["trials"] == 2  # seven were begun, t007 failed
     assert left["seconds"] == pytest.approx(7200 - (len(rows) - 2), abs=0.1)
-    with Ledger(directory):
+    with Ledger(search):
         text = run("half")
         assert "rung: epoch 1: 6 reached, 1 stopped there" in text
         assert "device-seconds: base 40, screen 100, finals 320" in text
         assert "█" in text.split("hypervolume against device-seconds: 0 ")[1]
         assert "device-hours, 1.8 h until the deadline (2h), 2 of 9 trials" in text
-        request_stop(directory)
+        request_stop(search)
         assert "asked to stop" in run("half")
     ended = {"event": "ended", "why": "stop", "reason": "stopped by a@b", "time": now}
     ledgers.write_ledger(storage, "half", [*rows, ended])
     assert "half: ended" in run("half") and "stopped by a@b: type the same" in run("half")
+
+
+def test_a_search_that_cannot_be_read_hides_none_of_the_others(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ledgers.events("another")
+    rows[0]["config"]["space"] = {}
+    ledgers.write_ledger(storage, "another", rows)
+    with pytest.raises(UserError, match=r"search another was begun by a version .* too different"):
+        status_command(None, False, False, str(storage))
+    assert "digits: complete" in capsys.readouterr().out
+    with pytest.raises(UserError, match="search another was begun by a version"):
+        status_command("another", False, False, str(storage))
 
 
 def test_a_sparkline_by_hand() -> None:
@@ -111,16 +124,16 @@ def test_a_sparkline_by_hand() -> None:
 
 
 def test_looking_needs_no_right_to_write(storage: Path) -> None:
-    directory = half_way(storage)
-    assert not driver_runs(directory)
-    assert not (directory / "driver.lock").exists()
-    with Ledger(directory):
-        os.chmod(directory, 0o555)
+    search = half_way(storage)
+    assert not driver_runs(search)
+    assert not search.driver_lock.exists()
+    with Ledger(search):
+        os.chmod(search.folder, 0o555)
         try:
-            assert driver_runs(directory)
+            assert driver_runs(search)
         finally:
-            os.chmod(directory, 0o755)
-    assert not driver_runs(directory)
+            os.chmod(search.folder, 0o755)
+    assert not driver_runs(search)
 
 
 def test_bad_usage(run: Callable[..., str], tmp_path: Path) -> None:
@@ -143,18 +156,18 @@ def test_durations(seconds: float, text: str) -> None:
 def test_the_age_of_the_last_step_of_the_worker_that_is_least_far(
     run: Callable[..., str], storage: Path
 ) -> None:
-    directory = half_way(storage)
+    search = half_way(storage)
     now = time.time()
     signs = [LastSign(r, f"gpu-{r}", 40 - r, "waiting for data", now - 300 * r) for r in (0, 1)]
     for job in ("t002", "t001", "base-w96"):  # of these only t002 runs
-        write_last_signs(directory / "jobs" / job, signs)
+        write_last_signs(search.jobs / job, signs)
     assert "last step" not in run("half")  # nobody is at work on it
-    with Ledger(directory):
+    with Ledger(search):
         text = run("half")
         assert "t002: last step 39 5 min ago (rank 1 on gpu-1, waiting for data)" in text
         assert text.count("last step") == 1
         (found,) = json.loads(run("half", "--json"))["last_steps"]
         assert (found["job"], found["rank"], found["step"]) == ("t002", 1, 39)
         assert 299 < found["seconds"] < 330
-        write_last_signs(directory / "jobs" / "t002", [LastSign(0, "a", 40, "over", now - 1e6)])
+        write_last_signs(search.jobs / "t002", [LastSign(0, "a", 40, "over", now - 1e6)])
         assert "last step" not in run("half")  # left behind by an earlier driver's workers

@@ -14,9 +14,10 @@ from pipelines.console import Screen
 from pipelines.errors import UserError
 from pipelines.search import runner
 from pipelines.search.latency_table import LatencyTable
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.stages import bounds
 from pipelines.search.state import load_state
+from pipelines.storage.search_files import Search
 
 METHODS = ("kmeans", "wkmedoids(start=matching)")
 
@@ -53,7 +54,7 @@ def place(tmp_path_factory):
 def test_a_checkpoint_two_methods_and_bounds_make_a_front(place, digits, trained):
     wanted = config(place, digits, trained, max_latency_ms=1000.0, max_mparams=0.1)
     carry_out(wanted, Screen())
-    state = load_state(place / "runs", "bounded")
+    state = load_state(Search(place / "runs", "bounded"))
     assert state.complete
     base = state.base(32)
     assert base.reports == [] and base.top1_minival > 0.3  # taken as it was, not trained
@@ -108,9 +109,9 @@ def test_more_workers_than_the_cluster_has_are_said_before_anything_runs(
         search(many)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
     # Nothing is begun under the name, so that it may be used with a config that fits.
-    assert not list(read_events(many.directory / LEDGER_NAME))
+    assert not list(read_events(many.search.ledger))
     with pytest.raises(UserError, match="no search named bounded"):
-        load_state(place / "many/runs", "bounded")
+        load_state(many.search)
 
 
 def test_bounds_that_nothing_meets_are_said_before_anything_is_trained(
@@ -125,7 +126,7 @@ def test_bounds_that_nothing_meets_are_said_before_anything_is_trained(
         assert not (place / "none").exists()
     with pytest.raises(UserError, match="no schedule keeps latency_ms within 1e-06"):
         search(config(place / "late", digits, trained, max_latency_ms=1e-6))
-    events = read_events(place / "late/runs/searches/bounded" / LEDGER_NAME)
+    events = read_events(Search(place / "late/runs", "bounded").ledger)
     recorded = {event["event"] for event in events}
     assert "latency_table" in recorded
     assert not recorded & {"base_report", "base_done", "screened", "trial_created"}

@@ -1,26 +1,37 @@
+from types import SimpleNamespace
+
 import pytest
 from ledgers import CREATED
 
 from pipelines.config import SearchConfig
 from pipelines.console import Bar, Screen
 from pipelines.search.job_specs import final_job
-from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.ledger import Ledger, read_events
+from pipelines.search.model_record import of_width
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.companions import companions
-from pipelines.search.stages.finals_stage import _FinalsListener
-from pipelines.search.state import BaseState, SearchState, TrialState, fold
+from pipelines.search.stages.train_models import ModelListener
+from pipelines.search.state import Model, SearchState, fold
 from pipelines.search.state_records import candidate_of
+from pipelines.storage.search_files import Search
 from pipelines.train.reports import Report
 from tune_spaces.halving import Verdict
 
 
 @pytest.fixture
 def recorder(tmp_path):
-    with Ledger(tmp_path / "s") as ledger:
+    with Ledger(Search(tmp_path, "s")) as ledger:
         recorder = Recorder(ledger, SearchState("s"))
         for trial_id in ("t000", "t001"):
             recorder.add("trial_created", trial_id=trial_id, **CREATED)
         yield recorder
+
+
+def listening(recorder, policy):
+    values = CONFIG | {"finals": {"train": {"epochs": 6, "warmup_epochs": 0}}}
+    config = SearchConfig.model_validate(values)
+    context = SimpleNamespace(config=config, recorder=recorder, state=recorder.state)
+    return ModelListener(context, Bar(Screen(), "x", 12), policy)
 
 
 def report(epoch, top1):
@@ -58,11 +69,11 @@ class Policy:
 def test_what_becomes_of_a_trial_is_on_disk_with_the_report_it_came_from(
     recorder, tmp_path, policy, status, goes_on
 ):
-    listener = _FinalsListener(recorder, 6, Bar(Screen(), "x", 12), policy)
+    listener = listening(recorder, policy)
     assert listener.report("t000", report(1, 0.4))
     assert listener.report("t000", report(2, 0.5)) is goes_on
     # A driver killed here, before Tune has ended the trial, must not start it again.
-    state = fold("s", read_events(tmp_path / "s" / LEDGER_NAME))
+    state = fold("s", read_events(Search(tmp_path, "s").ledger))
     assert state.trials["t000"].status == status
     assert state.trials["t000"].reason == (
         "at epoch 2: 0.1 below the front" if status == "stopped" else ""
@@ -75,9 +86,22 @@ def test_what_becomes_of_a_trial_is_on_disk_with_the_report_it_came_from(
     assert not listener.leaving and not policy.told
 
 
+def test_a_trial_that_is_stopped_by_what_nobody_lived_to_hear_does_not_leave(recorder, tmp_path):
+    candidate = recorder.state.trials["t000"]
+    listener = listening(recorder, Policy(False))
+    job = final_job(listener._context.config, candidate, "base", 10)
+    job = job.model_copy(update={"storage": tmp_path})
+    job.directory.mkdir()
+    for epoch in (1, 2, 3):
+        job.folder.add_report(report(epoch, 0.5))
+    assert not listener.catch_up(job)
+    assert candidate.status == "stopped" and candidate.epochs == 2
+    assert not listener.leaving, "nothing of it runs that could come to its end"
+
+
 def test_a_trial_that_ends_early_by_itself_is_a_failure(recorder):
     policy = Policy(True)
-    listener = _FinalsListener(recorder, 6, Bar(Screen(), "x", 12), policy)
+    listener = listening(recorder, policy)
     listener.report("t001", report(3, 0.5))
     listener.finished("t001", report(3, 0.5), "/x")
     assert recorder.state.trials["t001"].status == "failed"
@@ -105,22 +129,24 @@ CONFIG = {
 
 
 def over(trial_id, schedule, gmacs, top1, status="done"):
-    trial = TrialState(trial_id, candidate_of(8, schedule, gmacs, "leader"), 2, status=status)
-    trial.top1_minival = top1
-    return trial
+    candidate = candidate_of(8, schedule, gmacs, "leader")
+    return Model(trial_id, "final", candidate, 2, status=status, top1_minival=top1)
 
 
 def test_baselines_and_further_seeds_follow_from_the_finals_alone():
     config = SearchConfig.model_validate(CONFIG)
-    bases = [BaseState(8, 2, 0.5, "done", 0.9), BaseState(16, 2, 1.0, "done", 0.95)]
-    state = SearchState("s", config=config.resolved(), num_classes=10, bases=bases)
+    state = SearchState("s", recorded=config, num_classes=10)
+    for width, gmacs, top1 in ((8, 0.5, 0.9), (16, 1.0, 0.95)):
+        base = of_width("dense", width, 2, gmacs, config)
+        base.status, base.top1_minival = "done", top1
+        state.models[base.model_id] = base
     for trial in (
         over("t000", (32, 16, 8), 0.2, 0.8),  # on the front, but a constant keep-rate already
         over("t001", (40, 20, 10), 0.3, 0.7),  # dominated
         over("t002", (50, 40, 30), 0.4, 0.9),  # on the front
         over("t003", (60, 50, 40), 0.1, 0.85, status="stopped"),
     ):
-        state.trials[trial.trial_id] = trial
+        state.models[trial.model_id] = trial
     due = companions(config, state)
     assert [fields["trial_id"] for fields in due] == [
         *("c000", "c001", "c002"),
@@ -143,7 +169,7 @@ def test_baselines_and_further_seeds_follow_from_the_finals_alone():
         made = over(fields["trial_id"], tuple(fields["schedule"]), fields["gmacs"], 0.1)
         made.seed, made.keep_rate = fields.get("seed"), fields.get("keep_rate")
         assert made.is_companion
-        state.trials[made.trial_id] = made
+        state.models[made.model_id] = made
     assert companions(config, state) == due
     assert made.seed == 2
     assert final_job(config, made, "base", 10).seed == config.seed + 2

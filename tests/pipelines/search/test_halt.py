@@ -7,6 +7,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import ledgers
 import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
@@ -23,13 +24,14 @@ from pipelines.search.halt import (
     request_stop,
     withdraw_request,
 )
-from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.ledger import Ledger, read_events
 from pipelines.search.recorder import Recorder
 from pipelines.search.stages.base_stage import has_learned
 from pipelines.search.stages.context import StageContext
 from pipelines.search.stages.finals_stage import _within_budget
-from pipelines.search.state import SearchState, TrialState, fold, search_names
+from pipelines.search.state import Model, SearchState, fold, search_names
 from pipelines.search.state_records import candidate_of
+from pipelines.storage.search_files import Search
 
 
 class Clock:
@@ -41,7 +43,13 @@ class Clock:
 
 
 BASE = {"width": 8, "num_heads": 2, "gmacs": 0.01}
-CREATED = {"event": "created", "config": {}, "config_hash": "", "num_classes": 2, "bases": [BASE]}
+CREATED = {
+    "event": "created",
+    "config": ledgers.config(),
+    "config_hash": "",
+    "num_classes": 2,
+    "bases": [BASE],
+}
 
 
 def events(*rows: tuple[float, str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -118,7 +126,7 @@ def test_device_hours_are_reached_between_two_reports(tmp_path):
     clock = Clock(1000.0)
     meter = DeviceMeter(clock)
     state = SearchState("s", spent={"screen": 3000.0})
-    halt = Halt(BudgetConfig(device_hours=1), state, meter, tmp_path, clock)
+    halt = Halt(BudgetConfig(device_hours=1), state, meter, Search(tmp_path, "s"), clock)
     halt.check()
     meter.start("t000", 2)
     clock.now += 299
@@ -133,25 +141,25 @@ def test_device_hours_are_reached_between_two_reports(tmp_path):
 
 def test_a_request_is_found_and_says_who(tmp_path):
     clock = Clock()
-    halt = Halt(BudgetConfig(), SearchState("s"), DeviceMeter(), tmp_path, clock)
+    halt = Halt(BudgetConfig(), SearchState("s"), DeviceMeter(), Search(tmp_path, "s"), clock)
     assert halt.ended is None
-    request = request_stop(tmp_path)
-    assert read_request(tmp_path) == request
+    request = request_stop(Search(tmp_path, "s"))
+    assert read_request(Search(tmp_path, "s")) == request
     clock.now += 1
     assert halt.ended is not None and str(halt.ended) == f"stopped by {request.who}"
-    withdraw_request(tmp_path)
+    withdraw_request(Search(tmp_path, "s"))
     assert halt.ended is not None, "a search does not start again by itself"
-    withdraw_request(tmp_path)
-    (tmp_path / "stop.json").write_text("[half")
+    withdraw_request(Search(tmp_path, "s"))
+    Search(tmp_path, "s").stop_request.write_text("[half")
     with pytest.raises(SearchEnded, match="somebody"):
-        Halt(BudgetConfig(), SearchState("s"), DeviceMeter(), tmp_path, clock).check()
+        Halt(BudgetConfig(), SearchState("s"), DeviceMeter(), Search(tmp_path, "s"), clock).check()
 
 
 @pytest.fixture
 def context(tmp_path):
-    with Ledger(tmp_path / "searches" / "s") as ledger:
+    with Ledger(Search(tmp_path, "s")) as ledger:
         recorder = Recorder(ledger, SearchState("s"))
-        halt = Halt(BudgetConfig(), recorder.state, DeviceMeter(), ledger.path.parent)
+        halt = Halt(BudgetConfig(), recorder.state, DeviceMeter(), ledger.search)
         config = SimpleNamespace(budget=BudgetConfig(trials=2))
         screen = SimpleNamespace(say=lambda *_, **__: None)
         meter = DeviceMeter(Clock())
@@ -200,18 +208,18 @@ def test_nobody_waits_for_ever_for_a_report(context):
 
 def test_the_budget_of_trials_lets_those_go_on_that_were_begun(context):
     def trial(name, status):
-        return TrialState(name, candidate_of(8, (4,), 0.01, "kmedoids"), 2, status=status)
+        return Model(name, "final", candidate_of(8, (4,), 0.01, "kmedoids"), 2, status=status)
 
     trials = [trial("a", "done"), trial("b", "running"), trial("c", "pending")]
-    context.state.trials.update({t.trial_id: t for t in trials})
-    assert [t.trial_id for t in _within_budget(context, trials[1:])] == ["b"]
+    context.state.models.update({t.model_id: t for t in trials})
+    assert [t.model_id for t in _within_budget(context, trials[1:])] == ["b"]
     context.state.trials["a"].status = "pending"
-    assert [t.trial_id for t in _within_budget(context, trials)] == ["a", "b"]
+    assert [t.model_id for t in _within_budget(context, trials)] == ["a", "b"]
 
 
 def test_what_belongs_together_is_written_at_once(tmp_path, monkeypatch):
     writes = []
-    with Ledger(tmp_path / "s") as ledger:
+    with Ledger(Search(tmp_path, "s")) as ledger:
         real = ledger._file
 
         class Counting:
@@ -227,7 +235,7 @@ def test_what_belongs_together_is_written_at_once(tmp_path, monkeypatch):
         recorder.add_all([("note", {"number": 1}), ("note", {"number": 2, "text": "x" * 100_000})])
         monkeypatch.undo()
     assert len(writes) == 1 and writes[0].count(b"\n") == 2
-    assert len(list(read_events(tmp_path / "s" / LEDGER_NAME))) == 2
+    assert len(list(read_events(Search(tmp_path, "s").ledger))) == 2
 
 
 def stop(storage, *words):
@@ -235,39 +243,39 @@ def stop(storage, *words):
 
 
 def test_stop_says_when_there_is_nothing_to_stop(tmp_path):
-    directory = tmp_path / "searches" / "s"
-    with Ledger(directory) as ledger:
+    search = Search(tmp_path, "s")
+    with Ledger(search) as ledger:
         ledger.append("created", **{k: v for k, v in CREATED.items() if k != "event"})
     result = stop(tmp_path, "s")
     assert result.exit_code == 0 and "is not running: there is nothing to stop" in result.output
-    assert read_request(directory) is None
+    assert read_request(search) is None
     with pytest.raises(Exception, match="no search named t"):
         CliRunner().invoke(app, ["stop", "t", "--storage", str(tmp_path)], catch_exceptions=False)
 
 
 def test_stop_from_another_process_is_obeyed_and_told(tmp_path):
-    directory = tmp_path / "searches" / "s"
-    with Ledger(directory) as ledger:
+    search = Search(tmp_path, "s")
+    with Ledger(search) as ledger:
         recorder = Recorder(ledger, SearchState("s"))
         recorder.add("created", **{k: v for k, v in CREATED.items() if k != "event"})
-        halt = Halt(BudgetConfig(), recorder.state, DeviceMeter(), directory)
+        halt = Halt(BudgetConfig(), recorder.state, DeviceMeter(), search)
         command = [sys.executable, "-m", "pipelines.cli", "stop", "s", "--storage", str(tmp_path)]
         asking = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         waiting = threading.Event()
         while halt.ended is None and asking.poll() is None:
             waiting.wait(0.05)
         recorder.add("ended", why="stop", reason=str(halt.ended))
-        withdraw_request(directory)
+        withdraw_request(search)
     said, _ = asking.communicate(timeout=120)
     assert asking.returncode == 0
     assert "search s is asked to stop" in said and "search s stopped in stage base" in said
-    state = fold("s", read_events(directory / LEDGER_NAME))
+    state = fold("s", read_events(search.ledger))
     assert state.ended.startswith("stopped by ")
 
 
 def test_a_search_that_never_began_is_not_listed(tmp_path):
-    Ledger(tmp_path / "searches" / "empty").close()
-    with Ledger(tmp_path / "searches" / "s") as ledger:
+    Ledger(Search(tmp_path, "empty")).close()
+    with Ledger(Search(tmp_path, "s")) as ledger:
         ledger.append("created", **json.loads(json.dumps({"x": 1})))
     assert search_names(tmp_path) == ["s"]
 
@@ -296,7 +304,7 @@ def test_a_base_near_chance_has_not_learned(top1, classes, learned):
 
 
 def test_sigterm_asks_for_an_end_in_order(tmp_path):
-    halt = Halt(BudgetConfig(), SearchState("s"), DeviceMeter(), tmp_path)
+    halt = Halt(BudgetConfig(), SearchState("s"), DeviceMeter(), Search(tmp_path, "s"))
     before = signal.getsignal(signal.SIGTERM)
     with ends_on_signals(halt):
         signal.raise_signal(signal.SIGTERM)
@@ -305,7 +313,7 @@ def test_sigterm_asks_for_an_end_in_order(tmp_path):
 
 
 def test_the_first_ctrl_c_asks_for_an_end_in_order_and_the_second_does_not_wait(tmp_path, capfd):
-    halt = Halt(BudgetConfig(), SearchState("s"), DeviceMeter(), tmp_path)
+    halt = Halt(BudgetConfig(), SearchState("s"), DeviceMeter(), Search(tmp_path, "s"))
     before = signal.getsignal(signal.SIGINT)
     with ends_on_signals(halt):
         signal.raise_signal(signal.SIGINT)

@@ -10,9 +10,11 @@ from pydantic import ValidationError
 import tokenpool as tp
 from pipelines.config import SearchConfig
 from pipelines.search.job_specs import base_job
+from pipelines.search.model_record import of_width
 from pipelines.search.search_space import dense_gmacs
 from pipelines.search.stages import base_stage as base
-from pipelines.search.state import BaseState, SearchState
+from pipelines.search.stages import train_models
+from pipelines.search.state import SearchState
 from pipelines.train.model import build_model
 from pipelines.train.reports import Report
 
@@ -94,11 +96,16 @@ def test_a_teacher_that_was_asked_for_stays(trained):
 
 def test_the_wider_one_is_trained_before_its_heirs_and_they_side_by_side(monkeypatch):
     found = config([width(32, 2), width(64, 4), width(48, 3)], inherit=True, train=TRAIN)
-    state = SearchState("s", num_classes=10, bases=[BaseState(w, w // 16, 1) for w in (32, 64, 48)])
+    bases = [of_width("dense", w, w // 16, 1, found) for w in (32, 64, 48)]
+    state = SearchState("s", num_classes=10, models={base.model_id: base for base in bases})
     waves, said = [], []
 
     class Recorder:
         def add(self, kind, **fields):
+            self.add_all([(kind, fields)])
+
+        def add_all(self, events):
+            ((kind, fields),) = events
             if kind == "base_done":
                 known = state.base(fields["width"])
                 known.status, known.checkpoint = "done", fields["checkpoint"]
@@ -110,18 +117,18 @@ def test_the_wider_one_is_trained_before_its_heirs_and_they_side_by_side(monkeyp
     def nothing(*_):
         yield SimpleNamespace(advance=lambda *_, **__: None)
 
-    def run_trials(requests, *, listener, **_):
-        waves.append([(r.job.job_id, r.job.inherits, r.job.train.epochs) for r in requests])
-        for request in requests:
-            report = Report(epoch=2, top1_minival=0.9)
-            listener.finished(request.job.job_id, report, f"/{request.job.job_id}")
+    def run_trials(jobs, *, listener, **_):
+        waves.append([(job.job_id, job.inherits, job.train.epochs) for job in jobs])
+        for job in jobs:
+            report = Report(epoch=job.train.epochs, top1_minival=0.9)
+            listener.finished(job.job_id, report, f"/{job.job_id}")
 
     context = SimpleNamespace(
         config=found, state=state, recorder=Recorder(), room=nothing, watch=nothing,
         check=lambda: None,
         screen=SimpleNamespace(progress=nothing, say=lambda text, **_: said.append(text)),
     )  # fmt: skip
-    monkeypatch.setattr(base, "run_trials", run_trials)
+    monkeypatch.setattr(train_models, "run_trials", run_trials)
     base.run_base(context)
     assert waves == [
         [("base-w64", None, 6)],

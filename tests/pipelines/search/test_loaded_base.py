@@ -103,7 +103,7 @@ def test_a_checkpoint_that_is_gone_is_counted_by_the_copy_that_was_taken(
     loaded = save_loaded(base_job(config, width, 10), str(checkpoint))
     shutil.rmtree(checkpoint)
     if kind == "store":
-        assert loaded.startswith("memory://") and not (config.directory / "jobs").exists()
+        assert loaded.startswith("memory://") and not config.search.jobs.exists()
         assert tp.vit_spec(outline(base_job(config, width, 10).model, loaded)) == tp.vit_spec(
             trained
         )

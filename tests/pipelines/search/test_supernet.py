@@ -12,14 +12,11 @@ from pipelines.config import SearchConfig
 from pipelines.config_file import load_config
 from pipelines.console import Screen
 from pipelines.search.job_specs import supernet_job
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.stages.supernet_stage import near_front
-from pipelines.search.state import (
-    BaseState,
-    SearchState,
-    load_state,
-)
+from pipelines.search.state import SearchState, load_state
 from pipelines.search.state_records import candidate_of
+from pipelines.storage.search_files import Search
 from tune_spaces.candidate import Untrained
 
 ONE = {"num_workers": 1, "cpus_per_worker": 0.9}
@@ -59,9 +56,9 @@ def test_a_search_trains_a_supernet_screens_with_it_and_starts_its_finals_from_i
     tmp_path, digits, trained
 ):
     carry_out(config(tmp_path, digits, trained), Screen())
-    state = load_state(tmp_path / "runs", "super")
+    state = load_state(Search(tmp_path / "runs", "super"))
     assert state.complete
-    net = state.supernets[32]
+    net = state.supernet(32)
     assert net.status == "done" and [r.epoch for r in net.reports] == [1, 2]
     assert tp.pooling_of(tp.load(net.checkpoint)) is None
     assert state.stage_seconds["supernet"] >= net.device_seconds > 0
@@ -77,7 +74,7 @@ def test_a_search_trains_a_supernet_screens_with_it_and_starts_its_finals_from_i
     assert state.agreement["supernet"].pairs <= 1
     page = (tmp_path / "runs/searches/super/front.html").read_text()
     assert "creening on the supernets" in page
-    kinds = [e["event"] for e in read_events(tmp_path / "runs/searches/super" / LEDGER_NAME)]
+    kinds = [e["event"] for e in read_events(Search(tmp_path / "runs", "super").ledger)]
     assert kinds.index("supernet_done") < kinds.index("agreement")
 
 
@@ -98,7 +95,7 @@ def test_the_presets_train_supernets(name):
 
 def test_the_job_is_the_bases_with_the_front_of_the_first_screening(tmp_path):
     wanted = config(tmp_path, "d", "c", random=3, uniform_share=0.1, near=6)
-    state = SearchState("s", bases=[BaseState(32, 2, 0.5)])
+    state = SearchState("s")
     state.screened = [
         Untrained(candidate_of(32, (12, 8, k), 0.01 * k, "wkmedoids"), 0.5, 1 / k)
         for k in range(2, 9)

@@ -1,8 +1,8 @@
 import pytest
 from stores import BUCKET, s3_server
 
+from pipelines.storage.search_files import Search
 from pipelines.storage.store import ObjectStore
-from pipelines.storage.working import open_root
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +26,6 @@ def store(address):
 
 
 @pytest.fixture
-def directory(address):
-    """A search's folder that stands for one at the address."""
-    return open_root(address) / "searches" / "pets"
+def search(address):
+    """A search whose folder stands for one at the address."""
+    return Search.open(address, "pets")

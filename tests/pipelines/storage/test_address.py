@@ -7,7 +7,8 @@ import pytest
 from pipelines.config_file import load_config
 from pipelines.errors import UserError
 from pipelines.storage.address import join, open_filesystem, parent, parse_place, parse_storage
-from pipelines.storage.working import local_root, open_root, search_store
+from pipelines.storage.search_files import Search
+from pipelines.storage.working import local_root, open_root
 
 PRESET = Path(__file__).parents[3] / "tune_spaces/presets/digits.yaml"
 
@@ -78,18 +79,18 @@ def test_where_a_search_lies_decides_nothing_of_its_result(tmp_path, monkeypatch
     assert stored.config_hash() == folder.config_hash()
     assert stored.resolved()["storage"] == "s3://bucket/runs"
     assert stored.address == "s3://bucket/runs/searches/digits" and folder.address is None
-    assert folder.directory == Path("runs/searches/digits")
-    assert stored.directory.is_relative_to(tmp_path)
+    assert folder.search.folder == Path("runs/searches/digits")
+    assert stored.search.folder.is_relative_to(tmp_path)
     assert not any(tmp_path.iterdir())  # reading a config makes nothing
 
 
 def test_a_working_folder_knows_what_it_stands_for(tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENPOOL_CACHE", str(tmp_path))
     root = open_root("s3://bucket/runs?region=eu-west-1")
-    found = search_store(root / "searches" / "pets")
+    found = Search(root, "pets").store
     assert found is not None
     assert found.address == "s3://bucket/runs/searches/pets?region=eu-west-1"
-    assert search_store(tmp_path / "elsewhere" / "searches" / "pets") is None
+    assert Search(tmp_path / "elsewhere", "pets").store is None
     assert open_root(str(root)) == root  # the folder itself may be named too
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
     assert local_root("s3://bucket/runs?region=eu-west-1") != root

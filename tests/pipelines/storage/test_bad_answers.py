@@ -7,11 +7,10 @@ import pytest
 from stores import for_a_while, in_trouble
 from thinning import fast
 
-from pipelines.search.ledger import LEDGER_NAME, read_events
+from pipelines.search.ledger import read_events
 from pipelines.search.stored_ledger import StoredLedger
 from pipelines.storage.claim import Times
 from pipelines.storage.store import ObjectStore, StoreAway, StoreError
-from pipelines.storage.working import search_store
 
 
 @pytest.fixture
@@ -21,18 +20,18 @@ def trouble(server, monkeypatch):
 
 @pytest.mark.parametrize("kind", fast(2, ["503", "cut", "500", "slow"]))
 @pytest.mark.fault("object store answering 500, 503, slowly or not to the end")
-def test_a_ledger_waits_for_it(directory, trouble, monkeypatch, caplog, kind):
+def test_a_ledger_waits_for_it(search, trouble, monkeypatch, caplog, kind):
     monkeypatch.setattr("pipelines.search.stored_ledger._PAUSE_SECONDS", 0.2)
-    with StoredLedger(directory, search_store(directory), times=Times(60.0, 5.0, 5.0)) as ledger:
+    with StoredLedger(search, search.store, times=Times(60.0, 5.0, 5.0)) as ledger:
         ledger.append("a", n=1)
         with for_a_while(trouble, kind, 8):
             ledger.append("a", n=2)
         assert trouble.hits
         ledger.append("a", n=3)
-        store = search_store(directory)
+        store = search.store
         content = b"".join(store.read(entry.name) for entry in store.entries("ledger"))
-    assert content == (directory / LEDGER_NAME).read_bytes()
-    assert [event["n"] for event in read_events(directory / LEDGER_NAME)] == [1, 2, 3]
+    assert content == search.ledger.read_bytes()
+    assert [event["n"] for event in read_events(search.ledger)] == [1, 2, 3]
     assert len(caplog.messages) <= 1 and "Traceback" not in caplog.text
 
 

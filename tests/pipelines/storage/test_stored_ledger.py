@@ -3,41 +3,43 @@
 import json
 import shutil
 
+import ledgers
 import pytest
 
 from pipelines.errors import UserError
 from pipelines.search import refresh as refresh_module
 from pipelines.search.driver import driver_runs
 from pipelines.search.halt import read_request, request_stop, withdraw_request
-from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.ledger import Ledger, read_events
 from pipelines.search.recorder import Recorder
 from pipelines.search.refresh import refresh
 from pipelines.search.state import fold, load_state, search_names
 from pipelines.search.stored_ledger import StoredLedger, open_ledger
 from pipelines.storage import segments
 from pipelines.storage.claim import LostClaimError, Times
+from pipelines.storage.search_files import Search
 from pipelines.storage.store import ObjectStore, StoreError
-from pipelines.storage.working import open_root, search_store
+from pipelines.storage.working import open_root
 
 QUICK = Times(lease=3.0, beat=0.4, look=0.1)
 CREATED = {
-    "config": {},
+    "config": ledgers.config(),
     "config_hash": "x",
     "num_classes": 10,
     "bases": [{"width": 32, "num_heads": 2, "gmacs": 0.1}],
 }
 
 
-def events(directory):
-    return list(read_events(directory / LEDGER_NAME))
+def events(search):
+    return list(read_events(search.ledger))
 
 
-def numbers(directory):
-    return [event["n"] for event in events(directory)]
+def numbers(search):
+    return [event["n"] for event in events(search)]
 
 
-def open_quick(directory, **options):
-    return StoredLedger(directory, search_store(directory), times=QUICK, **options)
+def open_quick(search, **options):
+    return StoredLedger(search, search.store, times=QUICK, **options)
 
 
 def killed(ledger):
@@ -47,38 +49,38 @@ def killed(ledger):
     ledger._writer.shutdown()
     ledger._file.close()
     ledger._lock.release()
-    store, name = search_store(ledger.path.parent), ledger._claim._driver.name
+    store, name = ledger.search.store, ledger._claim._driver.name
     claim = json.loads(store.read(name)) | {"pid": 2**22 + 1}
     store.write(name, json.dumps(claim).encode())
 
 
 def test_a_folder_that_stands_for_itself_has_a_plain_ledger(tmp_path):
-    with open_ledger(tmp_path / "runs" / "searches" / "pets") as ledger:
+    with open_ledger(Search(tmp_path / "runs", "pets")) as ledger:
         assert type(ledger) is Ledger
 
 
-def test_each_batch_is_an_object_before_it_counts(directory, server):
-    with open_ledger(directory) as ledger:
+def test_each_batch_is_an_object_before_it_counts(search, server):
+    with open_ledger(search) as ledger:
         assert isinstance(ledger, StoredLedger)
         ledger.append("a", n=1)
         ledger.append_all([("b", {"n": 2}), ("c", {"n": 3})])
-        store = search_store(directory)
+        store = search.store
         contents = [store.read(entry.name) for entry in store.entries("ledger")]
-        assert b"".join(contents) == (directory / LEDGER_NAME).read_bytes()
+        assert b"".join(contents) == (search.ledger).read_bytes()
         assert [len(content.splitlines()) for content in contents] == [1, 2]
-    assert numbers(directory) == [1, 2, 3]
+    assert numbers(search) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("left", ["whole", "torn", "short", "nothing"])
-def test_it_goes_on_whatever_is_left_of_the_folder(directory, left):
-    with open_quick(directory) as ledger:
+def test_it_goes_on_whatever_is_left_of_the_folder(search, left):
+    with open_quick(search) as ledger:
         ledger.append("a", n=1), ledger.append("a", n=2)
-    with open_quick(directory) as ledger:
+    with open_quick(search) as ledger:
         ledger.append("a", n=3)
         killed_at = ledger
         killed(killed_at)
         ledger._writer, ledger._file = _Nothing(), _Nothing()
-    path = directory / LEDGER_NAME
+    path = search.ledger
     if left == "torn":
         with path.open("ab") as file:
             file.write(b'{"event":"a","ti')  # put by nobody: it never happened
@@ -86,11 +88,11 @@ def test_it_goes_on_whatever_is_left_of_the_folder(directory, left):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
     elif left == "nothing":
-        shutil.rmtree(directory)
-    with open_quick(directory) as ledger:
-        assert numbers(directory) == [1, 2, 3]
+        shutil.rmtree(search.folder)
+    with open_quick(search) as ledger:
+        assert numbers(search) == [1, 2, 3]
         ledger.append("a", n=4)
-    assert numbers(directory) == [1, 2, 3, 4]
+    assert numbers(search) == [1, 2, 3, 4]
 
 
 class _Nothing:
@@ -102,11 +104,11 @@ class _Nothing:
 
 
 @pytest.mark.fault("two drivers of different machines on one search")
-def test_two_drivers_of_different_machines(directory, address, monkeypatch, tmp_path):
-    with open_quick(directory) as ledger:
+def test_two_drivers_of_different_machines(search, address, monkeypatch, tmp_path):
+    with open_quick(search) as ledger:
         ledger.append("a", n=1)
         monkeypatch.setenv("TOKENPOOL_CACHE", str(tmp_path / "other-machine"))
-        other = open_root(address) / "searches" / "pets"
+        other = Search.open(address, "pets")
         assert driver_runs(other)
         with pytest.raises(UserError, match="already run by"):
             open_quick(other)
@@ -121,22 +123,22 @@ def test_two_drivers_of_different_machines(directory, address, monkeypatch, tmp_
 @pytest.mark.fault("driver cut off and replaced: it is fenced")
 @pytest.mark.parametrize("successor_ends", [False, True])
 def test_a_driver_that_was_replaced_can_record_nothing_more(
-    directory, address, monkeypatch, tmp_path, successor_ends
+    search, address, monkeypatch, tmp_path, successor_ends
 ):
-    ledger = open_quick(directory)
+    ledger = open_quick(search)
     ledger.append("a", n=1)
     ledger._claim._closing.set()  # it hangs
     ledger._claim._thread.join()
-    store, name = search_store(directory), ledger._claim._driver.name
+    store, name = search.store, ledger._claim._driver.name
     store.write(name, store.read(name).replace(b'"machine": "', b'"machine": "other '))
     monkeypatch.setenv("TOKENPOOL_CACHE", str(tmp_path / "other-machine"))
-    other = open_root(address) / "searches" / "pets"
+    other = Search.open(address, "pets")
     if successor_ends:
         with open_quick(other) as successor:
             successor.append("a", n=2)
         with pytest.raises(LostClaimError):
             ledger.append("a", n=-2)
-        assert numbers(directory) == [1]
+        assert numbers(search) == [1]
         refresh(other)
         assert numbers(other) == [1, 2]
         ledger.close()
@@ -156,7 +158,7 @@ def test_a_driver_that_was_replaced_can_record_nothing_more(
 
 
 @pytest.mark.fault("object store away for a while")
-def test_a_store_that_is_away_for_a_while_is_waited_for(directory, monkeypatch):
+def test_a_store_that_is_away_for_a_while_is_waited_for(search, monkeypatch):
     monkeypatch.setattr("pipelines.search.stored_ledger._PAUSE_SECONDS", 0.01)
     write, failures = ObjectStore.write, [3]
 
@@ -167,15 +169,15 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(directory, monkeypatch):
         write(self, name, content)
 
     monkeypatch.setattr(ObjectStore, "write", flaky)
-    with open_quick(directory) as ledger:
+    with open_quick(search) as ledger:
         ledger.append("a", n=1)
-    assert failures == [0] and numbers(directory) == [1]
+    assert failures == [0] and numbers(search) == [1]
 
 
 @pytest.mark.fault("object store away for good")
-def test_one_that_stays_away_ends_the_driver_and_loses_nothing(directory, monkeypatch):
+def test_one_that_stays_away_ends_the_driver_and_loses_nothing(search, monkeypatch):
     monkeypatch.setattr("pipelines.search.stored_ledger._PAUSE_SECONDS", 0.01)
-    with open_quick(directory, patience=0.1) as ledger:
+    with open_quick(search, patience=0.1) as ledger:
         ledger.append("a", n=1)
         write = ObjectStore.write
 
@@ -186,56 +188,56 @@ def test_one_that_stays_away_ends_the_driver_and_loses_nothing(directory, monkey
         with pytest.raises(UserError, match="type the same command to go on") as found:
             ledger.append("a", n=2)
         assert found.value.exit_code == 1
-        assert numbers(directory) == [1]  # what did not get there is not in the file either
+        assert numbers(search) == [1]  # what did not get there is not in the file either
         monkeypatch.setattr(ObjectStore, "write", write)
         with pytest.raises(UserError):
             ledger.append("a", n=3)  # what is there is not known for sure any more
-    with open_quick(directory):
-        assert numbers(directory) == [1]
+    with open_quick(search):
+        assert numbers(search) == [1]
 
 
 def test_a_request_to_stop_reaches_the_driver_and_is_withdrawn(
-    directory, address, monkeypatch, tmp_path
+    search, address, monkeypatch, tmp_path
 ):
-    with open_quick(directory) as ledger:
+    with open_quick(search) as ledger:
         ledger.append("created", **CREATED)
         monkeypatch.setenv("TOKENPOOL_CACHE", str(tmp_path / "other-machine"))
-        other = open_root(address) / "searches" / "pets"
-        load_state(open_root(address), "pets")
+        other = Search.open(address, "pets")
+        load_state(other)
         request_stop(other)
         for _ in range(100):
-            if read_request(directory) is not None:
+            if read_request(search) is not None:
                 break
             ledger._claim._closing.wait(0.05)
-        assert read_request(directory) == read_request(other)
-        withdraw_request(directory)
+        assert read_request(search) == read_request(other)
+        withdraw_request(search)
     refresh(other)
     assert read_request(other) is None
 
 
 def test_states_names_and_imported_fronts_are_found_from_an_empty_machine(
-    directory, address, monkeypatch, tmp_path
+    search, address, monkeypatch, tmp_path
 ):
-    store = search_store(directory)
-    with open_quick(directory) as ledger:
-        recorder = Recorder(ledger, fold("pets", [], directory))
+    store = search.store
+    with open_quick(search) as ledger:
+        recorder = Recorder(ledger, fold("pets", [], search))
         recorder.add("created", **CREATED)
         # As Ray names it, and as a loaded base is.
         place = f"{store.path}/jobs/base-w32/epoch-0003/model"
         recorder.add("base_done", width=32, checkpoint=place, top1_minival=0.9)
-        assert events(directory)[-1]["checkpoint"] == "jobs/base-w32/epoch-0003/model"
+        assert events(search)[-1]["checkpoint"] == "jobs/base-w32/epoch-0003/model"
         assert (
             recorder.state.base(32).checkpoint == f"{store.address}/jobs/base-w32/epoch-0003/model"
         )
-        (directory / "outside").mkdir()
-        (directory / "outside" / "tome.json").write_text("{}")
-        refresh_module.send_outside(directory)
+        search.outside.mkdir()
+        (search.outside / "tome.json").write_text("{}")
+        refresh_module.send_outside(search)
     monkeypatch.setenv("TOKENPOOL_CACHE", str(tmp_path / "other-machine"))
     root = open_root(address)
     assert search_names(root) == ["pets"]
-    state = load_state(root, "pets")
+    state = load_state(Search(root, "pets"))
     assert state.base(32).checkpoint == f"{store.address}/jobs/base-w32/epoch-0003/model"
     assert (root / "searches/pets/outside/tome.json").read_text() == "{}"
     with pytest.raises(UserError, match=f"no search named pats under {address}: there is pets"):
-        load_state(root, "pats")
+        load_state(Search(root, "pats"))
     assert not (root / "searches" / "pats").exists()

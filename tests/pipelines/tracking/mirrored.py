@@ -6,16 +6,17 @@ from typing import Any
 import ledgers
 from mlflow import MlflowClient
 
+from pipelines.storage.search_files import Search
 from pipelines.tracking.mirror import LedgerMirror
 from pipelines.tracking.tracking_store import tracking_store
 
 
-def write(storage: Path, rows: list[dict[str, Any]]) -> Path:
-    return ledgers.write_ledger(storage, "digits", rows).parent
+def write(storage: Path, rows: list[dict[str, Any]]) -> Search:
+    return ledgers.write_ledger(storage, "digits", rows)
 
 
-def send(directory: Path, storage: Path, *, artifacts: bool = False) -> LedgerMirror:
-    mirror = LedgerMirror(directory, tracking_store(storage))
+def send(search: Search, storage: Path, *, artifacts: bool = False) -> LedgerMirror:
+    mirror = LedgerMirror(search, tracking_store(storage))
     mirror.read()
     mirror.send(with_artifacts=artifacts)
     return mirror

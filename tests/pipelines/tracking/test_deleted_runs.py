@@ -19,6 +19,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from thinning import fast
 
 from pipelines.search.ledger import Ledger
+from pipelines.storage.search_files import Search
 from pipelines.tracking.mirror import LedgerMirror
 from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.tracking_store import tracking_store
@@ -203,13 +204,13 @@ def test_another_search_of_the_name_keeps_to_its_own(folder: Path, client: Mlflo
 def test_rebuilt_with_one_deleted_and_restored(
     folder: Path, client: MlflowClient, expected: dict[str, Any]
 ) -> None:
-    directory = write(folder, ROWS)
-    send(directory, folder)
+    search = write(folder, ROWS)
+    send(search, folder)
     old = runs(client)["t001"].info.run_id
     client.delete_run(old)
-    send(directory, folder)
+    send(search, folder)
     client.restore_run(old)
-    rebuild(folder, "digits", tracking_store(folder))
+    rebuild(Search(folder, "digits"), tracking_store(folder))
     assert dump_without_front(folder) == without_front(expected)
 
 
@@ -226,10 +227,10 @@ def test_the_database_is_made_anew(
 def test_the_tracker_goes_on_without_a_warning(
     folder: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    directory = folder / "searches" / "digits"
+    search = Search(folder, "digits")
     with (
-        Ledger(directory) as ledger,
-        MlflowTracker(directory, tracking_store(folder), retry_every=0.2) as tracker,
+        Ledger(search) as ledger,
+        MlflowTracker(search, tracking_store(folder), retry_every=0.2) as tracker,
     ):
         for number, row in enumerate(ROWS):
             ledger.append(
@@ -246,11 +247,11 @@ def test_the_tracker_goes_on_without_a_warning(
 
 
 def test_each_is_logged_anew_once(folder: Path, client: MlflowClient) -> None:
-    directory = write(folder, ROWS)
-    send(directory, folder)
+    search = write(folder, ROWS)
+    send(search, folder)
     delete("t001")(client)
-    first = runs_of(send(directory, folder), client)
-    assert runs_of(send(directory, folder), client) == first
+    first = runs_of(send(search, folder), client)
+    assert runs_of(send(search, folder), client) == first
     experiment = client.get_experiment_by_name("digits")
     everything = client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL)
     assert len(everything) == len(first) + 1  # the deleted one

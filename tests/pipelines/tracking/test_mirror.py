@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.errors import UserError
 from pipelines.search.ledger import Ledger
+from pipelines.storage.search_files import Search
 from pipelines.tracking.mirror import LedgerMirror
 from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.tracking_store import TrackingStore, tracking_store
@@ -48,10 +49,10 @@ def test_killed_after_any_event_it_ends_the_same(folder: Path, expected: dict[st
     rows = ledgers.events()
     # A driver that dies again and again, each time with a cursor behind what MLflow has taken.
     for cut in (1, 4, 9, 16, 23, 31, len(rows)):
-        directory = write(folder, rows[:cut])
-        cursor = directory / "mlflow_cursor.json"
+        search = write(folder, rows[:cut])
+        cursor = search.mlflow_cursor
         before = cursor.read_text() if cursor.exists() else None
-        send(directory, folder)
+        send(search, folder)
         if cut % 2 and before is not None:
             cursor.write_text(before)
     assert dump(folder) == expected
@@ -94,17 +95,17 @@ def test_repeated_epochs_are_logged_once(folder: Path) -> None:
 def test_rebuilt_from_the_ledger_it_equals_the_original(folder: Path) -> None:
     send(write(folder, ledgers.events()), folder, artifacts=True)
     original = dump(folder)
-    assert rebuild(folder, "digits", tracking_store(folder)) == 10
+    assert rebuild(Search(folder, "digits"), tracking_store(folder)) == 10
     assert dump(folder) == original
 
 
 def test_rebuild_waits_for_a_running_driver(folder: Path) -> None:
-    directory = write(folder, ledgers.events())
+    search = write(folder, ledgers.events())
     with (
-        Ledger(directory),
+        Ledger(search),
         pytest.raises(UserError, match="search digits is running and logs by itself"),
     ):
-        rebuild(folder, "digits", tracking_store(folder))
+        rebuild(search, tracking_store(folder))
 
 
 def test_the_front_lies_on_the_parent(folder: Path) -> None:
@@ -128,9 +129,9 @@ def test_the_front_lies_on_the_parent(folder: Path) -> None:
 def test_runs_of_a_killed_driver_are_ended_and_go_on_after_a_resume(folder: Path) -> None:
     rows = ledgers.events(complete=False)
     at = next(i for i, row in enumerate(rows) if row["event"] == "trial_report") + 2
-    directory = write(folder, rows[:at])
+    search = write(folder, rows[:at])
     store = tracking_store(folder)
-    send(directory, folder)
+    send(search, folder)
     assert dump(folder)["t001"]["status"] == "RUNNING"
     page = catch_up(folder, "digits", store, "http://127.0.0.1:5000")
     assert page.parent is not None
@@ -142,7 +143,7 @@ def test_runs_of_a_killed_driver_are_ended_and_go_on_after_a_resume(folder: Path
     catch_up(folder, "digits", store, "http://127.0.0.1:5000")
     assert dump(folder) == killed
     write(folder, ledgers.events())
-    with MlflowTracker(directory, store):
+    with MlflowTracker(search, store):
         pass
     resumed = dump(folder)
     assert resumed["t001"]["status"] == resumed["parent"]["status"] == "FINISHED"
@@ -165,12 +166,12 @@ def test_training_goes_on_while_mlflow_is_down(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     rows = ledgers.events(complete=False)
-    directory = write(tmp_path, rows[:1])
+    search = write(tmp_path, rows[:1])
     nobody = TrackingStore("http://127.0.0.1:9")  # the discard port: nothing listens
-    tracker = MlflowTracker(directory, nobody, retry_every=0.05)
+    tracker = MlflowTracker(search, nobody, retry_every=0.05)
     tracker.start()
     slowest = 0.0
-    with (directory / "ledger.jsonl").open("a") as file:
+    with search.ledger.open("a") as file:
         for row in rows[1:]:
             file.write(json.dumps(row) + "\n")
             file.flush()

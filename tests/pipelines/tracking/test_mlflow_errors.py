@@ -21,6 +21,7 @@ from servers import QuietHandler, address_of, serving
 from pipelines.errors import UserError
 from pipelines.search.ledger import Ledger
 from pipelines.search.state import SearchState, load_state
+from pipelines.storage.search_files import Search
 from pipelines.tracking.mirror import LedgerMirror
 from pipelines.tracking.mlflow_errors import explain, told
 from pipelines.tracking.mlflow_tracker import MlflowTracker
@@ -34,17 +35,17 @@ def search(folder: Path, monkeypatch: pytest.MonkeyPatch) -> SearchState:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     write(folder, ledgers.events())
-    return load_state(folder, "digits")
+    return load_state(Search(folder, "digits"))
 
 
 def refusal(folder: Path, store: TrackingStore) -> str:
     """The one line, which `register`, `ui` and `track rebuild` all end with."""
-    state = load_state(folder, "digits")
+    state = load_state(Search(folder, "digits"))
     lines = set()
     for use in (
-        lambda: register_published(folder, state, store),
+        lambda: register_published(Search(folder, "digits"), state, store),
         lambda: catch_up(folder, "digits", store, "http://127.0.0.1:5000"),
-        lambda: rebuild(folder, "digits", store),
+        lambda: rebuild(Search(folder, "digits"), store),
     ):
         with pytest.raises(UserError) as refused:
             use()
@@ -179,12 +180,12 @@ def test_the_driver_says_it_once_and_goes_on(
     folder: Path, search: SearchState, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(folder / "searches")
-    directory = folder / "searches" / "digits"
+    search = Search(folder, "digits")
     store = TrackingStore(f"file:{folder}/mlruns", folder / "mlartifacts")
     with (
         caplog.at_level(logging.WARNING),
-        Ledger(directory) as ledger,
-        MlflowTracker(directory, store, retry_every=0.05) as tracker,
+        Ledger(search) as ledger,
+        MlflowTracker(search, store, retry_every=0.05) as tracker,
     ):
         for row in ledgers.events():
             ledger.append(
@@ -196,7 +197,7 @@ def test_the_driver_says_it_once_and_goes_on(
     assert "the search goes on" in said[0] and "is a folder" in said[0]
     assert "nothing is lost" in said[1]
     # Mended, all is there.
-    mended = LedgerMirror(directory, tracking_store(folder))
+    mended = LedgerMirror(search, tracking_store(folder))
     mended.read()
     mended.send(with_artifacts=False)
     assert dump(folder)["t001"]["status"] == "FINISHED"

@@ -22,6 +22,7 @@ import pytest
 
 from pipelines.results.front import build_front
 from pipelines.search.state import load_state
+from pipelines.storage.search_files import Search
 from pipelines.tracking.mlflow_server import check_port
 
 FILTER = "tags.pareto = 'true'"
@@ -75,8 +76,8 @@ def test_a_colleague_browses_the_front(folder: Path) -> None:
     storage = Path(os.environ.get("TOKENPOOL_BROWSE", folder))
     if storage == folder:
         ledgers.write_ledger(folder, "digits", ledgers.events_with_seeds())
-    front = build_front(load_state(storage, "digits"))
-    rows = sum(sum(t.finished for t in point.trainings) for point in front.on_front)
+    front = build_front(load_state(Search(storage, "digits")))
+    rows = sum(sum(t.is_finished for t in point.trainings) for point in front.on_front)
     assert front.knee is not None
     knee = f"{front.knee.point_id} (knee)"
     with mlflow_ui(storage) as (base, parent, table), chromium.browse(folder / "profile") as page:
@@ -91,10 +92,10 @@ def test_a_colleague_browses_the_front(folder: Path) -> None:
         assert page.evaluate(f"document.body.innerText.includes({FILTER!r})") or page.evaluate(
             f"[...document.querySelectorAll('input, textarea')].some(e => e.value === {FILTER!r})"
         )
-        names = [t.run_id for point in front.on_front for t in point.trainings if t.finished]
+        names = [t.model_id for point in front.on_front for t in point.trainings if t.is_finished]
         for name in names:
             page.wait(f"[...document.querySelectorAll('a')].some(a => a.innerText === {name!r})")
-        known = {t.run_id for point in front.points for t in point.trainings}
+        known = {t.model_id for point in front.points for t in point.trainings}
         links = page.evaluate("[...document.querySelectorAll('a')].map(a => a.innerText)")
         shown = [link for link in links if link in known]
         assert set(shown) == set(names)

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from test_mlflow_errors import answering
 
 from pipelines.search.ledger import Ledger
+from pipelines.storage.search_files import Search
 from pipelines.tracking.mlflow_server import start_server, stop_server
 from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.tracking_store import TrackingStore, tracking_store
@@ -33,10 +34,10 @@ def test_what_happened_meanwhile_appears_once_in_order(folder: Path, answers, to
     appends: list[float] = []
     server = start_server(local, port, folder / "server.log")
     try:
-        directory = folder / "searches" / "digits"
+        search = Search(folder, "digits")
         with (
-            Ledger(directory) as ledger,
-            MlflowTracker(directory, remote, retry_every=0.5) as tracker,
+            Ledger(search) as ledger,
+            MlflowTracker(search, remote, retry_every=0.5) as tracker,
         ):
 
             def run(part: list[dict], pause: float) -> None:

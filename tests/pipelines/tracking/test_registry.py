@@ -16,6 +16,7 @@ from pipelines.data.manifest import load_manifest
 from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
 from pipelines.search.state import SearchState, fold
+from pipelines.storage.search_files import Search
 from pipelines.tracking.registry import (
     Registered,
     example_images,
@@ -29,7 +30,7 @@ from pipelines.tracking.upkeep import rebuild
 def test_nothing_published(folder: Path) -> None:
     state = fold("digits", ledgers.events(complete=False))
     with pytest.raises(UserError, match="no model of digits is published yet"):
-        register_published(folder, state, tracking_store(folder))
+        register_published(Search(folder, "digits"), state, tracking_store(folder))
 
 
 @pytest.fixture
@@ -58,17 +59,17 @@ def search(folder: Path) -> SearchState:
 def test_published_models_answer_on_images(folder: Path, search: SearchState) -> None:
     store, data = tracking_store(folder), folder / "data"
     checkpoint = str(search.trials["t001"].checkpoint)
-    first = register_published(folder, search, store)
+    first = register_published(Search(folder, "digits"), search, store)
     assert [(r.point_id, r.version, r.new) for r in first] == [
         ("t001", "1", True),
         ("dense-96", "2", True),
     ]
-    again = register_published(folder, search, store)
+    again = register_published(Search(folder, "digits"), search, store)
     assert [(r.version, r.new) for r in again] == [("1", False), ("2", False)]
 
     mlflow.set_tracking_uri(store.uri)
     loaded = mlflow.pyfunc.load_model("models:/digits@t001")
-    images = example_images(data, search.config["data"]["image_size"])
+    images = example_images(data, search.config.data.image_size)
     manifest = load_manifest(data)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (manifest.mean, manifest.std))
@@ -108,11 +109,11 @@ def test_a_squeezed_folder_is_registered_with_its_own_colours(folder: Path) -> N
 @pytest.mark.slow  # registers everything twice
 def test_rebuilt_the_registry_has_the_same_models(folder: Path, search: SearchState) -> None:
     store = tracking_store(folder)
-    register_published(folder, search, store)
+    register_published(Search(folder, "digits"), search, store)
     mlflow.set_tracking_uri(store.uri)
-    images = example_images(folder / "data", search.config["data"]["image_size"])
+    images = example_images(folder / "data", search.config.data.image_size)
     before = mlflow.pyfunc.load_model("models:/digits@t001").predict(images)
-    rebuild(folder, "digits", store)
+    rebuild(Search(folder, "digits"), store)
     client = mlflow.MlflowClient(tracking_uri=store.uri)
     versions = client.search_model_versions("name = 'digits'")
     assert sorted(version.tags["point"] for version in versions) == ["dense-96", "t001"]
@@ -136,7 +137,7 @@ def test_it_loads_where_this_software_is_not_installed(folder: Path) -> None:
             row["checkpoint"] = str(checkpoint)
     ledgers.write_ledger(folder, "digits", rows)
     store = tracking_store(folder)
-    register_published(folder, fold("digits", rows), store)
+    register_published(Search(folder, "digits"), fold("digits", rows), store)
     script = (
         "import sys, numpy as np\n"
         "sys.modules['pipelines'] = None\n"

@@ -13,6 +13,7 @@ from thinning import fast
 from pipelines.errors import UserError
 from pipelines.search.ledger import Ledger
 from pipelines.secrecy.guard import CleanedError, clean_errors, known_secrets, redactor
+from pipelines.storage.search_files import Search
 from pipelines.tracking.mlflow_errors import first_line
 from pipelines.tracking.mlflow_tracker import MlflowTracker
 from pipelines.tracking.tracking_store import tracking_store
@@ -57,8 +58,8 @@ def planted_events() -> list[dict]:
 
 
 def test_ledger_mlflow_page_and_commands(folder: Path, planted: None) -> None:
-    directory = folder / "searches" / "digits"
-    with Ledger(directory) as ledger, MlflowTracker(directory, tracking_store(folder)) as tracker:
+    search = Search(folder, "digits")
+    with Ledger(search) as ledger, MlflowTracker(search, tracking_store(folder)) as tracker:
         for row in planted_events():
             fields = {key: value for key, value in row.items() if key not in ("event", "time")}
             ledger.append(row["event"], **fields)

@@ -8,18 +8,19 @@ import ledgers
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.search.ledger import LEDGER_NAME, Ledger, read_events
+from pipelines.search.ledger import Ledger, read_events
 from pipelines.search.recorder import Recorder
 from pipelines.search.state import SearchState, fold
 from pipelines.search.system_metrics import SystemSampler, parse_gpus
+from pipelines.storage.search_files import Search
 from pipelines.tracking.mirror import LedgerMirror
 from pipelines.tracking.tracking_store import tracking_store
 from pipelines.tracking.upkeep import rebuild
 
 
 def test_samples_and_events_of_two_threads_keep_their_lines(tmp_path: Path) -> None:
-    directory = tmp_path / "s"
-    with Ledger(directory) as ledger:
+    search = Search(tmp_path, "s")
+    with Ledger(search) as ledger:
         recorder = Recorder(ledger, SearchState("s"))
         with SystemSampler(
             lambda metrics: recorder.add("system", metrics=metrics), tmp_path, every=0.005
@@ -27,7 +28,7 @@ def test_samples_and_events_of_two_threads_keep_their_lines(tmp_path: Path) -> N
             for number in range(200):
                 recorder.add("note", number=number)
                 time.sleep(0.001)
-    events = list(read_events(directory / LEDGER_NAME))
+    events = list(read_events(search.ledger))
     assert [e["number"] for e in events if e["event"] == "note"] == list(range(200))
     samples = [e["metrics"] for e in events if e["event"] == "system"]
     assert len(samples) > 5
@@ -35,7 +36,7 @@ def test_samples_and_events_of_two_threads_keep_their_lines(tmp_path: Path) -> N
         assert 0 < sample["system_memory_usage_percentage"] <= 100
         assert sample["disk_available_megabytes"] > 0
         assert sample["network_receive_megabytes"] >= 0
-    assert len(list((tmp_path / "s").iterdir())) == 2  # the ledger and its lock
+    assert len(list(Search(tmp_path, "s").folder.iterdir())) == 2  # the ledger and its lock
 
 
 def test_a_sampler_that_fails_ends_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -70,11 +71,11 @@ def with_samples(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_they_are_on_the_parent_and_on_what_was_training(folder: Path) -> None:
-    directory = ledgers.write_ledger(folder, "digits", with_samples(ledgers.events())).parent
+    search = ledgers.write_ledger(folder, "digits", with_samples(ledgers.events()))
     store = tracking_store(folder)
 
     def system_metrics() -> dict[str, list[tuple[int, float]]]:
-        mirror = LedgerMirror(directory, store)
+        mirror = LedgerMirror(search, store)
         mirror.read()
         mirror.send(with_artifacts=False)
         client = MlflowClient(tracking_uri=store.uri)
@@ -88,7 +89,7 @@ def test_they_are_on_the_parent_and_on_what_was_training(folder: Path) -> None:
 
     expected = {"": [(1, 50.0), (2, 50.0)], "t001": [(2, 50.0)], "t002": [], "dense-96": []}
     assert system_metrics() == expected
-    rebuild(folder, "digits", store)
+    rebuild(Search(folder, "digits"), store)
     assert system_metrics() == expected
 
 

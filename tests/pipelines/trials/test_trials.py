@@ -13,7 +13,7 @@ from pipelines.train.draining import NodeDrained
 from pipelines.train.reports import NO_ROOM, WAITS
 from pipelines.trials import ray_job, waits
 from pipelines.trials.job_failures import failure_of
-from pipelines.trials.run_trials import TrialRequest, _List, _Queue, short_reason
+from pipelines.trials.run_trials import _List, _Queue, short_reason
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_the_telling_line_of_a_long_error(text, reason):
 
 def test_jobs_are_given_out_while_there_is_room():
     room = [2]
-    requests = [TrialRequest(job, gmacs=0.0) for job in map(Job, "abcd")]
-    queue = _Queue(_List(requests), lambda running, waiting: min(room[0], running + waiting), None)
+    jobs = _List([*map(Job, "abcd")])
+    queue = _Queue(jobs, lambda running, waiting: min(room[0], running + waiting), None)
     assert [queue.suggest(name)["trial_id"] for name in "12"] == ["a", "b"]
     assert queue.suggest("3") is None
     room[0] = 3  # a node joined
