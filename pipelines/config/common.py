@@ -90,8 +90,8 @@ class RunConfig(StrictModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
     storage: Place = Field(
         default=Path("runs"),
-        description="What keeps searches: a folder that all nodes see, or any pyarrow or fsspec "
-        "address (s3://bucket/runs).",
+        description="What keeps searches: a folder that all nodes see, or an address at s3://, "
+        "gs:// or abfs:// (s3://bucket/runs).",
     )
     stall_minutes: float | None = Field(
         default=None,

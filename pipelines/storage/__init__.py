@@ -1,1 +1,1 @@
-"""Searches kept at an address: an object store, or any other pyarrow or fsspec file system."""
+"""Searches kept at an address: S3, Google Cloud Storage or Azure."""

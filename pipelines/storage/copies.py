@@ -46,18 +46,22 @@ def local_copy(store: ObjectStore, kind: str, *, only: bool = False) -> Path:
     Raises:
         UserError: nothing is there, or it did not arrive.
     """
-    entries = store.entries(recursive=True)
     name = without_options(store.address).rpartition("/")[2]
-    parent = text_hash(store.path.rpartition("/")[0], 16)
+    source, entries = store, store.entries(recursive=True)
+    is_folder = bool(entries)
+    if not is_folder:
+        source = ObjectStore(parent_of(store.address))
+        entries = [entry for entry in source.entries() if entry.name == name]
     if not entries:
-        return _one_file(store, kind)
+        raise UserError(f"nothing is at {store.address}: it was deleted, or never there")
+    parent = text_hash(store.path.rpartition("/")[0], 16)
     folder = cache_root() / kind / parent / _key(store, entries)
     target = folder / name
     make_cached(folder.parent)
     with FileLock(folder.parent / ".lock"):
         if not target.exists():
             with made_aside(folder) as aside:
-                _fetch(store, entries, aside / name)
+                _fetch(source, entries, aside / name if is_folder else aside)
         if only:
             for other in folder.parent.iterdir():
                 if other.is_dir() and other != folder:
@@ -74,21 +78,6 @@ def _fetch(store: ObjectStore, entries: list[Entry], target: Path) -> None:
             raise UserError(
                 f"{store.address}: {entry.name} did not arrive whole: try again", exit_code=1
             )
-
-
-def _one_file(store: ObjectStore, kind: str) -> Path:
-    name = without_options(store.address).rpartition("/")[2]
-    beside = ObjectStore(parent_of(store.address))
-    found = [entry for entry in beside.entries() if entry.name == name]
-    if not found:
-        raise UserError(f"nothing is at {store.address}: it was deleted, or never there")
-    target = cache_root() / kind / _key(store, found) / name
-    make_cached(target.parent)
-    with FileLock(target.parent / ".lock"):
-        if not target.exists():
-            with made_aside(target) as aside:
-                beside.download(name, aside)
-    return target
 
 
 def _key(store: ObjectStore, entries: list[Entry]) -> str:

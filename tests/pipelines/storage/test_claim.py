@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 
+import psutil
 import pytest
 
 from pipelines.errors import UserError
@@ -58,6 +59,17 @@ def test_one_of_this_machine_that_is_gone_is_replaced_at_once(store):
     second = Claim(store, say=pytest.fail, times=QUICK)  # it does not wait
     assert second.generation == first.generation + 1
     second.release()
+
+
+def test_a_clock_that_was_set_does_not_make_a_driver_one_that_is_gone(store, monkeypatch):
+    first = Claim(store, times=QUICK)
+    before = psutil.boot_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: before + 3600)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: before + 3600)
+    assert live_driver(store) == first._driver
+    with pytest.raises(UserError, match="already run by"):
+        Claim(store, times=Times(lease=1e6, beat=QUICK.beat))
+    first.release()
 
 
 @pytest.mark.parametrize("successor_ends", [False, True])
