@@ -64,7 +64,9 @@ def write_index(
                 }
             )
             if writer is None:
-                writer = pq.ParquetWriter(aside, table.schema, compression="zstd")
+                # Opened here: pyarrow refuses a path that is no UTF-8.
+                file = stack.enter_context(aside.open("wb"))
+                writer = pq.ParquetWriter(file, table.schema, compression="zstd")
                 stack.enter_context(writer)
             writer.write_table(table)
     return pixels, sums

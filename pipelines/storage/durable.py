@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,8 @@ def made_aside(path: Path) -> Iterator[Path]:
 
     After it `path` is whole, also if the power goes, or it is as it was before.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Other processes and threads may make the same at the same time.
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         _remove(aside)
         yield aside

@@ -77,7 +77,8 @@ def test_the_benchmark_runs_the_demos_model_in_a_form_of_the_callers():
     seen = []
 
     def runner(model):
-        seen.append((tp.pooling_of(model).method, model.embed_dim))
+        pooling = tp.pooling_of(model)
+        seen.append((pooling and pooling.method, model.embed_dim))
         return lambda images: seen.append(tuple(images.shape))
 
     found = list(

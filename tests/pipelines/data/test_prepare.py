@@ -157,7 +157,7 @@ def test_killed_half_way_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "make_shard", lambda *a: remade.append(a[0]) or original(*a))
         prepare("glyphs", cut, options)
-    assert len(remade) == 4 - len(finished) > 0
+    assert len(remade) == 5 - len(finished) > 0
     prepare("glyphs", whole, options)
     assert tree(cut) == tree(whole)
     assert not (tmp_path / "cut.partial").exists()
@@ -356,9 +356,12 @@ def test_a_class_too_small_for_val_is_reported(tmp_path):
 def test_a_really_unreadable_folder_and_file():
     code = (
         "import os, sys; from pathlib import Path\n"
+        "from pipelines.data.options import PrepareOptions\n"
         "from pipelines.data.sources.folder import folder_source\n"
+        "from pipelines.data.sources.folder_tree import scan\n"
         "os.setgroups([]), os.setgid(65534), os.setuid(65534)\n"
-        "source = folder_source(Path(sys.argv[1]), None)\n"
+        "root = Path(sys.argv[1])\n"
+        "source = folder_source(root, PrepareOptions(), scan(root))\n"
         "read = [sample for unit in source.units for sample in unit.read()]\n"
         "print(dict(source.problems) | {s.name: s.error for s in read if s.error})"
     )

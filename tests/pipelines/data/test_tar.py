@@ -19,6 +19,7 @@ from pipelines.data.prepare import prepare
 from pipelines.data.sources import tar as module
 from pipelines.data.sources import tar_units
 from pipelines.data.sources.folder import folder_source
+from pipelines.data.sources.folder_tree import scan
 from pipelines.errors import UserError
 
 from .conftest import jpeg, photo
@@ -261,7 +262,7 @@ def test_a_tar_means_what_the_folder_it_unpacks_to_means(tmp_path_factory, tree)
         (place / "folder" / name).write_bytes(data)
     path = put(place / "x.tar", sorted(files.items()))
     try:
-        wanted = folder_source(place / "folder", None)
+        wanted = folder_source(place / "folder", PrepareOptions(), scan(place / "folder"))
     except UserError:
         wanted = None
     try:

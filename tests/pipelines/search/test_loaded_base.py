@@ -84,13 +84,12 @@ def test_a_checkpoint_that_is_gone_is_counted_by_the_copy_that_was_taken(
     torch.manual_seed(3)
     size = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "num_heads": 3, "depth": 2}
     trained = timm.create_model("vit_small_patch16_dinov3", num_classes=10, **size).eval()
-    storage = tmp_path / "runs" if kind == "folder" else f"memory://{tmp_path.name}"
     checkpoint = tp.save(trained, tmp_path / "mine")
     train = {"epochs": 1, "batch_size": 8, "warmup_epochs": 0.5}
     config = SearchConfig.model_validate(
         {
             "name": "s",
-            "storage": str(storage),
+            "storage": str(tmp_path / "runs"),
             "data": {"path": str(tmp_path / "none"), "image_size": 32},
             "model": {"patch_size": 4, "depth": 2},
             "space": {"widths": [{"width": 96, "heads": 3, "checkpoint": str(checkpoint)}]},
@@ -99,6 +98,8 @@ def test_a_checkpoint_that_is_gone_is_counted_by_the_copy_that_was_taken(
             "finals": {"trials": 1, "train": train},
         }
     )
+    if kind == "store":  # one of another kind than searches are kept in, and as good
+        config = config.model_copy(update={"storage": f"memory://{tmp_path.name}"})
     (width,) = config.space.widths
     loaded = save_loaded(base_job(config, width, 10), str(checkpoint))
     shutil.rmtree(checkpoint)

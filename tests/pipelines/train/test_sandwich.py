@@ -244,7 +244,7 @@ def straight_and_broken(straight, broken, last):
     train(straight)
     with mock.patch.object(loop._Training, "_train_step", counted), suppress(KeyboardInterrupt):
         train(broken)
-    return train(broken)["epoch"]
+    return train(broken).epoch
 
 
 def test_a_supernet_is_a_job_like_any_other(digits, tmp_path):
