@@ -105,7 +105,7 @@ class _Queue(Searcher):
         self._room, self._watch = room, watch
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_watch": None, "_jobs": None}  # as for `_Events`
+        return self.__dict__ | {"_watch": None, "_jobs": None, "_room": None}  # as for `_Events`
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if self._watch is not None and self._watch.ending:
