@@ -48,7 +48,7 @@ s.prepare("digits", storage.parent / "data")
 s.FAILS |= json.loads(sys.argv[2])
 over = s.session(storage, {}, None)
 state = s.state_of(storage)
-found = {t.trial_id: [t.status, t.reason] for t in state.trials.values()}
+found = {t.model_id: [t.status, t.reason] for t in state.trials.values()}
 print(json.dumps({"over": over, "complete": state.complete, "trials": found}))
 """
 NUMERIC = (

@@ -66,14 +66,14 @@ def waiting():
     return wait
 
 
-class Request:
+class Job:
     """What a queue hands out."""
 
     def __init__(self, number):
-        self.number = number
+        self.job_id = f"t{number}"
 
-    def config(self):
-        return {"trial_id": f"t{self.number}"}
+    def model_dump(self, mode):
+        return {}
 
 
 class Storm(tune.Callback):
@@ -129,7 +129,7 @@ def test_nodes_come_and_go_and_every_trial_ends(nodes, tmp_path, monkeypatch):
     assert where_it_is_timed("A100") == first.node_id
 
     assert fit(present_nodes(), GANG).strategy == "STRICT_PACK"
-    queue = _Queue(_List([Request(n) for n in range(TRIALS)]), Room(GANG, look_every=0.2), None)
+    queue = _Queue(_List([Job(n) for n in range(TRIALS)]), Room(GANG, look_every=0.2), None)
     storm = Storm(cluster, second, queue)
     group = tune.PlacementGroupFactory([GANG.bundle()] * 2, strategy="STRICT_PACK")
     results = tune.Tuner(
