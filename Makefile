@@ -29,7 +29,7 @@ test-slow: install ## the tests that take minutes each
 chaos: install ## all faults that tests inject, and a table of what came of them; three hours
 	@TOKENPOOL_OUTAGE_SECONDS=600 $(BIN)/python -m pytest -m "chaos or fault" --timeout 7200 tests
 
-soak: install ## a search of 200 trials in which something breaks every half minute; two hours
+soak: install ## a search of 200 trials in which something breaks every half minute; hours
 	@$(BIN)/python tests/chaos/soak.py runs/soak --out runs/soak.json
 
 # Speed of pooling, of the loader and of training, and what searches find for their compute, each

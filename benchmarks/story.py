@@ -4,7 +4,7 @@
 
 Weights and pictures are fetched, prepared, squeezed, searched with fine-tuning, and the knee is
 exported; each step is the command a user would type. Typed again, it goes on where it was. What it
-took and what came out is one JSON file; docs/real-pictures.md tells it.
+took and what came out is one JSON file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -20,10 +21,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import tokenpool as tp
 from benchmarks.machine import hardware
 from benchmarks.real import downloads
 from benchmarks.real.setting import model_for, prepared_set
 from pipelines.errors import UserError
+from pipelines.search.state import load_state
+from pipelines.storage.durable import write_text
+from pipelines.storage.search_files import Search
 
 __all__ = ["Night"]
 
@@ -45,25 +50,44 @@ class Night:
             json.loads(self._notes.read_text()) if self._notes.exists() else {}
         )
 
-    def step(self, name: str, *words: str) -> Any:
+    def step(self, name: str, *words: str, out: Path | None = None) -> Any:
         """Runs `tokenpool WORDS`, unless it was done; gives back what it printed as JSON.
 
+        Args:
+            name: of the step.
+            words: of the command.
+            out: a folder that it makes; what a kill left there is removed.
+
         Raises:
-            UserError: it failed.
+            UserError: it failed, or was done with other settings.
         """
-        if name not in self.steps:
-            command = [sys.executable, "-m", "pipelines.cli", *words]
-            text = shlex.join(["tokenpool", *words])
-            print(f"\n$ {text}", file=sys.stderr, flush=True)
-            begin = time.monotonic()
-            ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-            if ran.returncode:
-                raise UserError(f"{text} failed: see above", exit_code=ran.returncode)
-            found = json.loads(ran.stdout) if "--json" in words else ran.stdout
-            seconds = round(time.monotonic() - begin, 1)
-            self.steps[name] = {"command": text, "seconds": seconds, "found": found}
-            self._notes.write_text(json.dumps(self.steps, indent=1) + "\n")
-        return self.steps[name]["found"]
+        text = shlex.join(["tokenpool", *words])
+        known = self.steps.get(name)
+        if known is not None:
+            if known["command"] != text:
+                raise UserError(f"{self.folder} holds {known['command']}: give another --folder")
+            return known["found"]
+        if out is not None:
+            shutil.rmtree(out, ignore_errors=True)
+        print(f"\n$ {text}", file=sys.stderr, flush=True)
+        begin = time.monotonic()
+        as_json = "--json" in words
+        ran = subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", *words],
+            stdout=subprocess.PIPE if as_json else sys.stderr,
+            text=True,
+            check=False,
+        )
+        if ran.returncode:
+            raise UserError(f"{text} failed: see above", exit_code=ran.returncode)
+        found = json.loads(ran.stdout) if as_json else None
+        self.keep(name, text, time.monotonic() - begin, found)
+        return found
+
+    def keep(self, name: str, command: str, seconds: float, found: Any) -> None:
+        """Notes that a step is done."""
+        self.steps[name] = {"command": command, "seconds": round(seconds, 1), "found": found}
+        write_text(self._notes, json.dumps(self.steps, indent=1) + "\n")
 
 
 def run(night: Night, image_size: int, settings: Sequence[str], say: Any) -> None:
@@ -82,13 +106,14 @@ def run(night: Night, image_size: int, settings: Sequence[str], say: Any) -> Non
     for rate in ("0.6", "0.4"):
         out = str(night.folder / f"squeezed-{rate}")
         words = ["squeeze", str(model), str(data), "--rate", rate, "--images", "256"]
-        night.step(f"squeeze {rate}", *words, "--out", out, "--json")
+        night.step(f"squeeze {rate}", *words, "--out", out, "--json", out=Path(out))
     preset = str(files("tune_spaces") / "presets" / "pretrained.yaml")
     given = [
         f"name={_NAME}",
         f"storage={storage}",
         f"data.path={data}",
         f"data.image_size={image_size}",
+        f"space.max_gmacs={0.98 * tp.macs(tp.load(model)).total / 1e9:.4g}",
         "space.widths="
         + json.dumps(
             [{"width": 384, "heads": 6, "checkpoint": str(model)}, {"width": 192, "heads": 3}]
@@ -96,12 +121,26 @@ def run(night: Night, image_size: int, settings: Sequence[str], say: Any) -> Non
         *settings,
     ]
     words = [word for setting in given for word in ("--set", setting)]
-    night.step("search", "search", preset, *words)
+    _search(night, preset, words)
     night.step("front", "front", _NAME, "--all", "--json", "--storage", storage)
     knee = night.step("pick", "pick", _NAME, "--knee", "--json", "--storage", storage)
     out = str(night.folder / "knee-onnx")
     words = ["export", _NAME, str(knee["id"]), "--format", "onnx", "--out", out]
-    night.step("export", *words, "--storage", storage, "--json")
+    night.step("export", *words, "--storage", storage, "--json", out=Path(out))
+
+
+def _search(night: Night, preset: str, words: Sequence[str]) -> None:
+    """The search, to its end: it knows by itself what is done, and what it took.
+
+    Raises:
+        UserError: it failed, or ended before all was done.
+    """
+    night.steps.pop("search", None)
+    night.step("search", "search", preset, *words)
+    state = load_state(Search.open(night.folder, _NAME))
+    if not state.complete:
+        raise UserError(f"the search has ended before all was done ({state.ended}): type it again")
+    night.keep("search", night.steps["search"]["command"], state.seconds_at_work(), None)
 
 
 def main() -> None:
@@ -110,7 +149,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/story"))
-    parser.add_argument("--image-size", type=int, default=112, help="224 where there is a GPU")
+    parser.add_argument("--image-size", type=int, default=112, help="a multiple of 14")
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], help="a setting of the search"
     )

@@ -21,13 +21,14 @@ from benchmarks.quality.config import POWERBERT, SQUEEZE, QualityConfig
 from benchmarks.search.cache import Cache
 from pipelines.config import deciding
 from pipelines.data.manifest import load_manifest
-from pipelines.data.preprocessing import preprocessing_of
+from pipelines.data.preprocessing import Preprocessing, preprocessing_of
+from pipelines.errors import UserError
 from pipelines.squeeze import squeeze
-from pipelines.storage.hashes import json_hash
+from pipelines.storage.hashes import file_hash, json_hash
 
-__all__ = ["DENSE", "Bench", "Cell", "Row", "right_of"]
+__all__ = ["DENSE", "METHODS", "SHAPES", "Bench", "Cell", "Row", "right_of"]
 
-DENSE = "dense"
+DENSE, METHODS, SHAPES = "dense", "methods", "shapes"
 _PRUNING = "powerbert"  # the cost of K without clustering, as the paper's tables have it
 
 Row = dict[str, Any]
@@ -39,10 +40,13 @@ class Cell:
     """What is trained: the same for every seed but for the order and the augmentation.
 
     Attributes:
+        part: which comparison it belongs to: "dense", "methods" or "shapes". A schedule can be of
+            two, and is then trained once.
         shape: where the schedule comes from; "dense" for the base itself.
         share: of the dense MACs that the schedule was made for.
     """
 
+    part: str
     width: int
     method: str
     shape: str
@@ -66,14 +70,16 @@ class Bench:
         self._folder = directory / f"{config.name}-{_identity(config, device)}"
         self._rows = Cache(self._folder / "rows.jsonl")
         self._bases: dict[int, nn.Module] = {}
-        wanted = None
-        for path in config.models:
-            model = tp.load(path).to(self._device)
-            self._bases[tp.vit_spec(model).width] = model
-            wanted = preprocessing_of(model, load_manifest(config.data.path))
+        wanted = self._load_models()
         self.pictures = Pictures(config.data, self._device, config.batch_size, wanted)
+        smallest = config.finetune_images or len(self.pictures.split("train")[0])
+        if smallest < config.finetune.batch_size:
+            raise UserError(
+                f"an epoch of fine-tuning has {smallest} images, less than finetune.batch_size "
+                f"{config.finetune.batch_size}: lower it"
+            )
         for width in config.widths:
-            folder = self._folder / f"base-{width.width}"
+            folder = self._folder / f"base-w{width.width}-h{width.heads}"
             if config.base is not None and not (folder / "model.json").is_file():
                 made, _ = train_base(
                     self.pictures, config.model, config.data.image_size, width, config.base, say
@@ -82,6 +88,33 @@ class Bench:
             self._bases[width.width] = tp.load(folder).to(self._device)
         self.specs = {width: tp.vit_spec(model) for width, model in self._bases.items()}
         self._learnt = lru_cache(maxsize=None)(self._powerbert)
+
+    def _load_models(self) -> Preprocessing | None:
+        """Opens the models that are given; all see the same images."""
+        manifest, wanted = load_manifest(self.config.data.path), None
+        for path in self.config.models:
+            try:
+                model = tp.load(path)
+            except (OSError, ValueError) as error:
+                raise UserError(f"models: {path} cannot be opened: {error}") from None
+            tp.pool(model, None)
+            width = tp.vit_spec(model).width
+            seen = preprocessing_of(model, manifest)
+            if width in self._bases:
+                raise UserError(
+                    f"models: {path} has width {width}, as another has: give one a width"
+                )
+            if model.num_classes != len(manifest.classes):
+                raise UserError(
+                    f"models: {path} has {model.num_classes} classes, the data "
+                    f"{len(manifest.classes)}: give models with a head for these"
+                )
+            if wanted not in (None, seen):
+                raise UserError(
+                    f"models: {path} wants {seen}, another {wanted}: compare them apart"
+                )
+            self._bases[width], wanted = model.to(self._device), seen
+        return wanted
 
     @property
     def widths(self) -> list[int]:
@@ -93,7 +126,7 @@ class Bench:
         for seed in range(self.config.seeds):
             for width in self.widths:
                 dense = tp.Schedule.dense(self.specs[width].depth, self.specs[width].patches)
-                yield Cell(width, "", DENSE, 1.0, dense, seed)
+                yield Cell(DENSE, width, "", DENSE, 1.0, dense, seed)
                 yield from self._at_equal_k(width, seed)
                 yield from self._of_shapes(width, seed)
 
@@ -104,7 +137,7 @@ class Bench:
             if schedule is None:
                 continue
             for method in self.config.methods:
-                yield Cell(width, method, shape, share, schedule, seed)
+                yield Cell(METHODS, width, method, shape, share, schedule, seed)
 
     def _of_shapes(self, width: int, seed: int) -> Iterator[Cell]:
         method = self.config.shaped
@@ -112,11 +145,11 @@ class Bench:
             for shape in self.config.shapes:
                 schedule = self.schedule(width, shape, method, share)
                 if schedule is not None:
-                    yield Cell(width, method, shape, share, schedule, seed)
+                    yield Cell(SHAPES, width, method, shape, share, schedule, seed)
 
     def schedule(self, width: int, shape: str, method: str, share: float) -> tp.Schedule | None:
         """Of a shape, within a share of the dense MACs by a method; None where out of its reach."""
-        key = ("schedule", width, shape, method, share)
+        key = ("schedule", width, self.specs[width].heads, shape, method, share)
         known = self._rows.get(*key)
         if known is None:
             self._say(f"width {width}: {shape} at {share:.0%} of the MACs")
@@ -138,10 +171,13 @@ class Bench:
             )
         if shape == SQUEEZE:
             images, labels = self.pictures.split("minival")
+            # In stored order the first would be of few classes.
+            rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+            rows = rows[: self.config.squeeze_images].to(images.device)
             model = copy.deepcopy(self._bases[width])
             _, found = squeeze(
                 model,
-                [(self.pictures.normalized(images.float()), labels)],
+                [(self.pictures.normalized(images[rows]), labels[rows])],
                 share,
                 method=method,
                 schedules=self.config.squeeze_schedules,
@@ -165,11 +201,13 @@ class Bench:
 
     def measure(self, cell: Cell) -> Row:
         """Its row, trained where it is not known yet."""
-        key = ("cell", cell.width, cell.method, str(cell.schedule), cell.seed)
+        heads = self.specs[cell.width].heads
+        key = ("cell", cell.width, heads, cell.method, str(cell.schedule), cell.seed)
         known = self._rows.get(*key)
         if known is None:
             known = self._rows.put(self._train(cell), *key)
         facts = {
+            "part": cell.part,
             "width": cell.width,
             "method": cell.method or DENSE,
             "shape": cell.shape,
@@ -185,6 +223,7 @@ class Bench:
         report = tp.vit_macs(self.specs[cell.width], cell.schedule, cell.method or _PRUNING)
         if cell.method:
             tp.pool(model, cell.schedule, cell.method)
+        pooling = tp.pooling_of(model)
         untrained = self._right(model, cell.seed)
         begin = self.pictures.clock()
         for _ in self.pictures.train(model, config.finetune, cell.seed + 1, config.finetune_images):
@@ -195,7 +234,9 @@ class Bench:
             "gmacs": round(report.gmacs, 6),
             "gmacs_clustering": round(report.clustering / 1e9, 6),
             "top1_untrained": round(float(untrained.mean()), 5),
+            "top1_minival": round(self.pictures.measure(model, "minival"), 5),
             "top1": round(float(right.mean()), 5),
+            "realised": str(pooling.realised) if pooling else str(cell.schedule),
             "seconds": round(seconds, 2),
             "images": len(right),
             "right": np.packbits(right).tobytes().hex(),
@@ -213,7 +254,9 @@ def right_of(row: Row) -> NDArray[np.bool_]:
 
 
 # What is asked, and not what the answer would be.
-_QUESTIONS = ("methods", "k_from", "shapes", "shaped", "costs", "shape_costs", "seeds", "widths")
+_QUESTIONS = (
+    "methods", "k_from", "shapes", "shaped", "costs", "shape_costs", "seeds", "widths", "models",
+)  # fmt: skip
 
 
 def _identity(config: QualityConfig, device: str) -> str:
@@ -224,4 +267,5 @@ def _identity(config: QualityConfig, device: str) -> str:
         if key not in _QUESTIONS
     }
     data = {name: split.sha256 for name, split in load_manifest(config.data.path).splits.items()}
-    return json_hash([resolved, data, device.split(":")[0]])
+    models = [file_hash(path / "model.safetensors") for path in config.models if path.is_dir()]
+    return json_hash([resolved, data, models, device.split(":")[0]])

@@ -11,6 +11,7 @@ from benchmarks.machine import hardware
 from benchmarks.quality.cells import Bench, Row
 from benchmarks.quality.config import QualityConfig
 from benchmarks.quality.report import draw, markdown, matched
+from pipelines.storage.durable import write_text
 
 __all__ = ["compare"]
 
@@ -61,11 +62,10 @@ def _write(
         "matched": matched(rows),
         "rows": rows,
     }
-    out.mkdir(parents=True, exist_ok=True)
     files = [out / f"quality-{config.name}{end}" for end in (".json", ".md", ".png")]
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     head = json.dumps({k: v for k, v in found.items() if k != "rows"}, indent=1)
-    files[0].write_text(f'{head[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
-    files[1].write_text(markdown(config, rows, facts), encoding="utf-8")
+    write_text(files[0], f'{head[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n')
+    write_text(files[1], markdown(config, rows, facts))
     draw(config, rows, files[2])
     return found, files

@@ -69,6 +69,11 @@ class QualityConfig(StrictModel):
             raise ValueError("give widths to train, with base, or models: one of the two")
         if self.widths and self.base is None:
             raise ValueError("base is missing: the recipe of the widths")
+        if self.widths and self.data.image_size % self.model.patch_size:
+            raise ValueError(
+                f"data.image_size {self.data.image_size} is not a multiple of model.patch_size "
+                f"{self.model.patch_size}"
+            )
         for method in (*self.methods, self.shaped):
             parse_method(method)
         known = shape_names()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -49,15 +50,25 @@ def load_config(
         raise UserError(f"no preset for --data {data} --scale {scale}: give --config FILE")
     given = list(overrides)
     if own is not None:
-        given = [f"name={own.name}-{scale}", f"data.path={own}", *given]
+        own = own.resolve()
+        given = [
+            f"name={json.dumps(f'{own.name}-{scale}')}",
+            f"data.path={json.dumps(str(own))}",
+            *given,
+        ]
     config = load_as(QualityConfig, path, given)
     if data == REAL and config_file is None:
         cache, size = downloads.cache_dir(), config.data.image_size
         prepared = prepared_set(cache, None, say)
         model = model_for(cache, prepared, size, say)
-        given = [f"data.path={prepared}", f"models=[{model}]", *given]
+        where = f"data.path={json.dumps(str(prepared))}", f"models={json.dumps([str(model)])}"
+        given = [*where, *given]
         return load_as(QualityConfig, path, given)
     if not (config.data.path / "manifest.json").is_file():
+        if config_file is not None or own is not None:
+            raise UserError(
+                f"data.path {config.data.path} is no folder that tokenpool prepare made"
+            )
         _prepare(data, config, say)
     return config
 

@@ -19,7 +19,7 @@ def bench_quality(
     ] = "glyphs",
     scale: Annotated[
         Literal["small", "full"],
-        typer.Option(help="small: two cores, an hour. full: a GPU; needs --device cuda."),
+        typer.Option(help="small: two cores. full: a GPU; needs --device cuda."),
     ] = "small",
     config_file: Annotated[
         Path | None, typer.Option("--config", help="A YAML file in place of the preset.")

@@ -1,6 +1,7 @@
 """`tokenpool bench quality`: schedules, intervals, and a whole comparison on a tiny world."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ import yaml
 from typer.testing import CliRunner
 
 import tokenpool as tp
-from benchmarks.quality.cells import right_of
+from benchmarks.quality.cells import Bench, right_of
 from benchmarks.quality.config import QualityConfig
-from benchmarks.quality.report import matched
+from benchmarks.quality.report import _methods, _shapes, matched
 from benchmarks.quality.schedules import by_hand, diffrate, learnt, shape_names
 from benchmarks.real.bootstrap import difference_interval
 from pipelines.commands.bench_quality_command import bench_quality
+from pipelines.errors import UserError
 
 TINY = {
     "name": "tiny",
@@ -26,7 +28,7 @@ TINY = {
     "methods": ["powerbert", "wkmedoids", "random"],
     "k_from": "constant rate",
     "shapes": ["constant rate", "diffrate"],
-    "costs": [0.5],
+    "costs": [0.7],
     "shape_costs": [0.5],
     "seeds": 2,
 }
@@ -84,8 +86,9 @@ def test_the_interval_of_a_difference():
 def row(width, shape, gmacs, right, seed=0, method="leader"):
     right = np.array(right, dtype=bool)
     return {
+        "part": "dense" if shape == "dense" else "methods", "realised": str(gmacs),
         "width": width, "method": method, "shape": shape, "schedule": str(gmacs), "seed": seed,
-        "gmacs": gmacs, "top1": right.mean(), "images": len(right),
+        "gmacs": gmacs, "top1": right.mean(), "top1_minival": right.mean(), "images": len(right),
         "right": np.packbits(right).tobytes().hex(),
     }  # fmt: skip
 
@@ -105,6 +108,63 @@ def test_the_cheapest_wider_model_that_is_as_good():
     assert matched(rows[:3]) == [{"width": 8, "gmacs": 1.0, "by": None}]
 
 
+def test_what_is_not_at_equal_k_is_not_compared_so():
+    """Another schedule of the same method and share, and one that keeps more than it was told."""
+    config = QualityConfig.model_validate(
+        {
+            **TINY,
+            "data": {"path": "x", "image_size": 32},
+            "methods": ["leader", "wkmedoids", "tome"],
+        }
+    )
+
+    def cell(method, part, top1, **more):
+        right = np.arange(100) < 100 * top1
+        made = row(32, "constant rate", 1.0, right, method=method)
+        return made | {"part": part, "share": 0.5, "top1_untrained": 0.5} | more
+
+    rows = [
+        cell("leader", "methods", 0.8),
+        cell("leader", "shapes", 0.9, schedule="other", realised="other"),
+        cell("wkmedoids", "methods", 0.8),
+        cell("tome", "methods", 0.7, realised="more"),
+    ]
+    text = "\n".join(_methods(config, rows))
+    assert "| `leader` | 80.00 ± 0.00 |" in text and "| `tome` | 70.00 ± 0.00 † |" in text
+    assert "| `leader` − `wkmedoids` | +0.00 (+0.00 to +0.00) |" in text
+    assert "| `leader` − `tome` | – |" in text
+    assert "90.00 ± 0.00" in "\n".join(_shapes(config, rows, []))
+
+
+def test_squeeze_sees_what_the_model_sees(digits, tmp_path, monkeypatch):
+    values = {**TINY, "data": {"path": str(digits), "image_size": 32, "loader": "torchvision"}}
+    config = QualityConfig.model_validate(values | {"shapes": ["squeeze"], "squeeze_images": 40})
+    bench = Bench(config, tmp_path, "cpu", lambda _: None)
+    seen = []
+
+    def squeeze(model, batches, rate, **options):
+        ((pixels, labels),) = batches
+        seen.append((pixels, labels))
+        best = SimpleNamespace(schedule=(8, 4, 2))
+        return model, SimpleNamespace(best=best)
+
+    monkeypatch.setattr("benchmarks.quality.cells.squeeze", squeeze)
+    assert bench.schedule(32, "squeeze", "leader", 0.5) == tp.Schedule((8, 4, 2))
+    ((pixels, labels),) = seen
+    assert len(pixels) == 40 and 1 < pixels.abs().max() < 10 and len(set(labels.tolist())) > 4
+
+
+def test_models_that_cannot_be_compared_are_one_line(digits, tmp_path):
+    values = {**TINY, "data": {"path": str(digits), "image_size": 32}, "widths": [], "base": None}
+    config = QualityConfig.model_validate(values | {"models": [str(tmp_path / "none")]})
+    with pytest.raises(UserError, match=r"models: .*none cannot be opened"):
+        Bench(config, tmp_path, "cpu", lambda _: None)
+    saved = tp.save(tp.build_vit(32, 8, 32, 3, 2, 7), tmp_path / "seven")
+    config = config.model_copy(update={"models": (saved,)})
+    with pytest.raises(UserError, match="has 7 classes, the data 10"):
+        Bench(config, tmp_path, "cpu", lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -113,11 +173,12 @@ def test_the_cheapest_wider_model_that_is_as_good():
         ({"shapes": ["spiral"]}, "no shape 'spiral'"),
         ({"k_from": "squeeze"}, "name it in shapes"),
         ({"methods": ["kmeens"]}, "kmeens"),
+        ({"data": {"path": "x", "image_size": 30}}, "not a multiple"),
     ],
 )
 def test_what_cannot_be_compared_is_said(change, message):
     with pytest.raises(ValueError, match=message):
-        QualityConfig.model_validate({**TINY, "data": {"path": "x", "image_size": 32}, **change})
+        QualityConfig.model_validate({**TINY, "data": {"path": "x", "image_size": 32}} | change)
 
 
 def test_a_comparison_goes_on_and_a_cell_repeats_itself(digits, tmp_path):
@@ -156,7 +217,8 @@ def test_a_comparison_goes_on_and_a_cell_repeats_itself(digits, tmp_path):
         "random",
         "leader",
     }
-    equal_k = {row["schedule"] for row in first if row["width"] == 32 and row["share"] == 0.5}
-    assert len(equal_k) <= 3
+    for width in (32, 16):
+        equal_k = [r for r in first if (r["part"], r["width"]) == ("methods", width)]
+        assert len(equal_k) == 3 and len({r["schedule"] for r in equal_k}) == 1
     assert "| `wkmedoids` − `powerbert` |" in printed and "plain width" in printed
     assert (tmp_path / "quality-tiny.png").stat().st_size > 10_000
