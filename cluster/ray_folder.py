@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ray.exceptions import RayError
+import psutil
 
 from cluster.probe import ClusterError
 
@@ -50,8 +50,8 @@ def private_folder() -> Path:
 def session_folder(folder: Path) -> Iterator[None]:
     """Holds the folder of one instance for as long as the block runs, and deletes it after it.
 
-    What Ray wrote is kept for a day where Ray itself failed; so is what a process left that was
-    killed. The next instance deletes what is older.
+    What Ray wrote is kept for a day where the block fails; so is what a process left that was
+    killed. The next instance deletes what is older and in nobody's use.
 
     Args:
         folder: the folder of the instance, within the private one.
@@ -60,9 +60,10 @@ def session_folder(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     failed = False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # the kernel lets go of it however the process ends
+        with suppress(OSError):  # a network file system may have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)  # the kernel lets go of it however a process ends
         yield
-    except RayError:
+    except Exception:
         failed = True
         raise
     finally:
@@ -79,6 +80,15 @@ def _delete_old(instances: Path) -> None:
             handle = os.open(folder, os.O_RDONLY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
+                if not _in_use(folder):
+                    shutil.rmtree(folder)
             finally:
                 os.close(handle)
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether a process was started with it: Ray's own are, also where nobody holds its lock."""
+    return any(
+        str(folder) in " ".join(process.info["cmdline"] or ())
+        for process in psutil.process_iter(["cmdline"])
+    )

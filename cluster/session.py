@@ -203,10 +203,10 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
                 "Ray did not come up on this machine within half a minute: others leave it too "
                 "little CPU; look what else runs (`top`), and type the same command to go on"
             ) from None
-        if local:
-            stack.enter_context(session_folder(Path(made.address_info["session_dir"])))
         try:
-            if not local:
+            if local:
+                stack.enter_context(session_folder(Path(made.address_info["session_dir"])))
+            else:
                 leftovers.remove(leftovers.stale_groups())
             resources = ray.cluster_resources()
             yield Cluster(

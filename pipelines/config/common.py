@@ -17,7 +17,7 @@ from pydantic import (
 
 from pipelines.secrecy.guard import redactor
 from pipelines.secrecy.redact import secret_places
-from pipelines.storage.address import parse_storage
+from pipelines.storage.address import parse_place, parse_storage
 from pipelines.storage.room import MINUTES
 from pipelines.storage.working import local_root
 
@@ -35,10 +35,11 @@ class Names:
 Weights = Annotated[str, Names("weights")]
 
 
-def _place(given: Any) -> Path | str:
+def _place(given: Any, info: ValidationInfo) -> Path | str:
     if not isinstance(given, str | Path):
         raise ValueError("write a folder, or an address as s3://bucket/runs")
-    return parse_storage(given)
+    # Where a search was kept once says nothing of where it is now.
+    return parse_place(given) if info.context is RECORDED else parse_storage(given)
 
 
 # A folder as a path; an address (s3://bucket/runs) as a text.

@@ -51,7 +51,7 @@ def policy_of(
 def tell(policy: FrontPolicy, state: SearchState, weights: Weights, event: Event) -> None:
     """Tells a policy of an event of the ledger, if it is one that decides anything."""
     event = upgraded(event, state.recorded)
-    kind, trial_id = event["event"], event.get("trial_id")
+    kind, trial = event["event"], state.models.get(event.get("trial_id", ""))
     if kind == "began":
         policy.restarted()
     elif kind in ("generation", "screened") and event["weights"] == weights:
@@ -59,15 +59,15 @@ def tell(policy: FrontPolicy, state: SearchState, weights: Weights, event: Event
             policy.asked([candidate_of(*row) for row in event["rows"]])
         else:
             policy.scored(screened_rows(event))
-    elif trial_id is None or trial_id not in state.trials or state.trials[trial_id].is_companion:
+    elif trial is None or trial.is_companion:
         return
     elif kind == "trial_created":
-        policy.began(trial_id, state.trials[trial_id].candidate)
+        policy.began(trial.model_id, trial.candidate)
     elif kind == "trial_report":
         report = Report.of(event["report"])
-        policy.reported(trial_id, report.epoch, report.top1_minival)
+        policy.reported(trial.model_id, report.epoch, report.top1_minival)
     elif kind in _TOLD:
-        _TOLD[kind](policy, trial_id)
+        _TOLD[kind](policy, trial.model_id)
 
 
 _TOLD: dict[str, Any] = {

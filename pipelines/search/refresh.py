@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -51,9 +51,12 @@ def fetch_request(search: Search, store: ObjectStore) -> None:
     """Makes the request to stop in a search's folder that of the store: there, or not."""
     path = search.stop_request
     content = store.read(path.name)
+    there = None
+    with suppress(FileNotFoundError):  # another thread withdraws it
+        there = path.read_bytes()
     if content is None:
         path.unlink(missing_ok=True)
-    elif not path.exists() or path.read_bytes() != content:
+    elif there != content:
         write_atomic(path, lambda aside: aside.write_bytes(content))
 
 

@@ -221,7 +221,8 @@ class SearchState:
     def _on_began(self, event: Event) -> None:
         self.ended = ""
         try:
-            self.budget = BudgetConfig.model_validate(event["budget"])
+            known = {k: v for k, v in event["budget"].items() if k in BudgetConfig.model_fields}
+            self.budget = BudgetConfig.model_validate(known)
         except ValidationError:  # of another version; this driver's comes with its own
             self.budget = BudgetConfig()
 
@@ -353,7 +354,7 @@ def fold(name: str, events: Iterable[Event], search: Search | None = None) -> Se
     for number, event in enumerate(events, start=1):
         try:
             state.apply(event)
-        except (KeyError, TypeError, AttributeError, StopIteration, ValueError):
+        except (KeyError, TypeError, AttributeError, ValueError):
             raise UserError(
                 f"the ledger of search {name} is damaged in line {number}: restore it from a "
                 "backup, or start the search again under another name",

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from pipelines.errors import UserError
 from pipelines.search.ledger import Ledger
@@ -84,7 +85,8 @@ class StoredLedger(Ledger):
                 segments = pull(self._store, self.path)
                 fetch_outside(self.search, self._store)
         except BaseException:
-            self._claim.release()
+            with suppress(StoreError):  # it goes stale by itself
+                self._claim.release()
             raise
         self._number = segments[-1].last if segments else 0
 

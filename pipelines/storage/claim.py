@@ -203,7 +203,9 @@ class Claim:
             os.getpid(),
             psutil.Process().create_time(),
         )
-        self._store.write(driver.name, json.dumps(asdict(driver)).encode())
+        # Older versions pass over a claim that does not say that it is held.
+        claim = asdict(driver) | {"held": True}
+        self._store.write(driver.name, json.dumps(claim).encode())
         return driver
 
     def _living_beside(self, own: Driver) -> dict[Driver, float]:
@@ -222,14 +224,15 @@ class Claim:
         beaten = 0.0
         while not self._closing.wait(self._times.look):
             try:
-                self._look()
+                # First, as a look that fails whenever it is tried must not end the signs of life.
                 if time.monotonic() - beaten >= self._times.beat:
                     self.check()
                     self._store.write(_sign_of(self._driver.name), b"")
                     beaten = time.monotonic()
+                self._look()
             except LostClaimError:
                 return  # whoever writes next is told
-            except UserError as error:  # the store is away, or this disk full: not for ever
+            except (UserError, OSError) as error:  # the store away, this disk full: not for ever
                 logger.warning("%s", error)
 
     def _delete(self, driver: Driver) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.errors import UserError
@@ -42,15 +42,15 @@ def made_aside(path: Path) -> Iterator[Path]:
 
     After it `path` is whole, also if the power goes, or it is as it was before.
     """
-    # Other processes and threads may make the same at the same time.
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    # Other hosts, processes and threads may make the same at the same time.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
-        _remove(aside)
         yield aside
         (flush_tree if aside.is_dir() else flush)(aside)
         aside.replace(path)
     except BaseException:
-        _remove(aside)
+        with suppress(OSError):  # the cause is what is told
+            _remove(aside)
         raise
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 # for a slower rank; `step`: clipping, the optimizer (with ZeRO also the all-gather) and the EMA.
 PHASES = ("data", "forward", "backward", "communication", "step")
 # In place of a report: a line for the user, and what it is about. `RESTARTED`: the job goes on from
-# its last checkpoint; `WAITS`: it waits for room on a disk, or waits no more; `NO_ROOM`: it has
+# its last checkpoint; `WAITS`: it waits for room, or waits no more; `NO_ROOM`: it has
 # waited in vain, as all others will.
 NOTICE, NOTICE_LINE = "notice", "notice_line"
 RESTARTED, WAITS, NO_ROOM = "restarted", "waits", "no room"

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _DRIVER_SHARE = 0.001
 # Seconds until a job that could not write to a full disk is started again.
 _DISK_PAUSE = 20.0
-# Minutes that Ray looks for room before the cluster is looked at here.
+# Times in a row that Ray looks for room before the cluster is looked at here.
 CONTROLLER_FAILURES = 3
 
 
@@ -156,7 +156,7 @@ def _needs(workers: WorkersConfig) -> str:
 
 
 def _newest_stored(job: TrainJob) -> str | None:
-    """The name of the newest checkpoint; None where there is none, or the store is away."""
+    """The name of the newest checkpoint, "" where there is none; None where the store is away."""
     from pipelines.storage.store import ObjectStore, StoreAway
 
     if job.address is None:
@@ -165,8 +165,8 @@ def _newest_stored(job: TrainJob) -> str | None:
         try:
             names = [n for n in ObjectStore(job.address).folders() if n.startswith("epoch-")]
         except StoreAway:
-            names = []
-    return max(names, default=None)
+            return None
+    return max(names, default="")
 
 
 def _could_hold(job: TrainJob) -> bool:

@@ -62,7 +62,7 @@ class StorageWait:
 
     Args:
         minutes: without a checkpoint more, after which it is not.
-        stored: what names its newest checkpoint, if there is an answer now.
+        stored: what names its newest checkpoint, "" where it has none; None where nobody answers.
         clock: seconds, never going back.
     """
 
@@ -87,7 +87,8 @@ class StorageWait:
         # answers how far it is, a long try has got on.
         other = now - begun > 60 * self._minutes if newest is None else newest != self._failed_at
         if self._since is None or other:
-            self._since, self._failed_at = now, newest or self._failed_at
+            self._since = now
+            self._failed_at = self._failed_at if newest is None else newest
         return now - self._since <= 60 * self._minutes
 
 

@@ -9,6 +9,7 @@ import pytest
 from ray.exceptions import RaySystemError
 
 from cluster.ray_folder import session_folder
+from pipelines.errors import UserError
 
 HOLD = """
 import sys, time
@@ -33,7 +34,7 @@ def make(tmp_path):
     return made
 
 
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
 def test_it_is_deleted_when_the_instance_ends(make, error):
     folder = make(1)
     with pytest.raises(error) if error else nullcontext(), session_folder(folder):
@@ -43,11 +44,27 @@ def test_it_is_deleted_when_the_instance_ends(make, error):
     assert not folder.exists()
 
 
-def test_what_ray_wrote_is_kept_where_ray_failed(make):
+@pytest.mark.parametrize("error", [RaySystemError("it ended"), UserError("training t0 failed")])
+def test_what_ray_wrote_is_kept_where_something_failed(make, error):
     folder = make(1)
-    with pytest.raises(RaySystemError), session_folder(folder):
-        raise RaySystemError("it ended")
+    with pytest.raises(type(error)), session_folder(folder):
+        raise error
     assert (folder / "logs" / "raylet.out").read_text() == "a log"
+
+
+def test_the_folder_of_a_ray_that_nobody_holds_is_left(make):
+    """One of an earlier version of this program, or of a `ray start`, that has run for days."""
+    used = make(1, old=True)
+    code = "import time; time.sleep(100)"
+    raylet = subprocess.Popen([sys.executable, "-c", code, f"--session-dir={used}"])
+    try:
+        with session_folder(make(2)):
+            assert used.exists()
+    finally:
+        raylet.kill()
+        raylet.wait()
+    with session_folder(make(3)):
+        assert not used.exists()
 
 
 def test_what_killed_processes_left_is_deleted_after_a_day(make):

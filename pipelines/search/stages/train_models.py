@@ -44,11 +44,11 @@ def train_models(
     """
     settings: Any = getattr(context.config, stage)
     name = name or stage
-    if not callable(jobs):
-        epochs = sum(job.train.epochs for job in jobs)
+    if epochs is None:
+        epochs = 0 if callable(jobs) else sum(job.train.epochs for job in jobs)
     with (
         context.room(settings.workers, settings.max_concurrent, name) as room,
-        context.screen.progress(title, epochs or 0) as bar,
+        context.screen.progress(title, epochs) as bar,
         context.watch(stage, settings.workers.num_workers) as watch,
     ):
 

@@ -5,7 +5,7 @@ from ledgers import events
 from pipelines.results.front import build_front
 from pipelines.results.page import summary
 from pipelines.results.status import search_status, status_text
-from pipelines.search.state import SearchState, fold
+from pipelines.search.state import fold
 from pipelines.storage.search_files import Search
 from pipelines.tracking.projection import PARENT, Projection
 
@@ -90,6 +90,7 @@ def test_status_tells_of_them(tmp_path):
     assert "within slices of the cost: 0.70 (12 pairs, 2 slices)" in text
 
 
-def test_a_search_without_supernets_has_none():
-    state = SearchState("s")
-    assert not state.supernets and not state.rescreened and not state.agreement
+def test_a_search_without_supernets_has_none_trained():
+    state = fold("digits", rows()[:1])
+    assert [net.status for net in state.supernets] == ["pending"] * len(state.bases) != []
+    assert not state.rescreened and not state.agreement
