@@ -108,6 +108,21 @@ def test_a_driver_that_was_away_and_not_replaced_goes_on(store):
     claim.release()
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError("withdrawn"), OSError(28, "disk full")])
+def test_a_look_that_fails_each_time_ends_no_signs_of_life(store, error):
+    def look():
+        raise error
+
+    claim = Claim(store, look=look, times=QUICK)
+    deadline = time.monotonic() + 30
+    heard = []
+    while len(set(heard)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        heard += [entry.mtime for entry in store.entries("drivers") if "alive" in entry.name]
+    assert len(set(heard)) >= 2 and claim._thread.is_alive()
+    claim.release()
+
+
 def test_of_drivers_that_start_together_at_most_one_goes_on(store):
     held, refused = [], []
 
