@@ -18,13 +18,12 @@ import tokenpool as tp
 from benchmarks.pictures import Pictures, train_base
 from benchmarks.quality import schedules
 from benchmarks.quality.config import POWERBERT, SQUEEZE, QualityConfig
-from benchmarks.search.cache import Cache
-from pipelines.config import deciding
+from benchmarks.search.cache import Cache, identity
 from pipelines.data.manifest import load_manifest
 from pipelines.data.preprocessing import Preprocessing, preprocessing_of
 from pipelines.errors import UserError
 from pipelines.squeeze import squeeze
-from pipelines.storage.hashes import file_hash, json_hash
+from pipelines.storage.hashes import file_hash
 
 __all__ = ["DENSE", "METHODS", "SHAPES", "Bench", "Cell", "Row", "right_of"]
 
@@ -67,7 +66,10 @@ class Bench:
 
     def __init__(self, config: QualityConfig, directory: Path, device: str, say: Say) -> None:
         self.config, self._say, self._device = config, say, torch.device(device)
-        self._folder = directory / f"{config.name}-{_identity(config, device)}"
+        splits = load_manifest(config.data.path).splits
+        models = [file_hash(path / "model.safetensors") for path in config.models if path.is_dir()]
+        what = identity(config, _QUESTIONS, splits, device, *models)
+        self._folder = directory / f"{config.name}-{what}"
         self._rows = Cache(self._folder / "rows.jsonl")
         self._bases: dict[int, nn.Module] = {}
         wanted = self._load_models()
@@ -257,15 +259,3 @@ def right_of(row: Row) -> NDArray[np.bool_]:
 _QUESTIONS = (
     "methods", "k_from", "shapes", "shaped", "costs", "shape_costs", "seeds", "widths", "models",
 )  # fmt: skip
-
-
-def _identity(config: QualityConfig, device: str) -> str:
-    """Hash of all that decides the answer to a question, the bytes of the data included."""
-    resolved = {
-        key: value
-        for key, value in deciding(config.model_dump(mode="json")).items()
-        if key not in _QUESTIONS
-    }
-    data = {name: split.sha256 for name, split in load_manifest(config.data.path).splits.items()}
-    models = [file_hash(path / "model.safetensors") for path in config.models if path.is_dir()]
-    return json_hash([resolved, data, models, device.split(":")[0]])

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from pipelines.config import deciding
+from pipelines.storage.hashes import json_hash
+
 
 class Cache:
     """An append-only file of `[key, value]` lines.
@@ -53,3 +56,20 @@ class Cache:
         """The value under a key, computed where there is none."""
         found = self.get(*key)
         return self.put(compute(), *key) if found is None else found
+
+
+def identity(config: Any, questions: Iterable[str], splits: Any, device: str, *models: str) -> str:
+    """Hash of all that decides the answer to a question, the bytes of the data included.
+
+    Args:
+        config: of the bench.
+        questions: its settings that are what is asked, and not what the answer would be.
+        splits: of the data's manifest.
+        device: where the models run.
+        models: hashes of those that are given.
+    """
+    asked = set(questions)
+    values = deciding(config.model_dump(mode="json"))
+    resolved = {key: value for key, value in values.items() if key not in asked}
+    data = {name: split.sha256 for name, split in splits.items()}
+    return json_hash([resolved, data, device.split(":")[0], *models])

@@ -9,8 +9,6 @@ thinks meanwhile (planning, Optuna's sampling) is not charged to anybody.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,11 @@ from torch import nn
 
 import tokenpool as tp
 from benchmarks.pictures import Pictures, train_base
-from benchmarks.search.cache import Cache
+from benchmarks.search.cache import Cache, identity
 from benchmarks.search.config import BenchConfig
 from benchmarks.search.finetuning import Finetuning
 from benchmarks.search.steps import Point, Step
-from pipelines.config import DataConfig, WidthConfig, deciding
+from pipelines.config import DataConfig, WidthConfig
 from pipelines.data.manifest import load_manifest
 from pipelines.search.scorer import Scorer
 from pipelines.search.state_records import MEASURE
@@ -48,7 +46,9 @@ class World:
         self.config, self.device = config, torch.device(device)
         manifest = load_manifest(config.data.path)
         self.pictures = Pictures(config.data, self.device, config.batch_size)
-        self.directory = directory / f"{config.name}-{_identity(config, manifest.splits, device)}"
+        self.directory = (
+            directory / f"{config.name}-{identity(config, _QUESTIONS, manifest.splits, device)}"
+        )
         self.cache = Cache(self.directory / "answers.jsonl")
         self.heads = {w.width: w.heads for w in config.widths}
         self.specs = {width: self._spec(width) for width in self.heads}
@@ -213,22 +213,9 @@ class World:
         )
 
 
-# What is asked, and not what the answer would be.
+# What is asked, and not what the answer would be. A width more or less changes no other width.
 _QUESTIONS = (
     "seeds", "first_seed", "evaluations", "budget", "rates", "least_rate", "penalties",
     "top1_floor", "log_cost", "ours", "halving", "powerbert", "min_tokens",
+    "widths",
 )  # fmt: skip
-
-
-def _identity(config: BenchConfig, splits: Any, device: str) -> str:
-    """Hash of all that decides the answer to a question, the bytes of the data included."""
-    resolved = {
-        key: value
-        for key, value in deciding(config.model_dump(mode="json")).items()
-        if key not in _QUESTIONS
-    }
-    # A width more or less changes no other width.
-    resolved.pop("widths")
-    data = {name: split.sha256 for name, split in splits.items()}
-    text = json.dumps([resolved, data, device.split(":")[0]], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
