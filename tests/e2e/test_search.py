@@ -206,7 +206,7 @@ def check_mlflow(place, events):
 
 def check_secrets(place):
     """None of the environment's is in anything that was written: the search's folder, MLflow's
-    database, what was printed, and the logs of the Ray whose driver was killed: others are deleted."""
+    database, what was printed, and the logs of the Ray whose driver was killed; others are gone."""
     began = (place / "tiny.yaml").stat().st_mtime
     logs = [
         path
